@@ -1,14 +1,12 @@
-"""The live packaging metadata: read from settings.ini, which people edit; pyproject.toml declares these fields dynamic."""
+"""The live packaging metadata: requirements, extras and commands come from settings.ini; pyproject.toml declares them dynamic."""
 from configparser import ConfigParser
 from setuptools import setup
 
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
-cfg = config["DEFAULT"]
-lines = lambda key: cfg.get(key, "").strip().splitlines()
+lines = lambda key: config["DEFAULT"][key].strip().splitlines()
 extras = {name: lines(f"{name}_requirements") for name in ("study", "kaggle", "dev")}
-extras["dev"] = extras["study"] + extras["dev"]
+extras["dev"] += extras["study"]
 
-setup(description=cfg["description"], keywords=cfg["keywords"].split(), packages=[cfg["package"]], include_package_data=True,
-      author=cfg["author"], author_email=cfg["author_email"], python_requires=f">={cfg['min_python']}",
-      install_requires=lines("requirements"), extras_require=extras, entry_points={"console_scripts": lines("console_scripts")})
+setup(packages=["cxr_study"], install_requires=lines("requirements"), extras_require=extras,
+      entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["cxr_study = cxr_study._modidx:d"]})

@@ -6,11 +6,11 @@ Docs: https://cxr-study.github.io/cxr_study/core.html.md"""
 
 # %% auto #0
 __all__ = ['PACKAGES', 'WRITTEN_BY', 'TABLES', 'StudyError', 'ManifestMismatch', 'atomic_write', 'write_error', 'sha256',
-           'to_json', 'digest', 'seed_everything', 'versions', 'git_state', 'hardware', 'Run', 'write_figure',
-           'write_value', 'read_table', 'root', 'runs_folder', 'cache_folder']
+           'to_json', 'digest', 'seed_everything', 'versions', 'git_state', 'hardware', 'root', 'runs_folder',
+           'cache_folder', 'Run', 'write_figure', 'write_value', 'read_table']
 
 # %% ../nbs/00_core.ipynb #b6611d7c
-import contextlib, dataclasses, datetime, errno, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
+import contextlib, dataclasses, datetime, errno, hashlib, importlib.metadata, importlib.util, json, os, platform, random, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,15 @@ def hardware():
         elif torch.backends.mps.is_available(): found['device'] = 'mps'
     return found
 
+# %% ../nbs/00_core.ipynb #7b34fea1
+def root():
+    "The project's folder: the nearest one that holds settings.ini, upwards from here or from the library; else the current folder"
+    here, package = Path.cwd().resolve(), Path(importlib.util.find_spec('cxr_study').origin).resolve().parent
+    return next((d for d in (here, *here.parents, package.parent) if (d/'settings.ini').is_file()), here)
+
+def runs_folder(): return Path(os.environ.get('CXR_RUNS') or root()/'runs')
+def cache_folder(): return Path(os.environ.get('CXR_CACHE') or root()/'cache')
+
 # %% ../nbs/00_core.ipynb #f568f83d
 class Run:
     "One run of the study: a folder, its artefacts and the manifest that describes them"
@@ -132,15 +141,19 @@ def verify(self: Run):
 
 # %% ../nbs/00_core.ipynb #5abd4651
 @patch
+def forget(self: Run, stage: str):
+    "Take `stage` and later ones, with what they wrote, out of the manifest; their files stay until they are written again"
+    for kind, is_later in dict(stages=lambda name, _: name >= stage, artefacts=lambda _, a: a['stage'] >= stage).items():
+        self.manifest[kind] = {name: entry for name, entry in self.manifest[kind].items() if not is_later(name, entry)}
+    self.save_manifest()
+
+@patch
 def begin(self: Run,
           stage: str,                       # Name of the numbered notebook, such as `02_data`
           **parameters):                    # What the stage was asked for
     "Start a stage: note its parameters and forget what it and later stages wrote before"
-    for name in [s for s in self.manifest['stages'] if s >= stage]: del self.manifest['stages'][name]
-    artefacts = self.manifest['artefacts']
-    self.manifest['artefacts'] = {k: a for k, a in artefacts.items() if a['stage'] < stage}
+    self.forget(stage)
     self._stage, self._started = dict(name=stage, parameters=parameters, artefacts={}), time.time()
-    self.save_manifest()
     return self
 
 # %% ../nbs/00_core.ipynb #57566dbd
@@ -184,11 +197,11 @@ def add(self: Run, name: str):
 def finish(self: Run, **facts):             # Sections of the manifest to set, such as `data=...` or `synthetic=True`
     "End the current stage: its parameters, time and artefacts enter the manifest"
     stage = self.__dict__.pop('_stage')
-    self.manifest.update(facts, versions=versions(), git=git_state(), hardware=hardware())
+    self.manifest.update(facts, versions=versions())
     self.manifest['parameters'].update(stage['parameters'])
     self.manifest['artefacts'].update(stage['artefacts'])
     self.manifest['stages'][stage['name']] = dict(
-        parameters=stage['parameters'], seconds=round(time.time() - self._started, 2),
+        parameters=stage['parameters'], seconds=round(time.time() - self._started, 2), git=git_state(root()), hardware=hardware(),
         finished=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'))
     self.save_manifest()
     return self
@@ -222,12 +235,3 @@ def read(self: Run, name: str):             # Path inside the run
         raise StudyError(f"{path} is not there" + (f": the notebook {stage} writes it, run that first." if stage else "."))
     if path.suffix == '.csv': return read_table(path, TABLES.get(path.name, {}))
     return json.loads(path.read_text()) if path.suffix == '.json' else path.read_bytes()
-
-# %% ../nbs/00_core.ipynb #7b34fea1
-def root():
-    "The project's folder: the nearest one upwards that holds settings.ini, else the current folder"
-    here = Path.cwd().resolve()
-    return next((d for d in (here, *here.parents) if (d/'settings.ini').is_file()), here)
-
-def runs_folder(): return Path(os.environ.get('CXR_RUNS') or root()/'runs')
-def cache_folder(): return Path(os.environ.get('CXR_CACHE') or root()/'cache')

@@ -1,0 +1,51 @@
+# The two commands of the README: `make study` and `make test`. Each sets up its environment first and continues where it was interrupted.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: study test lab readme docs lock hooks clean help
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+
+study: $(BIN)/.installed   ## run the whole study and print where the report is (ARGS="--dataset ...")
+	$(BIN)/cxr-study run $(ARGS)
+
+test: $(BIN)/.installed    ## test the notebooks, then the whole system
+	$(BIN)/nbdev-test --do-print --n-workers 2
+	$(BIN)/pytest
+
+lab: $(BIN)/.installed     ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+readme: $(BIN)/.installed  ## README.md from nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+
+docs: $(BIN)/.installed    ## the site; needs Quarto
+	$(BIN)/nbdev-docs
+
+hooks: $(BIN)/.installed   ## clean notebooks on save and merge
+	$(BIN)/nbdev-install-hooks
+
+lock:                      ## resolve the locked requirements again; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:                     ## remove runs and caches, keep the environment
+	rm -rf runs cache _docs _proc
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# On Linux x86-64 every package is pinned with its hash; elsewhere the newest that settings.ini allows are taken.
+$(BIN)/.installed: requirements.lock settings.ini setup.py pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV): about 6 GB, some minutes; an interrupted installation continues"
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+else
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+endif
+	@touch $@

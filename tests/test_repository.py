@@ -1,0 +1,65 @@
+"""The tree itself: notebooks, library, README and site belong together."""
+import re, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of what git tracks, so that checks that write do not touch the checkout"
+    folder = tmp_path_factory.mktemp("copy")
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT/name).exists(): shutil.copy2(ROOT/name, folder/name, follow_symlinks=False)
+    run = lambda *args: subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *args], cwd=folder, check=True, capture_output=True)
+    run("init", "-q"); run("add", "-A"); run("commit", "-qm", "copy")
+    return folder
+
+
+def changes(folder): return subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def tool(name): return str(Path(sys.executable).parent/name)
+
+
+def test_clean_and_export_change_nothing(copy):
+    for command in ("nbdev-clean", "nbdev-export"): subprocess.run([tool(command)], cwd=copy, check=True, capture_output=True)
+    assert changes(copy) == ""
+
+
+def test_docs_can_be_built_up_to_quarto(copy):
+    code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((copy/"_proc").glob("*.ipynb"))) == len(list((ROOT/"nbs").glob("*.ipynb")))
+
+
+def test_readme_is_the_index_notebook(copy):
+    subprocess.run([tool("jupyter"), "nbconvert", "--log-level", "WARN", "--to", "markdown", "--output-dir", ".", "--output", "README", "nbs/index.ipynb"],
+                   cwd=copy, check=True)
+    assert (copy/"README.md").read_text() == (ROOT/"README.md").read_text()
+
+
+def test_nbdev_test_is_a_command():
+    done = subprocess.run([tool("nbdev_test"), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "--n-workers" in done.stdout
+
+
+def test_notebooks_are_light():
+    heavy = {p.name: p.stat().st_size//1024 for p in (ROOT/"nbs").glob("*.ipynb") if p.stat().st_size > 300*1024}
+    assert not heavy
+
+
+def test_modules_import_only_from_lower_numbers():
+    order = {p.stem.split("_", 1)[1]: p.stem for p in (ROOT/"nbs").glob("[0-9]*.ipynb")}
+    for module, number in order.items():
+        imported = re.findall(r"cxr_study\.(\w+) import", (ROOT/f"cxr_study/{module}.py").read_text())
+        assert all(order[name] < number or module == "cli" for name in imported), (module, imported)
+
+
+@pytest.mark.parametrize("module", ["core", "images", "data", "prediction", "evaluation", "calibration"])
+def test_no_torch_outside_training(module):
+    code = f"import sys, cxr_study.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
