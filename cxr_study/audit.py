@@ -51,6 +51,7 @@ def perceptual_hash(images, side=32):       # uint8 [N, H, W]
     low = dctn(small, axes=(1, 2), norm='ortho')[:, :16, :16].reshape(len(small), -1)[:, 1:]
     return np.where(low > np.median(low, axis=1, keepdims=True), 1, -1).astype(np.float32)
 
+# %% ../nbs/02b_audit.ipynb #ebfe2eac
 def close_pairs(bits, most=24, block=2048): # Hashes; bits that may differ; rows compared at a time
     "Row pairs (i < j) whose hashes differ in at most `most` bits"
     pairs = []
@@ -67,6 +68,7 @@ def correlation(a, b):                      # uint8 [N, H, W] each
     a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
     return (a * b).sum(1) / np.maximum(np.sqrt((a * a).sum(1) * (b * b).sum(1)), 1e-9)
 
+# %% ../nbs/02b_audit.ipynb #165574df
 def near_copies(table, images, hashes, least=.99):
     "Groups of images that look the same but are not byte-identical, with the pairs"
     bits = np.concatenate([perceptual_hash(x) for _, x in batches(images)])
@@ -108,6 +110,7 @@ def weighted_auc(label, score, weights):    # 0/1 [N]; scores [N]; weights [draw
     below = np.cumsum(negative, axis=1) - negative / 2
     return ((w * (y == 1)) * below[:, rank]).sum(1) / (w[:, y == 1].sum(1) * w[:, y == 0].sum(1))
 
+# %% ../nbs/02b_audit.ipynb #454cba52
 def auc_interval(label, score, patients, draws=500, seed=0):
     "dict of AUC with 95 % interval, `lower` and `upper`, by drawing patients"
     code, names = pd.factorize(pd.Series(patients).to_numpy())
@@ -145,6 +148,7 @@ def thumbnails(images, side=16):
     "float32 [N, side*side] from 0 to 1"
     return np.concatenate([np.stack([resize(i, side).ravel() for i in x]) for _, x in batches(images)]).astype(np.float32) / 255
 
+# %% ../nbs/02b_audit.ipynb #26c310bc
 def tell_apart(x, which, patients, seed=0): # Thumbnails; 0/1, which of two splits; patients
     "Cross-validated AUC, with interval, of a classifier that tells two splits apart; scores are ranked within their fold"
     model = make_pipeline(PCA(min(50, len(x) // 4), svd_solver='covariance_eigh'), SVC(C=3, class_weight='balanced'))
@@ -179,6 +183,7 @@ def subgroup_facts(table):                  # Table with `label` and subgroup co
         facts['age'] = {CLASSES[k]: dict(zip(('q25', 'median', 'q75'), a.quantile([.25, .5, .75]))) for k, a in age.groupby(table.label) if a.notna().any()}
     return facts
 
+# %% ../nbs/02b_audit.ipynb #e34628c9
 def confounded(facts, least=.1):            # Result of `subgroup_facts`; smallest difference of shares that counts
     "Sentences on views and sexes that are unequal between the classes"
     for name in ('view', 'sex'):
@@ -193,6 +198,7 @@ def original_sizes(image_set):
     if not isinstance(image_set.source(0), Path): return np.tile(image_set.source(0).shape, (len(image_set), 1))
     return np.array([size(i) for i in range(len(image_set))])
 
+# %% ../nbs/02b_audit.ipynb #464772ea
 def feature_facts(features, table):
     "Median of each feature by split and class"
     return features.groupby([table.split.to_numpy(), table.label.map(dict(enumerate(CLASSES))).to_numpy()]).median().round(1)
@@ -220,6 +226,7 @@ def without_patients(facts, image_set):
 # %% ../nbs/02b_audit.ipynb #371a1ca3
 def many(n, what): return f"{n:,} {what}{'' if n == 1 else 's'}"
 
+# %% ../nbs/02b_audit.ipynb #80fd814a
 def copy_sentences(facts, kind):            # Result of `exact_copies` or `near_copies`; `identical` or `nearly identical`
     "Sentences about copies"
     if not facts['groups']: return [("fine", f"No {kind} images.")]
@@ -232,6 +239,7 @@ def copy_sentences(facts, kind):            # Result of `exact_copies` or `near_
 # %% ../nbs/02b_audit.ipynb #e7117139
 def auc_text(row): return f"{row['auc']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})"
 
+# %% ../nbs/02b_audit.ipynb #4f8f2c97
 def auc_sentences(facts):
     "Sentences about shift and shortcuts whose interval lies above 0.5 by a margin"
     for row in facts['shift']:
@@ -285,6 +293,7 @@ def flow_boxes(facts):
                 f"{n['NORMAL']:,} normal\n{n['PNEUMONIA']:,} pneumonia" for s, n in facts['counts'].items() if sum(n.values())}
     return [(f"listed\n{facts['images'] + sum(left_out.values()):,} images", left_out), (f"normal or pneumonia\n{facts['images']:,} images{people}", facts['excluded'])], parts
 
+# %% ../nbs/02b_audit.ipynb #b2f0d198
 def flow_diagram(facts):
     "Figure of inclusions and exclusions"
     steps, parts = flow_boxes(facts)
@@ -296,7 +305,7 @@ def flow_diagram(facts):
         put(.4, y, text)
         arrow(.4, y, .4, below)
         arrow(.4, (y + below) / 2, .64, (y + below) / 2)
-        put(.82, (y + below) / 2, "left out\n" + ('\n'.join(f"{n:,} {why}" for why, n in out.items()) or "none"))
+        put(.76, (y + below) / 2, "left out\n" + ('\n'.join(f"{n:,} {why}" for why, n in out.items()) or "none"))
     for x, text in zip(np.linspace(.12, .68, len(parts)) if len(parts) > 1 else [.4], parts.values()):
         ax.plot([.4, x], [.31, .31], color='black', lw=1, zorder=1)
         arrow(x, .32, x, .23)
@@ -315,6 +324,7 @@ def interval_plot(ax, rows, names, colours):  # Axes; rows with `auc, lower, upp
     ax.axvline(.5, color=COLOURS['chance'], ls=':', lw=1)
     ax.set(yticks=y, yticklabels=names, xlim=(.3, 1.05), ylim=(-.6, len(rows) - .4), xlabel="AUC, 95 % interval by patient")
 
+# %% ../nbs/02b_audit.ipynb #1ea4821a
 def shift_plot(facts):
     "Figure: how well splits are told apart within each class (left), and what trivial features say on test (right)"
     told, short = facts['shift'], [r for r in facts['shortcuts'] if r['split'] == 'test']
@@ -398,12 +408,14 @@ def embed(fig):
     fig.savefig(buffer := io.BytesIO(), dpi=110)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
+# %% ../nbs/02b_audit.ipynb #1e0a1a25
 def subgroup_tables(facts):
     "Tables of images a patient and of view, age and sex by class, as HTML"
     tables = {name: pd.DataFrame(values).T for name, values in facts['subgroups'].items()}
     if facts['patients']: tables['images of one patient'] = pd.DataFrame(dict(patients=facts['patients']['images_each']))
     return ''.join(f"<h3>{html.escape(name)}</h3>{table.to_html()}" for name, table in tables.items()) or "<p>None known.</p>"
 
+# %% ../nbs/02b_audit.ipynb #fd8137b4
 def audit_page(facts, figures):             # Facts with findings; title -> figure
     "The audit as one HTML page"
     return PAGE.format(name=html.escape(facts['name']), mark='<p class="mark">SYNTHETIC images</p>' if facts['synthetic'] else '',
@@ -411,7 +423,7 @@ def audit_page(facts, figures):             # Facts with findings; title -> figu
                        figures=''.join(f"<h2>{html.escape(title)}</h2>{embed(fig)}" for title, fig in figures.items() if fig is not None),
                        counts=pd.DataFrame(facts['counts']).T.to_html(), subgroups=subgroup_tables(facts), features=pd.DataFrame(facts['features']).T.to_html())
 
-# %% ../nbs/02b_audit.ipynb #1e0a1a25
+# %% ../nbs/02b_audit.ipynb #6887c504
 def audit_figures(facts, images, table):    # Facts; decoded images; table with `split`
     "Title -> figure, of everything that has a picture"
     copies = {"Identical images": facts['copies'], "Nearly identical images": facts['near']}
@@ -419,6 +431,7 @@ def audit_figures(facts, images, table):    # Facts; decoded images; table with 
     return {"Which images": flow_diagram(facts), "Shift and shortcuts": shift_plot(facts), "Exposure": exposure_plot(features, table, facts['synthetic']),
             **{title: pairs_plot(images, table, c['label_conflicts'] + c['across_splits'] + c['members'], facts['synthetic']) for title, c in copies.items()}}
 
+# %% ../nbs/02b_audit.ipynb #c03f6d6c
 def write_audit(source, folder, positive='', split='auto', size=64, seed=0, cache=None):
     "Audit a data set into `folder`: audit.html, audit.json and datasheet.md; returns the facts"
     image_set, images, hashes, table = prepare(source, positive, split, size, seed, cache)

@@ -15,11 +15,10 @@ import numpy as np
 
 from .core import StudyError
 from .errors import decisions, gallery
-from .evaluation import (BOOTSTRAPS, HALF, bootstrap, collect, delong, entry, evaluate_table, interval, jackknife, key, metrics, number, quote,
-                                  scored, simulate, title)
+from .evaluation import BOOTSTRAPS, HALF, bootstrap, collect, delong, entry, evaluate_table, jackknife, key, metrics, scored, title
 from .figures import forest_axes
 from .prediction import sigmoid
-from .style import COLOURS, MODELS, figure, label_line, mark_synthetic
+from .style import COLOURS, MODELS, figure
 
 # %% ../nbs/05d_comparison.ipynb #e62daeb3
 def paired(tables,                          # Model -> table of predictions

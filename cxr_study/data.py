@@ -22,13 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from .core import Run, StudyError, atomic_write, cache_folder, digest, read_table, root, sha256, to_json, write_error, TABLES
@@ -143,6 +141,7 @@ def download(url, path, md5):               # Address, file to make, its MD5
         os.replace(part, path)
     return path
 
+# %% ../nbs/02_data.ipynb #26ac084d
 def md5_of(path):
     "MD5 of a file: the checksum that the publisher gives"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'md5').hexdigest()
@@ -151,6 +150,7 @@ def md5_of(path):
 PNEUMONIAMNIST = dict(url='https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1', bytes=4_170_669,
                       md5='28209eda62fecd6e6a2d98b1501bb15f', licence="CC BY 4.0", publisher="MedMNIST v2 (Yang et al. 2023), from Kermany et al. 2018")
 
+# %% ../nbs/02_data.ipynb #a3be27ef
 def find_pneumoniamnist():
     "Path of `pneumoniamnist.npz`: found, or downloaded; `MissingData` if neither works"
     kept = cache_folder()/'downloads'/'pneumoniamnist.npz'
@@ -212,6 +212,7 @@ def list_class(folder):
     if not files: raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}). Put the images of this class there.")
     return files
 
+# %% ../nbs/02_data.ipynb #b8dafcd6
 def list_folder(folder, positive=''):       # Two class folders, or splits that hold two class folders
     "Table of `file, label, official` of a folder of images"
     parts = subfolders(folder)
@@ -245,6 +246,7 @@ def image_files(folder, table, name, **provenance):
     return ImageSet(name, table[COLUMNS + [c for c in table if c not in COLUMNS]], lambda i: files[i], patients_known=known,
                     files_key=digest([(i, s.st_size, s.st_mtime_ns) for i, s in zip(ids, stats)]), provenance=dict(folder=folder.name, **provenance))
 
+# %% ../nbs/02_data.ipynb #c9c467ed
 def class_folders(folder, positive='', name=None, **provenance):
     "A folder of images as an `ImageSet`; patients are read off Kermany's file names and are otherwise unknown"
     table = list_folder(folder, positive)
@@ -259,6 +261,7 @@ def chest_xray(positive=''):
     folder = look(*places) or kagglehub_folder(places)
     return class_folders(folder, name='chest_xray', publisher="Kermany et al. 2018, doi:10.17632/rscbjbr9sj", licence="CC BY 4.0")
 
+# %% ../nbs/02_data.ipynb #b55be71a
 def kagglehub_folder(places):
     "Kaggle's data set by kagglehub, if that is installed and Kaggle answers; else `MissingData`"
     try:
@@ -305,6 +308,7 @@ def nih_label(findings):                    # `No Finding`, or findings with | b
     "1, 0, or None for other findings"
     return 1 if 'Pneumonia' in findings.split('|') else 0 if findings == 'No Finding' else None
 
+# %% ../nbs/02_data.ipynb #9fb33021
 def nih_official(folder, name='nih_chestxray14'):
     "NIH ChestX-ray14 in its official layout"
     entries = read_table(next(folder.glob('Data_Entry_2017*.csv')), {'Image Index': str, 'Finding Labels': str, 'Patient ID': str})
@@ -323,6 +327,7 @@ def nih_chestxray14(positive=''):
     "NIH ChestX-ray14 (adults and children, another institution), official layout or `images` with `labels.csv`; labels were mined from reports"
     return public_set('nih_chestxray14', "NIH ChestX-ray14", "nihcc.app.box.com/v/ChestXray-NIHCC")
 
+# %% ../nbs/02_data.ipynb #79317d8a
 def public_set(name, title, address):
     "A public set from the folder of its name in `data_folders()`"
     places = [f/name for f in data_folders()]
@@ -344,6 +349,7 @@ def rsna_official(folder, name='rsna'):
     table, left_out = usable(table, pd.Series(np.where(there, '', "image file not there")))
     return image_files(folder, table, name, publisher="RSNA Pneumonia Detection Challenge 2018", licence="RSNA: research use", left_out=left_out)
 
+# %% ../nbs/02_data.ipynb #d6082343
 def rsna(positive=''):
     "RSNA Pneumonia Detection Challenge (adults, DICOM), official layout; one image a patient id"
     return public_set('rsna', "RSNA Pneumonia Detection Challenge", "kaggle.com/c/rsna-pneumonia-detection-challenge")
@@ -364,6 +370,7 @@ def chexpert_official(folder, name='chexpert'):
     table, left_out = usable(table, pd.Series(reason))
     return image_files(folder, table, name, publisher="Stanford ML Group (Irvin et al. 2019)", licence="Stanford: research use", left_out=left_out)
 
+# %% ../nbs/02_data.ipynb #79862916
 def chexpert(positive=''):
     "CheXpert (adults), official layout; its `valid` is the published validation split"
     return public_set('chexpert', "CheXpert", "stanfordmlgroup.github.io/competitions/chexpert")
@@ -425,8 +432,9 @@ def cache_path(image_set, spec,
                cache=None):                 # Folder of caches; `cache_folder()` if not given
     "Folder of the decoded images; standardisation does not change the pixels, so it is not in the name"
     pixels = {k: v for k, v in spec.to_dict().items() if k != 'standardise'}
-    return (cache or cache_folder())/f"{image_set.name}-{spec.size}px-{digest([1, image_set.name, image_set.files_key, list(image_set.table.image_id), pixels])}"
+    return (cache or cache_folder())/f"{image_set.name}-{spec.size}px-{digest([2, image_set.name, image_set.files_key, list(image_set.table.image_id), pixels])}"
 
+# %% ../nbs/02_data.ipynb #4bc84542
 def read_image(image_set, spec, i):
     "(uint8 [size, size], SHA-256 of the source) of image `i`; an `ImageError` names the image"
     try:
@@ -441,6 +449,7 @@ def npy_header(shape):
     np.lib.format.write_array_header_1_0(f := io.BytesIO(), dict(descr='|u1', fortran_order=False, shape=tuple(shape)))
     return f.getvalue()
 
+# %% ../nbs/02_data.ipynb #b172816c
 def images_done(part, shape):
     "How many images a partial cache holds for certain; both of its files are cut to that"
     header, index, pixels = npy_header(shape), part/'index.csv', part/'images.npy'
@@ -494,6 +503,7 @@ def open_cache(folder, verify=True):        # Cache folder; compare the checksum
     if wrong: raise DataError(f"{' and '.join(wrong)} in {folder} changed since the images were decoded. Delete this folder; it is then made again.")
     return np.load(folder/'images.npy', mmap_mode='r'), read_table(folder/'index.csv', dict(image_id=str, sha256=str)), meta
 
+# %% ../nbs/02_data.ipynb #fd97bdcb
 def decoded(image_set, spec, cache=None):
     "Open the cache of a data set, building it first if it is not there; only one process builds"
     folder = cache_path(image_set, spec, cache)
@@ -520,6 +530,7 @@ def shared(table):                          # Table with `split, patient_id` and
         return splits.index[splits > 1].tolist()
     return dict(patients=across('patient_id'), images=across('image_hash') if 'image_hash' in table else [])
 
+# %% ../nbs/02_data.ipynb #f60b7775
 def check_disjoint(table, tolerated=None):  # Table of a split; result of `shared` that is known and accepted
     "The same table; `LeakError` that names patients or images on both sides of a split"
     found, known = shared(table), tolerated or {}
@@ -535,6 +546,7 @@ def fold_of(table, groups, k, seed):        # Table, component of each row, numb
     strata = pd.factorize(table['subtype'] if 'subtype' in table else table.label)[0]
     if (few := pd.Series(groups).groupby(table.label.to_numpy()).nunique().min()) < k:
         raise DataError(f"{k} folds need at least {k} patients in each class; the smaller class has {few}.")
+    from sklearn.model_selection import StratifiedGroupKFold
     fold = np.zeros(len(table), int)
     for i, (_, part) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(table, strata, groups)): fold[part] = i
     return fold
@@ -558,6 +570,7 @@ def without_copies(table):                  # Table with `official` and `image_h
     copy = rank < rank.groupby(table.image_hash).transform('max')
     return table.official.where(~copy, ''), pd.Series(np.where(copy, "identical image in a later split", ''), index=table.index)
 
+# %% ../nbs/02_data.ipynb #1958959f
 def deal_out(table, groups, val_folds, fold, seed, keep_test):
     "(split, why excluded): folds by component; the official test is kept, or a fifth of all is dealt to test"
     test = (table.official == 'test').to_numpy() if keep_test else fold_of(table, groups, 5, seed) == 0
@@ -605,6 +618,7 @@ def batches(images, size=256):              # Memory map or array; images a batc
 # %% ../nbs/02_data.ipynb #ecc5a2cd
 def show_examples(images, table, n=5, synthetic=False, seed=0):
     "Figure with `n` images of each class (columns) and split (rows), drawn at random"
+    import matplotlib.pyplot as plt
     splits = [s for s in ('train', 'val', 'test') if (table.split == s).any()]
     fig, axes = plt.subplots(len(splits), 2 * n, figsize=(2 * n * .9, len(splits) + .3), squeeze=False, dpi=60, layout='constrained')
     for i, split in enumerate(splits):

@@ -10,13 +10,15 @@ __all__ = ['KINDS', 'KNOWN', 'FEWEST', 'decisions', 'worst', 'least_certain', 'd
            'duplicates']
 
 # %% ../nbs/05c_errors.ipynb #a3ca80e2
+from pathlib import Path
+
 import numpy as np
 
-from .core import Run, StudyError, root, sha256
-from .evaluation import HALF, effective_size, evaluate_table, key, number, quote, scored, simulate, wilson
+from .core import StudyError, sha256
+from .evaluation import HALF, effective_size, scored, wilson
 from .figures import forest_axes
-from .prediction import CLASSES, read_predictions, sigmoid
-from .style import COLOURS, MODELS, figure, mark_synthetic, save_figure
+from .prediction import CLASSES, sigmoid
+from .style import COLOURS, figure
 
 # %% ../nbs/05c_errors.ipynb #59415915
 KINDS = ('false negative', 'false positive', 'right')
@@ -43,7 +45,7 @@ def draw_image(ax, row, image=None):        # A row of `decisions`; uint8 [H, W]
     "Draw one image with its probability, framed in the colour of its true class"
     ax.set(xticks=[], yticks=[])
     ax.set_title(f"p = {row.probability:.2f}", size=8.5, weight='normal', loc='center', pad=2)
-    ax.set_xlabel(f"{CLASSES[row.label]}\n{str(row.image_id)[-22:]}", size=6, color=COLOURS[CLASSES[row.label]], labelpad=2)
+    ax.set_xlabel(f"{CLASSES[row.label]}\n{Path(str(row.image_id)).stem[-20:]}", size=5.5, color=COLOURS[CLASSES[row.label]], labelpad=2)
     if image is None: ax.text(.5, .5, "image not\nat hand", ha='center', va='center', size=7, color=COLOURS['chance'], transform=ax.transAxes)
     else: ax.imshow(image, cmap='gray', vmin=0, vmax=255)
     for spine in ax.spines.values(): spine.set(visible=True, color=COLOURS[CLASSES[row.label]], linewidth=1.5)

@@ -9,16 +9,16 @@ __all__ = ['HALF', 'MAX_FPR', 'NEEDS', 'CHUNK', 'BOOTSTRAPS', 'POWER', 'CORRELAT
            'simulate', 'Scored', 'scored', 'counts', 'rates', 'curve', 'areas', 'partial_auc', 'losses', 'brier_parts',
            'metrics', 'missing', 'why_undefined', 'resample', 'collect', 'bootstrap', 'jackknife', 'freedom',
            'bca_levels', 'interval', 'effective_size', 'wilson', 'proportions', 'placements', 'delong', 'cross',
-           'delong_interval', 'second_opinions', 'entry', 'undefined', 'evaluate_at', 'truth', 'covers', 'coverage',
-           'detectable', 'detectable_entry', 'key', 'evaluate_table', 'title', 'number', 'quote', 'summary']
+           'delong_interval', 'second_opinions', 'entry', 'undefined', 'evaluate_at', 'detectable', 'detectable_entry',
+           'key', 'evaluate_table', 'title', 'number', 'quote', 'summary']
 
 # %% ../nbs/05_evaluation.ipynb #b8667d32
-import dataclasses, functools
+import dataclasses
 
 import numpy as np
 
-from .core import StudyError, sha256
-from .prediction import CLASSES, OperatingPoint, PredictionError, check_predictions, read_predictions, sigmoid, to_dict
+from .core import StudyError
+from .prediction import OperatingPoint, PredictionError, check_predictions, sigmoid, to_dict
 
 # %% ../nbs/05_evaluation.ipynb #145a5c30
 def simulate(patients=300,                  # Number of patients
@@ -312,10 +312,9 @@ def entry(value, values, without, n, patients, method, words, level, other=None)
     "One figure as it stands in `metrics.json`"
     lower, upper, reason = interval(value, values, without, level, expand=method == 'bca_t')
     found = dict(value=float(value), lower=lower, upper=upper, method=words, n=int(n), patients=int(patients))
-    if reason: found['unbounded'] = reason
-    if other: found['also'] = dict(zip(('method', 'lower', 'upper'), other))
-    if other and lower is None and upper is None: found.update(found.pop('also'))
-    return found
+    second = dict(zip(('method', 'lower', 'upper'), other)) if other else None
+    if second and lower is None and upper is None: return found | second
+    return found | (dict(unbounded=reason) if reason else {}) | (dict(also=second) if second else {})
 
 # %% ../nbs/05_evaluation.ipynb #9ee77d86
 def undefined(reason, n, patients):
@@ -347,29 +346,6 @@ def evaluate_at(table,                      # DataFrame of predictions
         found[name] = (entry(value, draws[name], without.get(name), *size, method, words, level, other.get(name)) if np.isfinite(value)
                        else undefined(why_undefined(name, *cells), *size))
     return found
-
-# %% ../nbs/05_evaluation.ipynb #bae36477
-def truth(separation=2., prevalence=.6):
-    "True AUC, sensitivity at one half and Brier score of `simulate`"
-    from scipy.special import ndtr
-    x, w = np.polynomial.hermite_e.hermegauss(99)
-    def loss(label): return w @ (sigmoid(x + separation*(label - .5)) - label)**2/w.sum()
-    return dict(auc=ndtr(separation/np.sqrt(2)), sensitivity=ndtr(separation/2), brier=prevalence*loss(1) + (1 - prevalence)*loss(0))
-
-# %% ../nbs/05_evaluation.ipynb #378f5450
-def covers(e, true): return None not in (e['lower'], e['upper']) and e['lower'] <= true <= e['upper']
-
-def coverage(simulations=200, replicates=500, patients=200, method='bca_t', separation=2., prevalence=.6, **kwargs):  # `kwargs` for `simulate`
-    "Share of simulated studies whose 95 % interval contains the truth: DataFrame, a row a method and a column a metric"
-    import pandas as pd
-    hits, true = [], truth(separation, prevalence)
-    for seed in range(simulations):
-        table = simulate(patients, separation=separation, prevalence=prevalence, seed=seed, **kwargs)
-        apart = table.assign(patient_id=table.image_id)
-        found = {f"bootstrap of {k}": evaluate_at(t, replicates=replicates, method=method, seed=seed) for k, t in dict(patients=table, images=apart).items()}
-        found["Wilson or DeLong, clustered"] = {k: e['also'] for k, e in found["bootstrap of patients"].items() if 'also' in e}
-        hits += [dict(method=k, **{m: covers(entries[m], t) for m, t in true.items() if m in entries}) for k, entries in found.items()]
-    return pd.DataFrame(hits).groupby('method', sort=False).agg(lambda x: x.astype(float).mean())
 
 # %% ../nbs/05_evaluation.ipynb #4f803b7e
 POWER, CORRELATION = .8, .5                 # Of the test; between the figures of two models

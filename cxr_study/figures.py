@@ -12,11 +12,9 @@ __all__ = ['GRID', 'SHOWN', 'roc_at', 'precision_at', 'bands', 'draw_curve', 'na
 # %% ../nbs/05b_figures.ipynb #d40a829f
 import numpy as np
 
-from .core import Run, root
-from .evaluation import (HALF, bootstrap, counts, curve, evaluate_table, key, metrics, number, proportions, quote, resample, scored,
-                                  simulate, title, wilson)
-from .prediction import CLASSES, operating_point, read_predictions, sigmoid
-from .style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthetic, save_figure
+from .evaluation import HALF, counts, curve, key, quote, resample, scored, title, wilson
+from .prediction import CLASSES, sigmoid
+from .style import COLOURS, MAPS, MODELS, figure, label_line
 
 # %% ../nbs/05b_figures.ipynb #de98c488
 GRID = np.linspace(0, 1, 201)

@@ -225,14 +225,15 @@ def lookup(values, item):                   # Numbers; an item of a modality or 
 
 # %% ../nbs/01_images.ipynb #c930d14d
 def modality(stored, ds):                   # Stored numbers; pydicom data set
-    "Values after modality LUT or rescale, and the (low, high) between which such values can lie"
-    top = 2.0**ds.BitsStored
-    low, high = (-top / 2, top / 2 - 1) if ds.get('PixelRepresentation') else (0, top - 1)
+    "Values after modality LUT or rescale, and the (low, high) of their range if that is one of 8 bits, else None"
     if ds.get('ModalityLUTSequence'):
         values, bits = lookup(stored, ds.ModalityLUTSequence[0])
-        return values, (0, 2.0**bits - 1)
+        return values, ((0, 255) if bits == 8 else None)
     slope, intercept = float(ds.get('RescaleSlope', 1) or 1), float(ds.get('RescaleIntercept', 0) or 0)
-    return stored * np.float32(slope) + np.float32(intercept), sorted((low * slope + intercept, high * slope + intercept))
+    half = 2**(ds.BitsStored - 1)
+    stored_range = np.array([-half, half - 1] if ds.get('PixelRepresentation') else [0, 2 * half - 1])
+    values = stored * np.float32(slope) + np.float32(intercept)
+    return values, (tuple(sorted(stored_range * slope + intercept)) if ds.BitsStored <= 8 else None)
 
 # %% ../nbs/01_images.ipynb #ce7b9284
 def window(values, center, width, function='LINEAR'):
@@ -247,14 +248,14 @@ def window(values, center, width, function='LINEAR'):
 # %% ../nbs/01_images.ipynb #a2917924
 def first_of(value): return float(value[0] if isinstance(value, (list, pydicom.multival.MultiValue)) else value)
 
-def brightness(values, extremes, ds):       # Values after the modality step; their possible range; pydicom data set
+def brightness(values, full_range, ds):     # Values and range from `modality`; pydicom data set
     "Brightness 0..1 after VOI LUT, window, or neither"
     if ds.get('VOILUTSequence'):
         values, bits = lookup(values, ds.VOILUTSequence[0])
         return values / np.float32(2**bits - 1)
     if ds.get('WindowCenter') not in (None, '') and ds.get('WindowWidth') not in (None, ''):
         return window(values, first_of(ds.WindowCenter), first_of(ds.WindowWidth), str(ds.get('VOILUTFunction') or 'LINEAR').upper())
-    low, high = extremes if ds.BitsStored <= 8 else (values.min(), values.max())
+    low, high = full_range or (values.min(), values.max())
     return (np.asarray(values, np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
 
 # %% ../nbs/01_images.ipynb #128c5f89
@@ -317,7 +318,7 @@ def resize(grey,                            # uint8 [H, W]
 # %% ../nbs/01_images.ipynb #767909bc
 def preprocess(spec, source, limits=Limits()):
     "uint8 [size, size] from a path, from bytes or from grey levels [H, W]"
-    grey = source if isinstance(source, np.ndarray) else decode(source, spec.size if spec.antialias else None, limits)
+    grey = source if isinstance(source, np.ndarray) else decode(source, 2 * spec.size if spec.antialias else None, limits)
     return resize(grey, spec.size, spec.geometry, spec.antialias)
 
 Preprocess.__call__ = preprocess

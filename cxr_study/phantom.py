@@ -18,11 +18,13 @@ def grid(n):
     line = (np.arange(n, dtype=np.float32) + .5) * 2 / n - 1
     return line[None, :], line[:, None]
 
+# %% ../nbs/01b_phantom.ipynb #1abf585c
 def ellipse(x, y, cx, cy, rx, ry, edge=.1):
     "1 inside the ellipse around (cx, cy), 0 outside, falling off over the relative width `edge`"
     radius = np.sqrt(((x - cx) / rx)**2 + ((y - cy) / ry)**2)
     return 1 / (1 + np.exp(np.clip((radius - 1) / (edge / 4), -30, 30)))
 
+# %% ../nbs/01b_phantom.ipynb #9d2cd2f5
 def clouds(rng, n, cells):
     "Smooth noise of mean 0 and deviation about 1: random numbers on a coarse mesh, interpolated"
     coarse = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
@@ -35,6 +37,7 @@ def anatomy(rng):
     return dict(lung_x=u(.38, .44), lung_w=u(.27, .33), lung_h=u(.56, .68), lung_y=u(-.12, .0), heart_r=u(.24, .32), heart_y=u(.22, .34), ribs=u(.19, .24),
                 rib_slope=u(.2, .4), rib_light=u(.05, .1), spine=u(.07, .1), thick=u(.55, .7), breast=u(.0, .09) * (u() < .5))
 
+# %% ../nbs/01b_phantom.ipynb #7a2b51e7
 def lungs_of(a, x, y, lift):
     "Left and right lung, with the dome of the diaphragm cut away; `lift` raises the diaphragm"
     sides = []

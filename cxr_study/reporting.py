@@ -6,9 +6,9 @@ Docs: https://cxr-study.github.io/cxr_study/reporting.html.md"""
 
 # %% auto #0
 __all__ = ['MEDMNIST', 'STYLE', 'NOT_A_DEVICE', 'MARK', 'OPTIONS', 'logit_of', 'labels_of', 'read_csv', 'complete',
-           'medmnist_labels', 'read_medmnist', 'write_medmnist', 'read_any', 'short_names', 'write_figures',
-           'html_report', 'flat', 'side_by_side', 'is_synthetic', 'the_split', 'start_report', 'between_models',
-           'evaluate', 'finish_report', 'quoted', 'fill', 'prose', 'stale']
+           'medmnist_labels', 'read_medmnist', 'write_medmnist', 'read_any', 'short_names', 'images_near',
+           'write_figures', 'html_report', 'flat', 'side_by_side', 'is_synthetic', 'the_split', 'start_report',
+           'between_models', 'evaluate', 'finish_report', 'quoted', 'fill', 'prose', 'stale', 'unmarked']
 
 # %% ../nbs/05e_reporting.ipynb #43652c9c
 import base64, html, json, os, re
@@ -18,10 +18,10 @@ import numpy as np
 
 from .comparison import common_figure, compare, comparison_figure, over_seeds, paired, seeds_figure
 from .core import Run, StudyError, atomic_write, root, sha256
-from .errors import decisions, images_of, misclassified_figure, suspects
-from .evaluation import FREE, HALF, areas, curve, evaluate_table, key, number, quote, scored, simulate, summary, title
+from .errors import decisions, images_of, misclassified_figure
+from .evaluation import HALF, areas, curve, evaluate_table, key, quote, scored, summary, title
 from .figures import confusion_figure, forest_figure, histogram_figure, loss_acc_auc, pr_figure, roc_figure
-from .prediction import COLUMNS, PredictionError, check_predictions, read_predictions, sigmoid, write_predictions
+from .prediction import COLUMNS, PredictionError, check_predictions, read_predictions, sigmoid
 from .style import save_figure
 
 # %% ../nbs/05e_reporting.ipynb #6df0b1a3
@@ -40,7 +40,7 @@ def labels_of(values, positive=None, source="The table"):  # Text or numbers; wh
     text = values.astype(str).str.strip().str.removesuffix('.0')
     sick = [str(positive)] if positive is not None else ['1', 'PNEUMONIA', 'pneumonia', 'Pneumonia', 'True']
     known = sick + (['0', 'NORMAL', 'normal', 'Normal', 'False'] if positive is None else list(set(text)))
-    if (wrong := ~text.isin(known)).any() or positive is not None and not text.isin(sick).any():
+    if not text.isin(known).all() or positive is not None and not text.isin(sick).any():
         raise PredictionError(f"{source} has the labels {', '.join(sorted(set(text))[:5])}; name the one that means pneumonia as positive.")
     return text.isin(sick).astype('int64')
 
@@ -120,7 +120,8 @@ def read_any(path, **columns):              # A run, MedMNIST's file or any csv 
     if path.is_dir(): path = path/'predictions.csv'
     if not path.is_file(): raise PredictionError(f"{path} is not there. Give a run's folder, its predictions.csv, or a csv file of predictions.")
     if MEDMNIST.match(path.name) and not any(columns.values()): return read_medmnist(path)
-    return read_csv(path, **columns)
+    with open(path) as f: header = f.readline().strip().split(',')
+    return read_predictions(path) if set(COLUMNS) <= set(header) and not any(columns.values()) else read_csv(path, **columns)
 
 # %% ../nbs/05e_reporting.ipynb #d34f3645
 def short_names(paths):
@@ -132,14 +133,19 @@ def short_names(paths):
     raise StudyError("The same predictions were given twice.")
 
 # %% ../nbs/05e_reporting.ipynb #a0058b58
-def write_figures(run, table, report, split, name, prefix=''):  # `Run` begun; predictions; its report; prefix of the files
+def images_near(path):
+    "The images of the run that a path belongs to (see `images_of`), or None"
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return images_of(Run(folder, verify=False)) if (folder/'data.json').is_file() else None
+
+def write_figures(run, table, report, split, name, prefix='', images=None):  # `Run` begun; predictions; its report; prefix of the files; see `gallery`
     "Write one model's figures and the four files of the container evaluation; returns the figures' names"
     tables, figures, rows = {name: table}, {name: report['figures']}, decisions(table, split)
     drawn = dict(roc=roc_figure(tables, figures, split), precision_recall=pr_figure(tables, figures, split), confusion_matrix=confusion_figure(table, split),
-                 probabilities=histogram_figure(table, split), metrics=forest_figure(report['figures'], split), misclassified=misclassified_figure(rows))
+                 probabilities=histogram_figure(table, split), metrics=forest_figure(report['figures'], split), misclassified=misclassified_figure(rows, images))
     for k, fig in drawn.items(): save_figure(run, f'figures/{prefix}{k}', fig)
     for k, file in dict(roc='roc_curve', confusion_matrix='confusion_matrix', misclassified='misclassified_examples').items():
-        run.write(f'outputs/{prefix}{file}.png', drawn[k])
+        run.write(f'outputs/{prefix}{file}.png', run.read(f'figures/{prefix}{k}.png'))
     run.write(f'outputs/{prefix}loss_acc_auc.txt', loss_acc_auc(report['figures'], split))
     return [f'figures/{prefix}{k}' for k in drawn]
 
@@ -206,7 +212,7 @@ def start_report(paths, out, **parameters):
     run.manifest['synthetic'] = True if any(map(is_synthetic, paths)) else None
     return run.begin('05e_reporting', paths=[str(p) for p in paths], **parameters)
 
-def between_models(run, tables, reports, split, seeds, settings):  # -> (differences, over seeds, names of figures, notes)
+def between_models(run, tables, reports, split, seeds, settings, images=None):  # -> (differences, over seeds, names of figures, notes)
     "Compare models of the same images, or say why that cannot be done"
     try: paired(tables, split)
     except StudyError as e: return (), None, [], [f"Not compared with each other: {e}"]
@@ -215,7 +221,7 @@ def between_models(run, tables, reports, split, seeds, settings):  # -> (differe
     found, noises = (), None
     if seeds:
         noises = over_seeds(tables, split, **settings)
-        drawn |= dict(seeds=seeds_figure(noises, split=split), common_errors=common_figure(tables, split=split))
+        drawn |= dict(seeds=seeds_figure(noises, split=split), common_errors=common_figure(tables, images, split))
     else:
         found = compare(tables, split, **settings)
         drawn |= dict(differences=comparison_figure(found))
@@ -226,7 +232,7 @@ def between_models(run, tables, reports, split, seeds, settings):  # -> (differe
 def evaluate(paths, out,                    # Tables of predictions (see `read_any`); folder for the results
              split=None,                    # Split to evaluate; None takes test
              seeds=None,                    # Whether the tables are seeds of one recipe; None goes by their names
-             replicates=2000, seed=0, method='bca', prevalences=(),
+             replicates=2000, seed=0, method='bca_t', prevalences=(.05, .1, .3),
              **columns):                    # Names of the columns of a foreign csv, see `read_csv`
     "Evaluate one or many tables into a folder (metrics.json, figures, report.html, outputs); returns (table for people, notes)"
     names = short_names(paths)
@@ -238,8 +244,9 @@ def evaluate(paths, out,                    # Tables of predictions (see `read_a
     found, noises = (), None
     if several:
         seeds = all(re.search(r'seed\d+$', n) for n in names) if seeds is None else seeds
-        found, noises, pictures, notes = between_models(run, tables, reports, split, seeds, settings)
-    for n in names: pictures += write_figures(run, tables[n], reports[n], split, n, f"{n.replace('/', '-')}/" if several else '')
+        found, noises, pictures, notes = between_models(run, tables, reports, split, seeds, settings, images_near(paths[0]))
+    for n, p in zip(names, paths):
+        pictures += write_figures(run, tables[n], reports[n], split, n, f"{n.replace('/', '-')}/" if several else '', images_near(p))
     figures = flat(reports, found, noises, split) if several else reports[names[0]]['figures']
     return finish_report(run, reports, figures, paths, names, split, pictures, notes)
 
@@ -298,3 +305,10 @@ def stale(paths, folder=None):              # Files to look through; see `fill`
         text = re.sub(r"^(    |\t).*$", '', prose(path), flags=re.M)  # Indented code shows the form of a mark
         found += [(str(path), m[0], now) for m in MARK.finditer(text) if (now := fill(m[0], folder)) != m[0]]
     return found
+
+# %% ../nbs/05e_reporting.ipynb #283a9c0b
+def unmarked(text):                         # Markdown
+    "Numbers such as 0.951 that no mark vouches for"
+    text = re.sub(r"```.*?```|`[^`]*`", '', MARK.sub('', text), flags=re.S)
+    lines = [line for line in text.splitlines() if '](http' not in line and not line.startswith(('    ', '\t'))]
+    return re.findall(r"(?<![\w.])\d?\.\d{3,}(?![\w.])", '\n'.join(lines))

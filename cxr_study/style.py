@@ -20,15 +20,15 @@ MAPS = dict(amount='Blues', change='RdBu_r')  # Colour maps: for an amount, and 
 WIDTHS = dict(single=4.2, wide=8.4)
 RC = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold', 'axes.spines.top': False,
       'axes.spines.right': False, 'axes.grid': False, 'legend.frameon': False, 'lines.linewidth': 1.6, 'font.family': 'DejaVu Sans',
-      'svg.hashsalt': 'cxr_study', 'svg.fonttype': 'none', 'figure.dpi': 110}
+      'svg.hashsalt': 'cxr_study', 'svg.fonttype': 'none'}
 
 # %% ../nbs/00b_style.ipynb #e9da70ed
 def small_png(fig):
-    "PNG of a figure in 128 colours, for display in a notebook"
+    "PNG of a figure in 64 colours, for display in a notebook"
     from PIL import Image
     full, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(full, format='png', bbox_inches='tight')
-    Image.open(full).convert('RGB').quantize(128, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
+    fig.savefig(full, format='png', dpi=90, bbox_inches='tight')
+    Image.open(full).convert('RGB').quantize(64, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
     return small.getvalue()
 
 def use_style():

@@ -7,7 +7,7 @@ Docs: https://cxr-study.github.io/cxr_study/training.html.md"""
 # %% auto #0
 __all__ = ['RESNETS', 'AUGMENTATIONS', 'check_arch', 'weight_places', 'local_weights', 'no_weights', 'resolve_weights',
            'resnet_body', 'timm_body', 'create_body', 'Classifier', 'features', 'ImageRows', 'BatchLoader',
-           'dataloaders', 'has_bf16', 'Autocast', 'SeedEpochs', 'Keeper', 'body_and_head', 'make_learner', 'fit',
+           'dataloaders', 'has_bf16', 'BFloat16', 'SeedEpochs', 'Keeper', 'body_and_head', 'make_learner', 'fit',
            'predict_logits', 'predict_table', 'save_model', 'load_model', 'check_choices']
 
 # %% ../nbs/04_training.ipynb #70729869
@@ -162,12 +162,13 @@ def has_bf16(device):
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and bool(torch.cpu.get_capabilities().get('avx512_bf16'))
 
-class Autocast(MixedPrecision):
+class BFloat16(MixedPrecision):
     "fastai's `MixedPrecision` in bfloat16 on any device, the CPU included"
     def __init__(self): super().__init__(amp_mode='bf16')
     def before_fit(self):
-        super().before_fit()
-        self.autocast = torch.autocast(self.dls.device.type, dtype=torch.bfloat16)
+        device = self.dls.device.type
+        self.autocast = torch.autocast(device, dtype=torch.bfloat16)
+        self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=False), L()
 
 # %% ../nbs/04_training.ipynb #dacb2fb0
 class SeedEpochs(Callback):
@@ -231,7 +232,7 @@ def make_learner(dls, model, precision='auto'):  # `auto`, `bf16` or `fp32`
     auc = AccumMetric(lambda logit, y: roc_auc_score(y, logit), flatten=True, name='valid_auc')
     model = model.to(dls.device, memory_format=torch.channels_last)
     bf16 = precision == 'bf16' or precision == 'auto' and has_bf16(dls.device)
-    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), opt_func=Adam, splitter=body_and_head, metrics=auc, cbs=[Autocast()] if bf16 else [])
+    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), opt_func=Adam, splitter=body_and_head, metrics=auc, cbs=[BFloat16()] if bf16 else [])
 
 # %% ../nbs/04_training.ipynb #4d8a7ceb
 def fit(learn, epochs, lr, checkpoint,

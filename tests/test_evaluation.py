@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from cxr_study import comparison as cp, errors as er, evaluation as ev, reporting as rp
+from cxr_study import comparison as cp, coverage as cv, errors as er, evaluation as ev, reporting as rp
 from cxr_study.prediction import OperatingPoint, PredictionError, sigmoid
 
 EXACT = dict(rtol=0, atol=1e-10)
@@ -157,7 +157,7 @@ def test_a_detectable_difference_is_found_four_times_in_five():
 
 def test_patient_intervals_cover_and_image_intervals_do_not():
     "A short version of the simulation in the notebook; 0.885 is three standard errors below 0.95 with 100 studies"
-    found = ev.coverage(simulations=100, replicates=250, patients=200, images=2)
+    found = cv.coverage(simulations=100, replicates=250, patients=200, images=2)
     assert (found.loc['bootstrap of patients'] > .885).all(), found
     assert (found.loc['bootstrap of images'] < .88).all(), found
 
@@ -165,13 +165,13 @@ def test_patient_intervals_cover_and_image_intervals_do_not():
 def test_no_finding_is_made_more_often_than_promised():
     "Subgroups that mean nothing: one study in twenty may have a finding after Holm's correction"
     findings = 0
-    for seed in range(60):
+    for seed in range(40):
         rows = er.decisions(ev.simulate(patients=150, images=2, seed=seed))
         rng = np.random.default_rng(seed)
         patients = {p: rng.integers(0, 4, 3) for p in rows.patient_id.unique()}
         groups = pd.DataFrame([patients[p] for p in rows.patient_id]).astype(str)
         findings += any(e.get('p_holm', 1) < .05 for e in er.subgroups(rows, groups))
-    assert findings <= 7, findings
+    assert findings <= 6, findings
 
 
 # --- what cannot be evaluated ---
@@ -260,3 +260,8 @@ def test_ten_thousand_replicates_take_seconds():
 def test_no_text_quotes_a_number_that_its_file_does_not_have():
     root = Path(__file__).parent.parent
     assert rp.stale([*root.glob('*.md'), *root.glob('nbs/*.ipynb'), *root.glob('docs/*.md')], root) == []
+
+
+def test_the_front_page_has_no_number_without_a_source():
+    readme = Path(__file__).parent.parent/'README.md'
+    if readme.exists(): assert rp.unmarked(readme.read_text()) == []

@@ -1,0 +1,46 @@
+"""The decoded cache at the size of NIH ChestX-ray14: phantoms at 224 px, built, verified and iterated; time should grow linearly, memory not at all.
+
+usage: scale.py [IMAGES ...]     default 2803 5606 11212 (a fortieth, a twentieth and a tenth of 112,120)
+"""
+import json, resource, subprocess, sys, tempfile, threading, time
+from pathlib import Path
+
+
+def resident():
+    "Resident memory of this process now, MB"
+    return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def one(images, folder):
+    "Build, open and iterate a cache of so many phantoms; seconds and the largest resident memory of each step, MB"
+    from cxr_study import data
+    from cxr_study.images import Preprocess
+    peak, stop = {}, threading.Event()
+    def watch():
+        while not stop.wait(.05): peak[step] = max(peak.get(step, 0), resident())
+    step = 'list'
+    threading.Thread(target=watch, daemon=True).start()
+    seconds, start = {}, time.time()
+    image_set = data.phantom(images=images, pixels=224)
+    seconds['list'], start, step = time.time() - start, time.time(), 'build'
+    data.build_cache(image_set, Preprocess(224), Path(folder) / 'cache')
+    seconds['build'], start, step = time.time() - start, time.time(), 'open'
+    pixels, _, _ = data.open_cache(Path(folder) / 'cache')
+    seconds['open'], start, step = time.time() - start, time.time(), 'iterate'
+    total = sum(int(x.sum()) for _, x in data.batches(pixels))
+    seconds['iterate'] = time.time() - start
+    stop.set()
+    print(json.dumps(dict(images=images, gigabytes=round(pixels.nbytes / 1e9, 2), seconds={k: round(v, 1) for k, v in seconds.items()},
+                          peak_mb={k: round(v) for k, v in peak.items()}, checksum=total)))
+
+
+def main(sizes):
+    for images in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run([sys.executable, __file__, '--one', str(images), folder], stdout=subprocess.PIPE, text=True, check=True)
+            print(done.stdout.strip(), flush=True)
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['--one']: one(int(sys.argv[2]), sys.argv[3])
+    else: main([int(a) for a in sys.argv[1:]] or [2803, 5606, 11212])

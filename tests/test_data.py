@@ -1,0 +1,361 @@
+"""Data sets, caches, splits and the audit: what a user does wrong, what a machine does wrong, and what a publisher did wrong."""
+import errno, hashlib, http.server, io, json, os, shutil, signal, subprocess, sys, threading, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cxr_study import audit as audits
+from cxr_study import data
+from cxr_study.core import Run, StudyError
+from cxr_study.data import DataError, LeakError, MissingData, decoded, load_dataset, make_split, phantom, take
+from cxr_study.images import Preprocess, resize
+
+SPEC = Preprocess(32)
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv('CXR_CACHE', str(tmp_path / 'cache'))
+
+
+def real(name, monkeypatch=None):
+    "A real data set, or skip with the reason"
+    try: return load_dataset(name)
+    except MissingData: pytest.skip(f"{name} is not at hand: set CXR_DATA to a folder that holds it")
+
+
+def picture(path, seed=0, size=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size), np.uint8)).save(path)
+    return path
+
+
+def folder(root, n=6, splits=('',), classes=('NORMAL', 'PNEUMONIA')):
+    for s, split in enumerate(splits):
+        for c, name in enumerate(classes):
+            for i in range(n): picture(root / split / name / f'{split}{name}{i}.png', seed=100 * s + 10 * c + i)
+    return root
+
+
+# --- One's own folder ---
+
+def test_two_class_folders_are_split_into_three_parts(tmp_path):
+    image_set = load_dataset(folder(tmp_path / 'own', 30))
+    _, index, _ = decoded(image_set, SPEC)
+    table, _ = make_split(image_set, index.sha256)
+    assert set(table.split) == {'train', 'val', 'test'} and not image_set.patients_known
+    assert (table.groupby('split').label.mean() == .5).all()
+
+
+def test_own_splits_are_kept_less_copies(tmp_path):
+    own = folder(tmp_path / 'own', 6, ('train', 'val', 'test'))
+    shutil.copy(own / 'test/NORMAL/testNORMAL0.png', own / 'train/NORMAL/copy.png')
+    image_set = load_dataset(own)
+    table, _ = make_split(image_set, decoded(image_set, SPEC)[1].sha256)
+    assert table.set_index('image_id').split['train/NORMAL/copy.png'] == ''
+    assert (table[table.split != ''].split == table[table.split != ''].official).all()
+
+
+@pytest.mark.parametrize('spoil,said', [
+    (lambda f: shutil.rmtree(f / 'NORMAL') or (f / 'NORMAL').mkdir(), 'NORMAL holds no image'),
+    (lambda f: (f / 'NORMAL').rename(f / 'COVID'), "'COVID' is neither NORMAL nor PNEUMONIA"),
+    (lambda f: shutil.rmtree(f / 'NORMAL'), 'Two classes are needed'),
+    (lambda f: picture(f / 'TUBERCULOSIS' / 'a.png'), "'TUBERCULOSIS' is neither"),
+    (lambda f: [shutil.rmtree(f / c) for c in ('NORMAL', 'PNEUMONIA')], 'neither two class folders'),
+    (lambda f: (f / 'labels.csv').write_text('file,label\nNORMAL/NORMAL0.png,2\n'), "'2' is neither"),
+    (lambda f: (f / 'labels.csv').write_text('file,diagnosis\n'), 'lacks the column label'),
+    (lambda f: (f / 'labels.csv').write_text('file,label\ngone.png,0\nNORMAL/NORMAL0.png,1\n'), 'such as gone.png'),
+    (lambda f: (f / 'labels.csv').write_text('file,label,split\nNORMAL/NORMAL0.png,0,eval\nNORMAL/NORMAL1.png,1,test\n'), "split 'eval'"),
+    (lambda f: (f / 'labels.csv').write_text('file,label\nNORMAL/NORMAL0.png,0\nNORMAL/NORMAL0.png,1\n'), 'listed more than once')])
+def test_what_is_wrong_with_a_folder_is_said_before_anything_is_decoded(tmp_path, spoil, said):
+    own = folder(tmp_path / 'own', 2)
+    spoil(own)
+    with pytest.raises(StudyError, match=said): data.check_dataset(own)
+
+
+@pytest.mark.parametrize('spoil,said', [(lambda f: f.write_text('hello'), 'neither JPEG nor PNG'), (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
+                                        (lambda f: f.write_bytes(b''), 'empty')])
+def test_a_file_that_is_no_image_is_named_and_nothing_is_left(tmp_path, spoil, said):
+    own = folder(tmp_path / 'own', 3)
+    spoil(own / 'PNEUMONIA' / 'PNEUMONIA1.png')
+    with pytest.raises(DataError, match=f'PNEUMONIA/PNEUMONIA1.png: .*{said}'): decoded(load_dataset(own), SPEC)
+    assert [p.name for p in (tmp_path / 'cache').iterdir() if not p.name.endswith('.lock')] == []
+
+
+def test_names_that_do_not_speak_for_themselves(tmp_path):
+    own = folder(tmp_path / 'own', 2, classes=('krank', 'gesund'))
+    with pytest.raises(DataError, match="positive="): load_dataset(own)
+    assert load_dataset(own, 'krank').table.groupby(lambda i: load_dataset(own, 'krank').table.image_id[i].split('/')[0]).label.mean().to_dict() == dict(gesund=0, krank=1)
+
+
+def test_csv_with_patients_and_split(tmp_path):
+    for i in range(4): picture(tmp_path / 'x' / f'{i}.png', i)
+    (tmp_path / 'x' / 'list.csv').write_text('file,label,patient,split,age\n0.png,NORMAL,007,train,4\n1.png,PNEUMONIA,007,train,4\n2.png,NORMAL,8,val,5\n3.png,PNEUMONIA,,test,6\n')
+    table = load_dataset(tmp_path / 'x' / 'list.csv').table
+    assert list(table.patient_id) == ['007', '007', '8', '3.png'] and list(table.official) == ['train', 'train', 'val', 'test'] and list(table.age) == [4, 4, 5, 6]
+
+
+def test_nih_official_test_list(tmp_path):
+    names = [f'0000000{i}_00{j}.png' for i in range(1, 4) for j in range(2)]
+    for k, n in enumerate(names): picture(tmp_path / 'nih' / f'images_00{k % 2 + 1}' / 'images' / n, k)
+    pd.DataFrame({'Image Index': names, 'Finding Labels': ['No Finding', 'Pneumonia', 'No Finding', 'Edema|Pneumonia', 'Mass', 'No Finding'], 'Follow-up #': 0,
+                  'Patient ID': [1, 1, 2, 2, 3, 3], 'Patient Age': [4, 5, 60, 61, 30, 31], 'Patient Gender': list('MMFFMM'), 'View Position': ['PA', 'AP'] * 3,
+                  'OriginalImage[Width': 1, 'Height]': 1}).to_csv(tmp_path / 'nih' / 'Data_Entry_2017.csv', index=False)
+    (tmp_path / 'nih' / 'test_list.txt').write_text('\n'.join(names[4:]))
+    got = load_dataset(tmp_path / 'nih')
+    assert got.name == 'nih_chestxray14' and got.provenance['left_out'] == {'other findings': 1}
+    assert list(got.table.label) == [0, 1, 0, 1, 0] and list(got.table.official) == ['train'] * 4 + ['test'] and got.table.patient_id.nunique() == 3
+    assert decoded(got, SPEC)[0].shape == (5, 32, 32)
+
+
+# --- Downloads ---
+
+class Publisher(http.server.BaseHTTPRequestHandler):
+    "Serves `content`; honours ranges; cuts the first answer off after `cut` bytes"
+    content, cut, asked = b'', None, []
+
+    def do_GET(self):
+        start = int((self.headers.get('Range') or 'bytes=0-').split('=')[1].split('-')[0])
+        type(self).asked.append(start)
+        body = self.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        cut, type(self).cut = type(self).cut, None
+        self.wfile.write(body[:cut])
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def publisher():
+    Publisher.content, Publisher.cut, Publisher.asked = os.urandom(300_000), None, []
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Publisher)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/file'
+    server.shutdown()
+
+
+def test_a_download_that_was_cut_off_goes_on(tmp_path, publisher):
+    Publisher.cut, md5 = 100_000, hashlib.md5(Publisher.content).hexdigest()
+    with pytest.raises(OSError, match='resumes'): data.download(publisher, tmp_path / 'd' / 'file', md5)
+    assert not (tmp_path / 'd' / 'file').exists()
+    assert data.download(publisher, tmp_path / 'd' / 'file', md5).read_bytes() == Publisher.content
+    assert Publisher.asked == [0, 100_000]
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_is_left(tmp_path, publisher):
+    with pytest.raises(DataError, match='has not the MD5'): data.download(publisher, tmp_path / 'd' / 'file', '0' * 32)
+    assert [p.name for p in (tmp_path / 'd').iterdir() if not p.name.endswith('.lock')] == []
+
+
+def test_no_network_and_no_data_fails_quickly_with_places_and_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv('CXR_DATA', str(tmp_path / 'none'))
+    for proxy in ('https_proxy', 'HTTPS_PROXY'): monkeypatch.setenv(proxy, 'http://127.0.0.1:9')
+    start = time.time()
+    with pytest.raises(MissingData) as missing: data.check_dataset('pneumoniamnist')
+    assert time.time() - start < 5
+    assert str(tmp_path / 'none') in str(missing.value) and all(f'\n  {k}. ' in str(missing.value) for k in (1, 2, 3))
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path):
+    import socket
+    with socket.socket() as deaf:
+        deaf.bind(('127.0.0.1', 0)); deaf.listen()
+        start = time.time()
+        with pytest.raises(OSError): data.fetch(f'http://127.0.0.1:{deaf.getsockname()[1]}/x', tmp_path / 'x.part', seconds=1)
+        assert time.time() - start < 3
+
+
+def test_auto_says_loudly_that_it_takes_phantoms(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('CXR_DATA', str(tmp_path))
+    monkeypatch.setitem(data.PNEUMONIAMNIST, 'url', 'http://127.0.0.1:9/x')
+    assert load_dataset('auto').synthetic and 'SYNTHETIC' in capsys.readouterr().out
+
+
+def test_a_truncated_local_file_is_an_error_even_for_auto(tmp_path, monkeypatch):
+    (tmp_path / 'pneumoniamnist.npz').write_bytes(b'PK')
+    monkeypatch.setenv('CXR_DATA', str(tmp_path))
+    with pytest.raises(DataError, match='truncated'): load_dataset('auto')
+
+
+# --- The cache ---
+
+BUILD = """
+import sys, time
+from cxr_study import data
+from cxr_study.images import Preprocess
+p = data.phantom(images=600); draw = p.source
+def slow(i): time.sleep(.01); return draw(i)
+p.source = slow
+data.fill.__defaults__ = (16, 2)
+print('go', flush=True)
+data.decoded(p, Preprocess(32))
+"""
+
+
+def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
+    build = subprocess.Popen([sys.executable, '-c', BUILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    build.stdout.readline()
+    part = lambda: next((tmp_path / 'cache').glob('*.part/index.csv'), None)
+    while not part() or part().read_text().count('\n') < 60: time.sleep(.02)
+    build.send_signal(signal.SIGKILL); build.wait()
+    p = phantom(images=600)
+    before = data.images_done(part().parent, (600, 32, 32))
+    assert 50 <= before < 600
+    drawn, draw = [], p.source
+    p.source = lambda i: drawn.append(i) or draw(i)
+    images, index, _ = decoded(p, SPEC)
+    assert min(drawn) == before and len(drawn) == 600 - before
+    assert all((images[i] == SPEC(draw(i))).all() for i in range(0, 600, 37)) and list(index.image_id) == list(p.table.image_id)
+
+
+def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+    fill = data.fill
+    def full(*args): fill(*args); raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(data, 'fill', full)
+    with pytest.raises(StudyError, match='the disk is full'): decoded(phantom(images=20), SPEC)
+    assert not list((tmp_path / 'cache').glob('*.part'))
+
+
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+from cxr_study.data import decoded, phantom
+from cxr_study.images import Preprocess
+decoded(phantom(images=400), Preprocess(32))
+"""
+
+
+def test_a_write_that_the_system_refuses_half_way(tmp_path):
+    done = subprocess.run([sys.executable, '-c', LIMITED], capture_output=True, text=True)
+    assert 'StudyError: Cannot write' in done.stderr and not list((tmp_path / 'cache').glob('*.part'))
+
+
+def test_two_processes_build_once(tmp_path):
+    both = [subprocess.Popen([sys.executable, '-c', BUILD.replace('600', '60')], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    assert len([d for d in (tmp_path / 'cache').iterdir() if d.is_dir()]) == 1
+
+
+def test_another_file_or_size_is_another_cache(tmp_path):
+    own = folder(tmp_path / 'own', 2)
+    paths = {data.cache_path(load_dataset(own), s) for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))}
+    assert data.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
+    picture(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
+    paths.add(data.cache_path(load_dataset(own), SPEC))
+    assert len(paths) == 4
+
+
+# --- Splits ---
+
+def test_folds_are_disjoint_by_patient_and_copy_over_many_random_sets():
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        p = phantom(images=200, seed=seed)
+        if not seed % 2: p.table['official'] = ''
+        hashes = [hashlib.sha256(str(h).encode()).hexdigest() for h in rng.integers(0, 1000, 200)]
+        table, _ = make_split(p, hashes, fold=seed % 3, val_folds=3, seed=seed)
+        used = table[table.split != '']
+        assert used.groupby('patient_id').split.nunique().max() == 1 and used.groupby('image_hash').split.nunique().max() == 1
+        if seed % 2: assert (table.split == 'test').equals(table.official == 'test')
+
+
+def test_open_data_refuses_a_leak(tmp_path):
+    run = leaky_run(tmp_path)
+    data.open_data(run)
+    table = run.read('split.csv')
+    table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[table.split == 'test'].iloc[0]
+    run.begin('02_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
+    with pytest.raises(LeakError): data.open_data(run)
+
+
+def leaky_run(tmp_path):
+    p, run = phantom(images=100), Run(tmp_path / 'run').begin('02_data')
+    _, index, meta = decoded(p, SPEC)
+    table, tolerated = make_split(p, index.sha256)
+    run.facts = dict(cache=data.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
+    run.write('split.csv', table[table.split != '']); run.write('data.json', run.facts); run.finish()
+    return run
+
+
+# --- The audit ---
+
+def plant(image_set):
+    "A patient on both sides (returned), row 7 a smaller JPEG of row 200, row 9 identical to 201 with the other label"
+    table, clean = image_set.table.copy(), lambda i: Preprocess(128)(image_set.source(i))
+    moved = table.patient_id.duplicated(keep=False).idxmax()
+    table.loc[moved, 'official'] = dict(train='test', test='train')[table.official[moved]]
+    table.loc[9, 'label'] = 1 - table.label[201]
+    def again(x):
+        Image.fromarray(resize(x, 100)).save(buffer := io.BytesIO(), 'JPEG', quality=70)
+        return np.asarray(Image.open(buffer))
+    planted = take(image_set, np.arange(len(image_set)))
+    planted.table, planted.name, planted.source = table, 'planted', lambda i: again(clean(200)) if i == 7 else clean(201 if i == 9 else i)
+    return planted, table.patient_id[moved]
+
+
+@pytest.mark.parametrize('name', ('phantom', 'chest_xray'))
+def test_planted_leaks_are_found(name):
+    image_set = phantom(images=400) if name == 'phantom' else data.sample_patients(real(name), 600)
+    planted, patient = plant(image_set)
+    facts, t = audits.audit(planted), planted.table
+    assert patient in facts['patients']['both_sides']
+    assert any({t.image_id[7], t.image_id[200]} <= set(g) for g in facts['near']['members'])
+    assert any({t.image_id[9], t.image_id[201]} <= set(g) for g in facts['copies']['label_conflicts'])
+    clean = audits.audit(image_set)
+    assert clean['patients']['both_sides'] == [] and clean['copies']['label_conflicts'] == []
+    json.dumps(facts)
+
+
+def test_audit_of_a_folder_writes_its_report(tmp_path):
+    facts = audits.write_audit(folder(tmp_path / 'own', 40), tmp_path / 'report')
+    page = (tmp_path / 'report' / 'audit.html').read_text()
+    assert json.loads((tmp_path / 'report' / 'audit.json').read_text())['images'] == 80 and 'Audit of own' in page and facts['patients'] is None
+    assert 'data:image/png' in page and (tmp_path / 'report' / 'datasheet.md').read_text().startswith('# Datasheet: own')
+
+
+def test_audit_of_a_folder_too_small_to_split(tmp_path):
+    assert audits.audit(folder(tmp_path / 'own', 2))['images'] == 4
+
+
+def test_pneumoniamnist_copies_shift_and_shortcut():
+    facts = audits.audit(real('pneumoniamnist'), size=28)
+    assert facts['copies']['groups'] == 27
+    assert sum(any(i.startswith('train') for i in g) and any(i.startswith('val') for i in g) for g in facts['copies']['across_splits']) == 8
+    contrast = next(r for r in facts['shortcuts'] if r['feature'] == 'contrast' and r['split'] == 'test')
+    assert abs(contrast['auc'] - .83) < .02
+    told = {(r['class'], r['from'], r['to']): r for r in facts['shift']}
+    assert told['NORMAL', 'train', 'test']['auc'] > .8 and abs(told['NORMAL', 'train', 'val']['auc'] - .5) < .1
+
+
+def test_chest_xray_copies_and_shift():
+    image_set = real('chest_xray')
+    facts = audits.audit(image_set)
+    assert facts['copies']['groups'] == 30 and facts['copies']['across_splits'] == [] and facts['patients']['both_sides'] == []
+    told = {(r['class'], r['from'], r['to']): r for r in facts['shift']}
+    assert told['NORMAL', 'train', 'test']['lower'] > .8 and abs(told['NORMAL', 'train', 'val']['auc'] - .5) < .1
+
+
+def test_second_start_takes_less_than_two_seconds():
+    image_set = real('chest_xray')
+    decoded(image_set, Preprocess(224))
+    start = time.time()
+    images, _, _ = decoded(load_dataset('chest_xray'), Preprocess(224))
+    assert images.shape == (5856, 224, 224) and time.time() - start < 2
+
+
+def test_interval_of_the_auc_covers():
+    "Cluster bootstrap: patients with two correlated images; the true AUC of two normals one deviation apart is Phi(1/sqrt 2)"
+    truth, hits = .7602, 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        y = np.repeat(rng.integers(0, 2, 120), 2)
+        score = y + np.repeat(rng.normal(size=120), 2) * .8 + rng.normal(size=240) * .6
+        r = audits.auc_interval(y, score, np.repeat(np.arange(120), 2), draws=200, seed=seed)
+        hits += r['lower'] <= truth <= r['upper']
+    assert hits >= 88
