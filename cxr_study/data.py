@@ -469,7 +469,7 @@ def fill(image_set, spec, part, chunk=256, workers=None):
     n, ids = len(image_set), [json.dumps(i) for i in image_set.table.image_id]
     done = images_done(part, (n, spec.size, spec.size))
     with (open(part/'images.npy', 'ab') as pixels, open(part/'index.csv', 'a') as index, ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-          tqdm(total=n, initial=done, desc=f"decoding {image_set.name}", unit="img", mininterval=1, disable=n <= chunk) as bar):
+          tqdm(total=n, initial=done, desc=f"decoding {image_set.name}", unit="img", mininterval=1, disable=n < 1000) as bar):
         for start in range(done, n, chunk):
             rows = range(start, min(start + chunk, n))
             results = list(pool.map(lambda i: read_image(image_set, spec, i), rows))
