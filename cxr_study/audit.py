@@ -52,9 +52,9 @@ def perceptual_hash(images, side=32):       # uint8 [N, H, W]
     return np.where(low > np.median(low, axis=1, keepdims=True), 1, -1).astype(np.float32)
 
 # %% ../nbs/02b_audit.ipynb #ebfe2eac
-def close_pairs(bits, most=24, block=2048): # Hashes; bits that may differ; rows compared at a time
+def close_pairs(bits, most=24):             # Hashes; bits that may differ
     "Row pairs (i < j) whose hashes differ in at most `most` bits"
-    pairs = []
+    pairs, block = [], max(64, 2**24 // max(1, len(bits)))
     for start in range(0, len(bits), block):
         differ = (bits.shape[1] - bits[start:start + block] @ bits[start:].T) / 2
         i, j = np.nonzero(differ <= most)

@@ -68,9 +68,9 @@ def gallery(groups,                         # Title of each line of images -> ro
 def misclassified_figure(rows, images=None, columns=8):
     "Gallery of the most confident errors of both kinds"
     groups = {}
-    for kind, words in zip(KINDS, ("pneumonias called normal", "normals called pneumonia")):
+    for kind, words in zip(KINDS, ("Pneumonia called normal", "Normal called pneumonia")):
         chosen = worst(rows, kind, columns)
-        groups[f"The {len(chosen)} most confident of {(rows.kind == kind).sum()} {words}"] = chosen
+        groups[f"{words}: {len(chosen)} of {(rows.kind == kind).sum()}, the most confident first"] = chosen
     return gallery(groups, images, columns)
 
 # %% ../nbs/05c_errors.ipynb #db20fedf

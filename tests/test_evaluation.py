@@ -167,11 +167,11 @@ def test_no_finding_is_made_more_often_than_promised():
     findings = 0
     for seed in range(40):
         rows = er.decisions(ev.simulate(patients=150, images=2, seed=seed))
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed + 1000)
         patients = {p: rng.integers(0, 4, 3) for p in rows.patient_id.unique()}
         groups = pd.DataFrame([patients[p] for p in rows.patient_id]).astype(str)
         findings += any(e.get('p_holm', 1) < .05 for e in er.subgroups(rows, groups))
-    assert findings <= 6, findings
+    assert findings <= 5, findings
 
 
 # --- what cannot be evaluated ---

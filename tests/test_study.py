@@ -14,7 +14,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     done = subprocess.run([COMMAND, "run", *map(str, SMALL), "--run-dir", str(folder/"run")], env=bare(folder), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, Run(folder/"run"), done.stdout
+    return folder, Run(folder/"run"), done.stdout + done.stderr
 
 
 def test_a_run_leaves_everything_it_promised(finished):
