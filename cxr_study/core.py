@@ -219,8 +219,7 @@ def read_table(path,                        # A csv file
                columns):                    # Name -> type of the columns it must have
     "Read a csv exactly (floats round-trip); raise `StudyError` that names the columns it lacks"
     import pandas as pd
-    table = pd.read_csv(path, dtype=columns, float_precision='round_trip', keep_default_na=False,
-                        na_values={k: [''] for k, t in columns.items() if t != str})
+    table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values={k: [''] for k, t in columns.items() if t != str})
     if missing := [c for c in columns if c not in table]:
         raise StudyError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(table.columns)}.")
     return table
