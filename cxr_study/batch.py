@@ -102,7 +102,8 @@ def execute(notebook, run_folder, values):
     book.cells = study_cells(book)
     nbformat.write(book, out)
     try: papermill.execute_notebook(out, out, dict(values, run_dir=str(Path(run_folder).resolve())), kernel_name='python3', cwd=notebook.parent,
-                                    progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, config=LOCAL)
+                                    progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr,
+                                    config=LOCAL, extra_arguments=['--log-level=CRITICAL'])
     except PapermillExecutionError as e: raise stage_error(notebook.stem, out, e) from None
     return out
 

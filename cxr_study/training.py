@@ -7,8 +7,8 @@ Docs: https://cxr-study.github.io/cxr_study/training.html.md"""
 # %% auto #0
 __all__ = ['RESNETS', 'AUGMENTATIONS', 'check_arch', 'weight_places', 'local_weights', 'no_weights', 'resolve_weights',
            'resnet_body', 'timm_body', 'create_body', 'Classifier', 'features', 'ImageRows', 'BatchLoader',
-           'dataloaders', 'has_bf16', 'BFloat16', 'SeedEpochs', 'Keeper', 'body_and_head', 'make_learner', 'fit',
-           'predict_logits', 'predict_table', 'save_model', 'load_model', 'check_choices']
+           'dataloaders', 'has_bf16', 'BFloat16', 'mixed_precision', 'SeedEpochs', 'Keeper', 'body_and_head',
+           'make_learner', 'fit', 'predict_logits', 'predict_table', 'save_model', 'load_model', 'check_choices']
 
 # %% ../nbs/04_training.ipynb #70729869
 import difflib, os, random, sys, time
@@ -170,6 +170,11 @@ class BFloat16(MixedPrecision):
         self.autocast = torch.autocast(device, dtype=torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=False), L()
 
+def mixed_precision(precision, device):     # `auto`, `bf16` or `fp32`
+    "The callbacks that train in the precision asked for on `device`"
+    if precision == 'bf16' or precision == 'auto' and has_bf16(device): return [BFloat16()]
+    return [MixedPrecision()] if precision == 'auto' and device.type == 'cuda' else []
+
 # %% ../nbs/04_training.ipynb #dacb2fb0
 class SeedEpochs(Callback):
     "Seed the shuffling, the augmentation and dropout of each epoch from the run's seed and the epoch's number"
@@ -227,12 +232,12 @@ def resume(self: Keeper, learn):
 # %% ../nbs/04_training.ipynb #51598292
 def body_and_head(model): return [params(model.body), params(model.head)]
 
-def make_learner(dls, model, precision='auto'):  # `auto`, `bf16` or `fp32`
+def make_learner(dls, model, precision='auto'):
     "A fastai `Learner`: binary cross-entropy on the logit, AdamW, channels last, AUC on validation after each epoch"
     auc = AccumMetric(lambda logit, y: roc_auc_score(y, logit), flatten=True, name='valid_auc')
     model = model.to(dls.device, memory_format=torch.channels_last)
-    bf16 = precision == 'bf16' or precision == 'auto' and has_bf16(dls.device)
-    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), opt_func=Adam, splitter=body_and_head, metrics=auc, cbs=[BFloat16()] if bf16 else [])
+    return Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), opt_func=Adam, splitter=body_and_head, metrics=auc,
+                   cbs=mixed_precision(precision, dls.device))
 
 # %% ../nbs/04_training.ipynb #4d8a7ceb
 def fit(learn, epochs, lr, checkpoint,
