@@ -239,7 +239,8 @@ def effective_size(hit, patient):           # Whether each image counts, bool; i
     "Number of independent images worth as much as these; the number of patients where nothing varies"
     share, total = hit.mean(), np.bincount(patient, hit - hit.mean())
     if share in (0, 1): return float(len(np.unique(patient)))
-    return float(min(len(hit), share*(1 - share)*len(hit)**2/(total**2).sum()))
+    with np.errstate(divide='ignore'):      # Patients may all have the same share
+        return float(min(len(hit), share*(1 - share)*len(hit)**2/(total**2).sum()))
 
 # %% ../nbs/05_evaluation.ipynb #cc0b9c7c
 def wilson(hit, patient, level=.95):
