@@ -97,7 +97,7 @@ def execute(notebook, run_folder, values):
     out = Path(run_folder)/'notebooks'/notebook.name
     out.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning,ignore::DeprecationWarning')  # Of packages, for the kernel
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress')  # Of packages, for the kernel
     book = nbformat.read(notebook, 4)
     book.cells = study_cells(book)
     nbformat.write(book, out)

@@ -188,7 +188,8 @@ class SeedEpochs(Callback):
 class Keeper(Callback):
     "Keep the history, the weights of the epoch with the lowest validation loss, and a checkpoint to resume from"
     order = 90
-    def __init__(self, checkpoint, key): self.checkpoint, self.key, self.rows, self.losses, self.best = Path(checkpoint), key, [], [], None
+    def __init__(self, checkpoint, key, say):
+        self.checkpoint, self.key, self.say, self.rows, self.losses, self.best = Path(checkpoint), key, say, [], [], None
     def before_epoch(self): self.started, self.losses = time.time(), []
     def after_batch(self):
         if self.training: self.losses.append(float(self.loss_grad.detach()))
@@ -206,8 +207,8 @@ def after_epoch(self: Keeper):
     self.rows.append(dict(epoch=self.epoch, train_loss=float(np.mean(self.losses)), valid_loss=float(valid_loss), valid_auc=float(valid_auc),
                           images_per_second=round(len(self.losses) * self.dls.train.bs / self.seconds, 1)))
     self.save()
-    print("epoch {epoch}/{last}  train loss {train_loss:.4f}  val loss {valid_loss:.4f}  val AUC {valid_auc:.4f}  {images_per_second:.0f} images/s".format(
-        last=self.n_epoch - 1, **self.rows[-1]), file=sys.stderr)
+    self.say("epoch {epoch}/{last}  train loss {train_loss:.4f}  val loss {valid_loss:.4f}  val AUC {valid_auc:.4f}  {images_per_second:.0f} images/s".format(
+        last=self.n_epoch - 1, **self.rows[-1]))
 
 @patch
 def save(self: Keeper):
@@ -226,7 +227,7 @@ def resume(self: Keeper, learn):
     learn.create_opt()
     learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(dict(state['opt'], hypers=L(state['opt']['hypers'])))
     self.rows, self.best = state['rows'], state['best']
-    print(f"Resuming after epoch {len(self.rows) - 1}", file=sys.stderr)
+    self.say(f"Resuming after epoch {len(self.rows) - 1}")
     return len(self.rows)
 
 # %% ../nbs/04_training.ipynb #51598292
@@ -243,9 +244,10 @@ def make_learner(dls, model, precision='auto'):
 def fit(learn, epochs, lr, checkpoint,
         seed=0, pretrained=False,           # Pretrained bodies learn at a tenth of `lr`
         wd=.05,                             # Decoupled weight decay
-        key=''):                            # Names the run; a checkpoint with another key is not resumed
+        key='',                             # Names the run; a checkpoint with another key is not resumed
+        say=partial(print, file=sys.stderr)):  # Called with a line an epoch
     "Train with one cycle, resuming if it was interrupted; returns the history as a DataFrame"
-    keeper = Keeper(checkpoint, key)
+    keeper = Keeper(checkpoint, key, say)
     start = keeper.resume(learn)
     lr_max = slice(lr/10, lr) if pretrained else lr
     with learn.no_bar(), learn.no_logging():
