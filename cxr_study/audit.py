@@ -243,9 +243,9 @@ def auc_text(row): return f"{row['auc']:.2f} ({row['lower']:.2f} to {row['upper'
 def auc_sentences(facts):
     "Sentences about shift and shortcuts whose interval lies above 0.5 by a margin"
     for row in facts['shift']:
-        shifted = row['lower'] > .6
-        yield ("grave" if shifted else "fine", f"{row['class']}: {row['to']} is {'' if shifted else 'not '}told from {row['from']} by a simple classifier, AUC {auc_text(row)}"
-               + (": another population." if shifted else "."))
+        weight, told, end = (("grave", "is told", ": another population.") if row['lower'] > .6 else
+                             ("note", "is weakly told", ".") if row['lower'] > .5 else ("fine", "is not told", "."))
+        yield weight, f"{row['class']}: {row['to']} {told} from {row['from']} by a simple classifier, AUC {auc_text(row)}{end}"
     for row in facts['shortcuts']:
         if row['split'] == 'test' and row['lower'] > .65:
             yield "grave", f"The {row['feature']} alone separates the classes on test with AUC {auc_text(row)}, {'more' if row['sign'] > 0 else 'less'} being pneumonia."
