@@ -11,7 +11,7 @@ __all__ = ['LOCAL', 'STYLE', 'CAPTIONS', 'NOTICE', 'notebooks_folder', 'stages',
            'links', 'write_report', 'run_study', 'first_existing']
 
 # %% ../nbs/10_batch.ipynb #e703b447
-import ast, base64, difflib, html, logging, os, re, sys
+import ast, base64, difflib, html, logging, os, re, sys, warnings
 from pathlib import Path
 
 import nbformat, papermill
@@ -150,9 +150,11 @@ def check_run(given):                       # Name -> value
     "Complete parameters and the resolved data set; `StudyError` for anything that could not work"
     values = check_parameters(given)
     from cxr_study.data import check_dataset
-    dataset = check_dataset(values['dataset'])
-    from cxr_study.training import check_arch, check_choices
-    check_arch(values['arch']); check_choices(values)
+    dataset = check_dataset(values['dataset'], values['positive'])
+    with warnings.catch_warnings():         # Of packages that training imports
+        warnings.simplefilter('ignore', FutureWarning)
+        from cxr_study.training import check_choices
+    check_choices(values)
     return values, dataset
 
 # %% ../nbs/10_batch.ipynb #24545afc
