@@ -5,8 +5,8 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 lines = lambda key: config["DEFAULT"][key].strip().splitlines()
-extras = {name: lines(f"{name}_requirements") for name in ("study", "kaggle", "dev")}
-extras["dev"] += extras["study"]
+extras = {name: lines(f"{name}_requirements") for name in ("study", "cluster", "kaggle", "dev")}
+extras["dev"] += extras["study"] + extras["cluster"]
 
 setup(packages=["cxr_study"], install_requires=lines("requirements"), extras_require=extras,
       entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["cxr_study = cxr_study._modidx:d"]})

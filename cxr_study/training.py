@@ -134,7 +134,7 @@ def launch(training, images, table, spec, checkpoint, processes):
     "Train in `processes` processes on this machine until `checkpoint` holds the last epoch; `images` is a memory map"
     job, path = dict(training=dataclasses.asdict(training), images=str(images.filename), shape=images.shape, spec=spec.to_dict(), checkpoint=str(checkpoint),
                      table=table[['image_id', 'row', 'split', 'label']].to_dict('list')), checkpoint.with_suffix('.json')
-    with atomic_write(path) as f: f.write(to_json(job).encode())
+    with atomic_write(path) as f: f.write_text(to_json(job))
     code = f"from cxr_study.training import worker; worker({str(path)!r})"
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', '--no-python', sys.executable, '-c', code],
                           stderr=subprocess.PIPE, text=True)

@@ -59,7 +59,8 @@ def test_modules_import_only_from_lower_numbers():
         assert all(order[name] < number or module == "cli" for name in imported), (module, imported)
 
 
-@pytest.mark.parametrize("module", ["core", "images", "data", "prediction", "evaluation", "calibration"])
+@pytest.mark.parametrize("module", ["core", "images", "data", "prediction", "evaluation", "calibration", "measures", "decision", "abstention", "promises",
+                                    "seeds", "shift", "batch", "report", "sweep", "summary", "reproduce"])
 def test_no_torch_outside_training(module):
     code = f"import sys, cxr_study.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

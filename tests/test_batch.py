@@ -1,0 +1,238 @@
+"""Sweeps as a person runs them, on a study of three small notebooks: killed, resumed, shared out, refused, repeated."""
+import contextlib, json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import nbformat, pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from conftest import COMMAND, ROOT, bare
+from cxr_study.core import Run
+
+DATA = ('dataset = "phantom"  # Data set\nseed = 0  # Seed\nimages = 40  # How many', '''
+run = Run(run_dir).begin('02_data', dataset=dataset, seed=seed, images=images)
+rng = np.random.default_rng(seed)
+half = images//2
+run.write('split.csv', pd.DataFrame(dict(image_id=[f"i{i}" for i in range(images)], patient_id=[f"p{i//2}" for i in range(images)],
+                                         split=['val']*half + ['test']*(images - half), label=[0, 1]*half)))
+run.write('data.json', dict(counts={}))
+run.finish(data=dict(dataset=dataset, counts=dict(val=dict(all=half), test=dict(all=images - half))), synthetic=True)''')
+TRAINING = ('arch = "plain"  # Network\nlr = 0.1  # Learning rate\npause = 0.3  # Seconds of work\nbreak_at = 0.0  # Fail at this rate', '''
+run = Run(run_dir)
+table = run.read('split.csv')
+run.begin('04_fitting', arch=arch, lr=lr, pause=pause, break_at=break_at)
+time.sleep(pause)
+assert lr != break_at, "the loss is not a number"
+noise = np.random.default_rng(len(table)).normal(size=len(table))
+run.write('predictions.csv', table.assign(logit=4*(table.label - .5) + noise*(1 - lr)))
+run.finish()''')
+EVALUATION = ('point = "half"  # Operating point', '''
+run = Run(run_dir)
+report = evaluate_table(read_predictions(run.path('predictions.csv')), replicates=50)
+run.begin('06_evaluating', point=point)
+run.write('metrics.json', report)
+run.write('point.json', point)
+run.finish()''')
+IMPORTS = dict(DATA="import numpy as np, pandas as pd\n", TRAINING="import time\nimport numpy as np\n",
+               EVALUATION="from cxr_study.evaluation import evaluate_table\nfrom cxr_study.prediction import read_predictions\n")
+STAGES = {'02_data': ('DATA', DATA), '04_fitting': ('TRAINING', TRAINING), '06_evaluating': ('EVALUATION', EVALUATION)}
+
+
+def project_of(tmp_path):
+    "A project of three quick notebooks; what is returned calls the command line in it"
+    project = tmp_path/"project"
+    (project/"nbs").mkdir(parents=True); (project/"settings.ini").touch()
+    for name, (kind, (parameters, code)) in STAGES.items():
+        cells = [new_code_cell(IMPORTS[kind] + "from cxr_study.core import Run"),
+                 new_code_cell('run_dir = "."  # Folder\n' + parameters, metadata=dict(tags=["parameters"])), new_code_cell("#| slow" + code)]
+        nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), project/f"nbs/{name}.ipynb")
+
+    def call(*args, expect=0, runs=tmp_path/"runs", start=False, **kwargs):
+        how = dict(cwd=project, env=bare(tmp_path) | dict(CXR_RUNS=str(runs)), text=True)
+        if start: return subprocess.Popen([COMMAND, *map(str, args)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how)
+        done = subprocess.run([COMMAND, *map(str, args)], capture_output=True, timeout=300, **how)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done
+    call.folder, call.project, call.runs = tmp_path, project, tmp_path/"runs"
+    return call
+
+
+@pytest.fixture
+def study(tmp_path): return project_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "The folder of runs of a sweep of four that nothing disturbed"
+    study = project_of(tmp_path_factory.mktemp("undisturbed"))
+    study("sweep", sweep_file(study), "--jobs", 2, "--threads", 1)
+    return study.runs
+
+
+def sweep_file(study, text="parameters: {dataset: phantom}\ngrid:\n  lr: [0.1, 0.2]\n  point: [half, youden]\n"):
+    (study.project/"sweep.yaml").write_text(text)
+    return "sweep.yaml"
+
+
+def state(runs):
+    "What a folder of runs holds, byte for byte but for times: run -> its tables and JSON files, and its manifest"
+    found = {}
+    for path in sorted(Path(runs).glob("*/manifest.json")):
+        run = Run(path.parent)
+        stages = {n: {k: v for k, v in e.items() if k not in ("seconds", "finished", "key")} if n == "report" else {k: v for k, v in e.items() if k not in ("seconds", "finished")}
+                  for n, e in run.manifest["stages"].items()}
+        files = {n: run.path(n).read_bytes() for n in run.manifest["artefacts"] if n.endswith((".csv", ".json"))}
+        found[run.folder.name] = files, dict(run.manifest, stages=stages, artefacts=sorted(run.manifest["artefacts"]))
+    return found
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "waited in vain"
+        time.sleep(.05)
+
+
+def finished(runs):
+    "Manifests of the runs that have their report -> when they were written"
+    return {p: p.stat().st_mtime_ns for p in sorted(Path(runs).glob("*/manifest.json")) if json.loads(p.read_text())["stages"].get("report", {}).get("key")}
+
+
+def test_a_sweep_that_is_killed_and_resumed_ends_as_an_undisturbed_one(study, undisturbed):
+    file = sweep_file(study)
+    process = study("sweep", file, "--jobs", 1, "--threads", 1, start=True)
+    wait_for(lambda: len(finished(study.runs)) >= 2)
+    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    before = finished(study.runs)
+    assert 2 <= len(before) < 4
+    done = study("sweep", file, "--jobs", 1, "--threads", 1, "--json")
+    assert [r["status"] for r in json.loads(done.stdout)["runs"]] == ["done"]*4
+    assert before.items() <= finished(study.runs).items(), "finished runs were written again"
+    assert state(study.runs) == state(undisturbed)
+    page = (study.runs/"sweeps/sweep/index.html").read_text()
+    assert page.count("report.html") == 4 and "http" not in page and "SYNTHETIC" in page
+
+
+def test_stages_are_shared_and_a_finished_run_is_never_repeated(study):
+    file = sweep_file(study, "grid: {point: [half, youden, third]}\n")
+    plan = json.loads(study("sweep", file, "--dry-run", "--json").stdout)
+    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [("02_data", 1), ("04_fitting", 1), ("06_evaluating", 3)]
+    assert not list(study.runs.glob("*/manifest.json"))
+    study("sweep", file, "--jobs", 2)
+    trained = {Run(p.parent).manifest["stages"]["04_fitting"]["finished"] for p in study.runs.glob("*/manifest.json")}
+    assert len(trained) == 1
+    before = {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")}
+    study("sweep", sweep_file(study, "name: other\ngrid: {point: [youden, third]}\n"), "--jobs", 1)
+    assert {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")} == before
+
+
+def test_a_failed_run_keeps_its_notebook_and_does_not_stop_the_others(study):
+    file = sweep_file(study, "parameters: {break_at: 0.2}\ngrid: {lr: [0.1, 0.2]}\n")
+    done = study("sweep", file, "--jobs", 1, "--json", expect=1)
+    results = json.loads(done.stdout)["runs"]
+    assert [r["status"] for r in results] == ["done", "failed"] and "the loss is not a number" in results[1]["error"]
+    notebook = nbformat.read(study.runs/results[1]["run"]/"notebooks/04_fitting.ipynb", 4)
+    assert any(o.get("ename") == "AssertionError" for c in notebook.cells for o in c.get("outputs", []))
+    assert "failed" in (study.runs/"sweeps/sweep/index.html").read_text()
+
+
+def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, undisturbed):
+    pytest.importorskip("distributed")
+    file, port = sweep_file(study), 18786 + os.getpid() % 1000
+    environment = bare(study.folder) | dict(CXR_RUNS=str(study.runs), DASK_DISTRIBUTED__WORKER__DAEMON="False")
+    start = lambda *args: subprocess.Popen([sys.executable, "-m", "distributed.cli." + args[0], *args[1:]], cwd=study.project, env=environment,
+                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    address = f"tcp://127.0.0.1:{port}"
+    cluster = [start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
+    try:
+        cluster += [start("dask_worker", address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny") for _ in range(2)]
+        from distributed import Client
+        with Client(address, timeout=60) as client: client.wait_for_workers(2, timeout=60)
+        sweep = study("sweep", file, "--scheduler", address, "--threads", 1, start=True)
+        wait_for(lambda: list(study.runs.glob("*/notebooks/04_fitting.ipynb")))
+        os.killpg(cluster[1].pid, signal.SIGKILL)
+        assert sweep.wait(timeout=200) == 0
+        refused = study("sweep", sweep_file(study), "--scheduler", address, expect=2, runs=Path("/proc/nowhere"))
+        assert "/proc/nowhere cannot be written to" in refused.stderr
+    finally:
+        for process in cluster:
+            with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
+    predictions = lambda runs: {p.parent.name: p.read_bytes() for p in Path(runs).glob("*/predictions.csv")}
+    assert len(predictions(study.runs)) == 4 and predictions(study.runs) == predictions(undisturbed)
+
+
+@pytest.mark.parametrize("text, line, says", [
+    ("parameters:\n  dataset: phantom\ngrid:\n  lrr: [0.1]\n", 4, "did you mean 'lr'"),
+    ("grid:\n  lr: [0.1,\n       ten]\n", 3, "should be of type float"),
+    ("parameters:\n  seed: -1\n", 2, "seed=-1 must be at least 0"),
+    ("parameters:\n\n  dataset: /lost/images\n", 3, "/lost/images"),
+    ("grid: {lr: [0.1]}\nreference: {lr: 0.5}\n", 2, "no run of this sweep is the reference"),
+    ("grid: [1]\n", 1, "name: value"),
+    ("grid:\n  lr: [0.1\n", 3, "not YAML"),
+    ("parameters:\n  seed: 1\n  seed: 2\n", 3, "given twice")])
+def test_a_sweep_that_cannot_work_is_refused_with_its_line(study, text, line, says):
+    done = study("sweep", sweep_file(study, text), expect=2)
+    assert f"sweep.yaml, line {line}:" in done.stderr and says in done.stderr and "Traceback" not in done.stderr
+    assert not study.runs.exists()
+
+
+def test_a_read_only_folder_is_refused_before_the_first_run(study):
+    done = study("sweep", sweep_file(study), expect=2, runs=Path("/proc/runs"))
+    assert "/proc/runs cannot be written to" in done.stderr
+
+
+def test_an_edit_to_a_plot_does_not_invalidate_training(tmp_path):
+    "In the study's own notebooks: figures of evaluation and style are no part of training, its loop is"
+    for name in ("nbs", "cxr_study", "settings.ini"):
+        source = ROOT/name
+        shutil.copytree(source, tmp_path/name, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*")) if source.is_dir() else shutil.copy(source, tmp_path/name)
+    code = ("import json; from cxr_study.batch import check_parameters, stage_keys; "
+            "print(json.dumps({p.stem: k for p, (_, k) in stage_keys(check_parameters({}), inputs='x').items()}))")
+    def keys(): return json.loads(subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, check=True).stdout)
+    def edit(name, old, new):
+        path = tmp_path/name
+        assert old in path.read_text(), (name, old)
+        path.write_text(path.read_text().replace(old, new, 1))
+    def changed(): now = keys(); return {s for s in now if now[s] != before[s]}
+    before = keys()
+    edit("nbs/05b_figures.ipynb", "How well the images are ranked", "How they are ranked")
+    assert not changed()
+    edit("nbs/05b_figures.ipynb", "save_figure(run, 'figures/probabilities'", "save_figure(run, 'figures/probabilities_by_class'")
+    assert "05b_figures" in changed() and not {"02_data", "04_training", "05_evaluation"} & changed()
+    edit("cxr_study/figures.py", "def roc_figure(", "def roc_figure(unused,")
+    edit("cxr_study/audit.py", "def audit_page(", "def audit_page(unused,")
+    assert not {"02_data", "04_training", "05_evaluation"} & changed()
+    edit("cxr_study/images.py", "def decode(", "def decode(unused,")
+    assert {"02_data", "04_training"} <= changed()
+
+
+def test_a_run_is_reproduced_and_a_differing_package_is_named(study):
+    study("run", "--run-dir", study.runs/"one")
+    manifest = study.runs/"one/manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"numpy": "{__import__("numpy").__version__}"', '"numpy": "1.0.0"'))
+    done = study("reproduce", "one")
+    assert "numpy was 1.0.0 and is" in done.stdout and "identical  predictions.csv" in done.stdout
+    table = (study.runs/"one/predictions.csv").read_text().splitlines()
+    (study.runs/"one/predictions.csv").write_text('\n'.join(table[:-1] + [table[-1].rsplit(',', 1)[0] + ",0.125\n"]))
+    edited = json.loads(manifest.read_text()); edited["artefacts"]["predictions.csv"]["sha256"] = "0"*64; manifest.write_text(json.dumps(edited))
+    found = json.loads(study("reproduce", "one", "--json", expect=1).stdout)
+    assert not found["reproduced"] and next(r for r in found["artefacts"] if r["artefact"] == "predictions.csv")["words"].startswith("logit by up to")
+
+
+@pytest.mark.skipif(not list(ROOT.glob("results/*/seed0/predictions.csv")), reason="no published results in this checkout")
+def test_published_figures_follow_from_published_predictions(cli, tmp_path):
+    "Metrics and figures in under a minute, with torch made unavailable"
+    (tmp_path/"torch.py").write_text("raise ImportError('torch is not to be used here')")
+    started = time.time()
+    done = cli("reproduce", ROOT/"results/pneumoniamnist-resnet18/seed0", "--from-predictions", "--json", check=False, PYTHONPATH=str(tmp_path))
+    found = json.loads(done.stdout)
+    assert next(r for r in found["artefacts"] if r["artefact"] == "metrics.json")["verdict"] == "identical", found
+    print(f"recomputed in {time.time() - started:.0f} s")
+
+
+def test_summaries_and_completion(study, cli):
+    study("sweep", sweep_file(study, "grid: {lr: [0.1, 0.2], seed: [0, 1]}\nreference: {lr: 0.1}\n"), "--jobs", 2)
+    done = study("summarise", study.runs, "--out", study.folder/"out", "--reference", "lr=0.1", "--json")
+    found = json.loads(done.stdout)
+    assert found["best"] in ("lr 0.1", "lr 0.2") and "lr 0.2 - lr 0.1:test.auc" in found["figures"]
+    assert {p.name for p in (study.folder/"out").iterdir()} == {"runs.csv", "runs.parquet", "arms.csv", "comparisons.csv", "summary.json", "index.html", "figures"}
+    assert "\x1b" not in done.stdout + done.stderr and "%|" not in done.stderr
+    assert "_CXR_STUDY_COMPLETE" in cli("completion", "zsh").stdout
+    assert "plain,sweep" in cli(_CXR_STUDY_COMPLETE="bash_complete", COMP_WORDS="cxr-study sw", COMP_CWORD="1").stdout
