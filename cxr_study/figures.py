@@ -125,7 +125,8 @@ def histogram_figure(table, split='test', point=HALF):
     for ax, name, mine, x, ha in zip(axes, CLASSES, (~s.label, s.label), (.98, .02), ('right', 'left')):
         sns.histplot(x=p[mine], bins=np.linspace(0, 1, 41), color=COLOURS[name], ax=ax, edgecolor='white', lw=.3)
         ax.axvline(point.threshold, color='black', lw=1, ls='--')
-        ax.text(x, .85, f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong", color=COLOURS[name], ha=ha, transform=ax.transAxes)
+        ax.text(x, .85, f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong", color=COLOURS[name], ha=ha, transform=ax.transAxes,
+                bbox=dict(facecolor='white', edgecolor='none', pad=1))
         ax.set(ylabel="Images", xlim=(0, 1))
     near = (np.abs(p - point.threshold) < .1).mean()
     axes[0].set_title(f"{near:.0%} of the images lie within 0.1 of the threshold")
