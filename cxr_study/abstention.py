@@ -103,4 +103,4 @@ def draw_risk(ax, s, colour, name):
     draws = [np.interp(grid, c, r) for w in resample(s, 200, 0) for c, r in zip(*risk_coverage(s, w))]
     ax.fill_between(grid, *np.quantile(draws, [.025, .975], axis=0), color=colour, alpha=.18, lw=0)
     ax.plot(covered[0], risk[0], color=colour)
-    ax.text(.03, .97 - .08*len(ax.texts), f"{name}: {risk[0, -1]:.3f} if all are answered", color=colour, va='top', transform=ax.transAxes)
+    ax.text(0, 1.02 + .08*len(ax.texts), f"{name}: {risk[0, -1]:.3f} if all are answered", color=colour, transform=ax.transAxes)

@@ -17,7 +17,7 @@ import numpy as np
 from .core import StudyError
 from .evaluation import counts, entry, jackknife, quote, rates, resample, scored, second_opinions, undefined, why_undefined
 from .prediction import OperatingPoint, sigmoid
-from .style import COLOURS, MODELS, figure, label_line
+from .style import COLOURS, MODELS, figure
 
 # %% ../nbs/06c_decision.ipynb #164e52a5
 def between(scores, threshold):             # Numbers; one of them
@@ -39,10 +39,10 @@ def youden(val):                            # Table of predictions of the valida
     return best_of(val, lambda tp, fp: tp/sick - fp/(len(val) - sick))
 
 # %% ../nbs/06c_decision.ipynb #67c2a821
-def lower_bound(hits, n, confidence=.95):
+def lower_bound(hits, n, confidence=.95):   # Number or array; of how many
     "One-sided exact lower bound (Clopper and Pearson, 1934) of a proportion of which `hits` of `n` were seen"
     from scipy.stats import beta
-    return beta.ppf(1 - confidence, hits, n - hits + 1) if hits else 0.
+    return np.nan_to_num(beta.ppf(1 - confidence, hits, n - np.asarray(hits) + 1))
 
 # %% ../nbs/06c_decision.ipynb #53b3c8e0
 def keep_sensitivity(val, target=.98, confidence=.95):
@@ -50,8 +50,7 @@ def keep_sensitivity(val, target=.98, confidence=.95):
     sick = val[val.label == 1]
     p = np.sort(sigmoid(sick.logit))
     patients, n = sick.patient_id.nunique(), len(sick)
-    bounds = np.array([lower_bound((n - missed)*patients/n, patients, confidence) for missed in range(n)])
-    kept = np.flatnonzero(bounds >= target)
+    kept = np.flatnonzero(lower_bound((n - np.arange(n))*patients/n, patients, confidence) >= target)
     if len(kept): return between(sigmoid(val.logit), p[kept[-1]]), f"sensitivity at least {target} with {confidence:.0%} confidence on validation"
     return between(sigmoid(val.logit), p[int((1 - target)*n)]), f"sensitivity {target} on validation, too few pneumonias ({n}) for any confidence"
 
@@ -114,14 +113,16 @@ def net_benefit(s, weights,                 # `Scored`, logits calibrated; float
     rates = np.asarray(rates, float)
     called = (sigmoid(s.logit)[:, None] >= rates).astype(float)
     sick, well = (weights*s.label).sum(1, keepdims=True), (weights*~s.label).sum(1, keepdims=True)
-    hit, alarm = (weights*s.label) @ called/sick, (weights*~s.label) @ called/well
+    hit, alarm = (np.divide(w @ called, n, out=np.full((len(n), len(rates)), 0. if prevalence is None else np.nan), where=n > 0)
+                  for w, n in ((weights*s.label, sick), (weights*~s.label, well)))   # A class without images weighs nothing, or cannot be asked about
     share, odds = sick/(sick + well) if prevalence is None else np.full_like(sick, prevalence), rates/(1 - rates)
     return hit*share - alarm*(1 - share)*odds, share - (1 - share)*odds
 
 # %% ../nbs/06c_decision.ipynb #86d4d73b
 def standardised(s, weights, rate):         # As `net_benefit`; one threshold probability
-    "Net benefit as a share of the best possible, [replicates]"
-    return net_benefit(s, weights, [rate])[0][:, 0]/((weights*s.label).sum(1)/weights.sum(1))
+    "Net benefit as a share of the best possible, [replicates]; NaN where there is no pneumonia"
+    best = (weights*s.label).sum(1)/weights.sum(1)
+    return np.divide(net_benefit(s, weights, [rate])[0][:, 0], best, out=np.full(len(best), np.nan), where=best > 0)
 
 # %% ../nbs/06c_decision.ipynb #9b629737
 def number_needed(s, weights, rates=RATES):
@@ -132,9 +133,11 @@ def number_needed(s, weights, rates=RATES):
 
 # %% ../nbs/06c_decision.ipynb #971a796d
 def curve_bands(s, f, replicates=300, seed=0, level=.95, **kwargs):
-    "Lower and upper bound of `f(s, weights)` at each rate"
+    "Lower and upper bound of `f(s, weights)` at each rate; NaN where no replicate has a value"
     draws = np.concatenate([f(s, w, **kwargs) for w in resample(s, replicates, seed)])
-    return np.nanquantile(draws, [(1 - level)/2, (1 + level)/2], axis=0)
+    found, known = np.full((2, draws.shape[1]), np.nan), ~np.isnan(draws).all(0)
+    found[:, known] = np.nanquantile(draws[:, known], [(1 - level)/2, (1 + level)/2], axis=0)
+    return found
 
 # %% ../nbs/06c_decision.ipynb #8248e154
 def draw_decision(ax, s, colour, prevalence=None):
@@ -144,7 +147,7 @@ def draw_decision(ax, s, colour, prevalence=None):
     ax.plot(RATES, model, color=colour)
     ax.plot(RATES, everybody, color=COLOURS['chance'], ls='--', lw=1.2)
     ax.axhline(0, color=COLOURS['chance'], lw=1)
-    ax.set(ylim=(-.05, max(model.max(), everybody[0])*1.15), xlim=(0, 1), xlabel="Threshold probability")
+    ax.set(ylim=(-.05, max(model.max(), everybody[0], .05)*1.15), xlim=(0, 1), xlabel="Threshold probability")
     return (model > np.maximum(everybody, 0) + 1e-9).mean()
 
 # %% ../nbs/06c_decision.ipynb #7cb853b8
@@ -153,17 +156,17 @@ def decision_figure(tables,                 # Name of a panel -> table of predic
     "Decision curves with bands, and the number needed to evaluate"
     fig, axes = figure(len(tables) + 1, width='wide', height=3.)
     better = {}
-    for (name, table), ax, colour in zip(tables.items(), axes, MODELS):
+    for i, ((name, table), ax) in enumerate(zip(tables.items(), axes)):
+        colour = COLOURS.get(name, MODELS[i])
         better[name] = draw_decision(ax, s := scored(table, split), colour)
         ax.set_title(name, weight='normal')
         needed = number_needed(s, s.ones)[0]
         axes[-1].plot(RATES, needed, color=colour)
         axes[-1].fill_between(RATES, *curve_bands(s, number_needed), color=colour, alpha=.2, lw=0)
-        label_line(axes[-1], .4, needed[39] + .012, name, colour, va='bottom')
-    axes[0].set_ylabel("Net benefit")
-    axes[0].text(.03, .16, "dashed: treat all; grey: none", size=8, color='#555555', transform=axes[0].transAxes)
+        axes[-1].text(.97, .97 - .08*i, name, color=colour, ha='right', va='top', transform=axes[-1].transAxes)
+    axes[0].set_ylabel("Net benefit\n(dashed: treat all; grey: treat none)")
     for ax in axes: ax.axvline(1/(1 + cost), color='black', lw=.8, ls=':')
     axes[-1].set(xlabel="Threshold probability", xlim=(0, 1))
-    axes[-1].set_title("Alarms for each pneumonia found", weight='normal')
-    fig.suptitle(f"Better than treating all or none at {' and '.join(f'{v:.0%} of the thresholds ({k})' for k, v in better.items())}", x=.01, ha='left', weight='bold', size=10)
+    axes[-1].set_title("Alarms per pneumonia found", weight='normal')
+    fig.suptitle(f"Better than treating all or none at {' and '.join(f'{v:.0%} ({k})' for k, v in better.items())} of the thresholds", x=.01, ha='left', weight='bold', size=10)
     return fig

@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/measures.html.md"""
 __all__ = ['BINS', 'SLOW', 'FEW', 'WHY', 'NAMES', 'recalibration', 'equal_mass', 'in_bins', 'gaps', 'ece', 'folded',
            'ece_debiased', 'ece_sweep', 'mirrored', 'classwise_ece', 'top_label_ece', 'mce', 'ici', 'observed_expected',
            'spiegelhalter', 'fast', 'measure', 'measure_table', 'corp', 'consistency', 'draw_reliability',
-           'reliability_figure']
+           'reliability_figure', 'draw_classes']
 
 # %% ../nbs/06b_measures.ipynb #ae3ac662
 import numpy as np
@@ -110,13 +110,13 @@ def mce(s, weights): return np.abs(gaps(s, weights, equal_mass(s))[1]).max(1)
 
 # %% ../nbs/06b_measures.ipynb #9d86c987
 def ici(s, weights):
-    "Integrated calibration index: mean distance of the probability from the lowess curve, [replicates]"
+    "Integrated calibration index: mean distance of the probability from the lowess curve, [replicates]; NaN where too many probabilities are equal"
     from statsmodels.nonparametric.smoothers_lowess import lowess
     p = sigmoid(s.logit)
     def one(w):
         x, y = np.repeat(p, w.astype(int)), np.repeat(s.label, w.astype(int))
         return np.abs(lowess(y, x, frac=.75, it=0, delta=.01, return_sorted=False) - x).mean()
-    return np.array([one(w) for w in weights])
+    with np.errstate(invalid='ignore'): return np.array([one(w) for w in weights])
 
 # %% ../nbs/06b_measures.ipynb #1c933a47
 def observed_expected(s, weights): return (weights @ s.label)/(weights @ sigmoid(s.logit))
@@ -140,7 +140,7 @@ def fast(s, weights):
                 observed_expected=observed_expected(s, weights), **loss, **brier_parts(loss['brier'], *curve(s, weights)))
 
 SLOW, FEW = dict(ece_sweep=ece_sweep, ici=ici), 100           # Measures with a loop, and the replicates they get
-WHY = dict(slope="the score separates the classes, or ranks nothing", intercept="there are images of one class only")
+WHY = dict(slope="the score separates the classes, or ranks nothing", intercept="there are images of one class only", ici="too many probabilities are equal")
 
 # %% ../nbs/06b_measures.ipynb #a91c9407
 def measure(table, split='test', replicates=1000, seed=0, level=.95):
@@ -186,15 +186,14 @@ def consistency(s, replicates=300, seed=0, level=.95):
     return np.quantile(drawn, [(1 - level)/2, (1 + level)/2], axis=0)
 
 # %% ../nbs/06b_measures.ipynb #2aba999f
-def draw_reliability(ax, s, colour=COLOURS['test'], name=None):
+def draw_reliability(ax, s, colour=COLOURS['test']):
     "One reliability curve with its consistency band; returns the share of the images whose curve lies outside"
     lower, upper = consistency(s)
     p, y = sigmoid(s.logit), corp(s, s.label)
     ax.fill_between(p, lower, upper, color=COLOURS['chance'], alpha=.3, lw=0)
     ax.plot([0, 1], [0, 1], color=COLOURS['chance'], lw=1, ls=':')
     ax.plot(p, y, color=colour)
-    if name: ax.text(.03, .97, name, color=colour, va='top', transform=ax.transAxes)
-    ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel="Probability of pneumonia", aspect='equal')
+    ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01))
     return ((y < lower - 1e-9) | (y > upper + 1e-9)).mean()
 
 # %% ../nbs/06b_measures.ipynb #89aab2d3
@@ -202,16 +201,21 @@ def reliability_figure(tables,              # Name of a panel -> table of predic
                        split='test'):
     "Reliability curves with consistency bands, and histograms of each class below"
     fig, axes = figure(len(tables), 2, width='wide', height=1.9, sharex=True, squeeze=False, gridspec_kw=dict(height_ratios=[3, 1]))
-    worst = {}
+    outside = {}
     for (name, table), top, bottom in zip(tables.items(), *axes):
-        worst[name] = draw_reliability(top, s := scored(table, split))
-        top.set_title(f"{name}\ndebiased ECE {ece_debiased(s, s.ones)[0]:.3f}", weight='normal')
-        top.set_xlabel('')
-        for label, mine in zip(CLASSES, (~s.label, s.label)):
-            bottom.hist(sigmoid(s.logit[mine]), np.linspace(0, 1, 41), color=COLOURS[label], alpha=.6, label=label)
-        bottom.set(yscale='log', xlabel="Probability of pneumonia")
+        outside[name] = draw_reliability(top, s := scored(table, split))
+        top.set_title(f"{name}\ndebiased ECE {ece_debiased(s, s.ones)[0]:.3f}, {outside[name]:.0%} outside", weight='normal')
+        draw_classes(bottom, s)
     axes[0, 0].set_ylabel("Share with pneumonia")
     axes[1, 0].set_ylabel("Images")
-    axes[1, -1].legend(fontsize=7.5)
-    fig.suptitle(f"Curve outside the band of a calibrated score: {', '.join(f'{v:.0%}' for v in worst.values())} of the images", x=.01, ha='left', weight='bold', size=10)
+    worst = max(outside, key=outside.get)
+    fig.suptitle(f"{worst}: {outside[worst]:.0%} of the images lie outside the band of a calibrated score", x=.01, ha='left', weight='bold', size=10)
     return fig
+
+def draw_classes(ax, s):
+    "Histogram of the probabilities of each class, the classes named above it"
+    for k, mine in enumerate((~s.label, s.label)):
+        ax.hist(sigmoid(s.logit[mine]), np.linspace(0, 1, 41), color=COLOURS[CLASSES[k]], alpha=.6)
+        ax.text(k, 1.02, CLASSES[k], color=COLOURS[CLASSES[k]], ha='right' if k else 'left', size=7.5, transform=ax.transAxes)
+    ax.set(yscale='log', xlabel="Probability of pneumonia")
+    ax.set_ylim(.7, max(ax.get_ylim()[1], 20))

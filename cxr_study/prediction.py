@@ -40,8 +40,8 @@ def problems(table):                        # DataFrame
 
 def shared_patients(table):
     "Patients who stand in more than one split"
-    splits = table.groupby('patient_id').split.nunique()
-    return splits.index[splits > 1]
+    pairs = table[['patient_id', 'split']].drop_duplicates()
+    return pairs.patient_id[pairs.patient_id.duplicated()]
 
 # %% ../nbs/03_prediction.ipynb #4276c623
 def check_predictions(table,                # DataFrame

@@ -192,10 +192,19 @@ def test_operating_points_need_both_classes_and_say_so():
     with pytest.raises(StudyError, match="both classes"): pr.fit_calibration(DEGENERATE['one class'], replicates=10)
 
 
-@pytest.mark.parametrize('wrong, says', [(dict(kind='plat'), "choose auto"), (dict(in_use='best'), "choose half"), (dict(alpha=0.), "conformal_alpha"),
-                                         (dict(cost=-1.), "cost_of_miss")])
+@pytest.mark.parametrize('wrong, says', [(dict(kind='plat'), "^calibrator=plat .*choose auto"), (dict(in_use='best'), "^operating_point=best .*choose half"), (dict(alpha=0.), "^conformal_alpha=0"),
+                                         (dict(cost=-1.), "^cost_of_miss=-1"), (dict(replicates=0), "^promise_replicates=0")])
 def test_wrong_parameters_name_the_choices(wrong, says):
-    with pytest.raises(StudyError, match=says): pr.fit_calibration(few, replicates=10, **wrong)
+    with pytest.raises(StudyError, match=says): pr.fit_calibration(few, **dict(replicates=10) | wrong)
+
+
+@pytest.mark.parametrize('rows', [lambda t: t[t.label == 1], lambda t: t[t.label == 0], lambda t: t.head(2), lambda t: t.assign(logit=0.)], ids=['sick', 'healthy', 'two', 'ties'])
+def test_a_test_split_of_any_kind_gives_promises_figures_and_strict_json(rows):
+    val, test = drawn(300, seed=1), rows(drawn(100, seed=2, split='test'))
+    calibration, _ = pr.fit_calibration(val, replicates=20)
+    found = pr.promised_and_got(calibration, pd.concat([val, test]), replicates=20)
+    json.dumps([found, me.measure(test, replicates=20)], allow_nan=False, default=float)
+    for figure in (pr.plot_promises(found), de.decision_figure(dict(test=test)), me.reliability_figure(dict(test=test))): figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize('kind', list(CURVES))
