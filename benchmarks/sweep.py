@@ -8,24 +8,29 @@ from pathlib import Path
 from cxr_study.core import Run, cache_folder
 
 COMMAND, FOLDER = str(Path(sys.executable).parent/"cxr-study"), cache_folder()/"sweep"
-SWEEP = """parameters: {dataset: phantom, limit: 120, size: 32, arch: test_resnet, epochs: 2, replicates: 100, promise_replicates: 100}
+SWEEP = """parameters: {dataset: phantom, limit: 120, size: 32, arch: test_resnet, epochs: 1, replicates: 100, promise_replicates: 100}
 grid:
-  seed: [0, 1, 2]
+  seed: [0, 1]
   lr: [1e-3, 2e-3]
-  operating_point: [half, youden]
+  operating_point: [half, youden, sensitivity_0.95]
 """
 
 
 def start(runs, *args, log=None):
     "Start the sweep into a folder of runs"
     FOLDER.mkdir(parents=True, exist_ok=True); (FOLDER/"sweep.yaml").write_text(SWEEP)
-    return subprocess.Popen([COMMAND, "sweep", FOLDER/"sweep.yaml", "--threads", "1", *args], env=os.environ | dict(CXR_RUNS=str(FOLDER/runs), CXR_CACHE=str(FOLDER/"cache")),
+    return subprocess.Popen([COMMAND, "sweep", FOLDER/"sweep.yaml", "--threads", "1", *args], env=os.environ | dict(CXR_RUNS=str(FOLDER/runs), CXR_CACHE=str(FOLDER/f"{runs}-cache")),
                             start_new_session=True, stdout=open(FOLDER/f"{runs}.log", "a"), stderr=subprocess.STDOUT)
+
+
+def clear(runs):
+    "No runs, and no images decoded before"
+    for folder in (runs, f"{runs}-cache"): shutil.rmtree(FOLDER/folder, ignore_errors=True)
 
 
 def fresh(runs, *args):
     "Seconds of the sweep into an empty folder"
-    shutil.rmtree(FOLDER/runs, ignore_errors=True)
+    clear(runs)
     began = time.time()
     assert start(runs, *args).wait() == 0, f"see {FOLDER/runs}.log"
     return time.time() - began
@@ -49,14 +54,13 @@ def reports(runs): return {p.parent.name: p.stat().st_mtime_ns for p in (FOLDER/
 
 
 def workers():
-    fresh("warm", "--jobs", "1") if not (FOLDER/"cache").exists() else None
     one, two = fresh("one", "--jobs", "1"), fresh("two", "--jobs", "2")
     print(f"one worker {one:.0f} s, two workers {two:.0f} s: {two/one:.2f}; differing files: {differing(state('one'), state('two')) or 'none'}")
 
 
 def kill():
     if not reports("one"): fresh("one", "--jobs", "1")
-    shutil.rmtree(FOLDER/"killed", ignore_errors=True)
+    clear("killed")
     process = start("killed", "--jobs", "1")
     while len(reports("killed")) < 6 and process.poll() is None: time.sleep(.1)
     os.killpg(process.pid, signal.SIGKILL); process.wait()
@@ -68,8 +72,8 @@ def kill():
 
 def dask():
     if not reports("one"): fresh("one", "--jobs", "1")
-    shutil.rmtree(FOLDER/"dask", ignore_errors=True)
-    environment = os.environ | dict(CXR_RUNS=str(FOLDER/"dask"), CXR_CACHE=str(FOLDER/"cache"))
+    clear("dask")
+    environment = os.environ | dict(CXR_RUNS=str(FOLDER/"dask"), CXR_CACHE=str(FOLDER/"dask-cache"))
     run = lambda *args: subprocess.Popen([sys.executable, "-m", *args], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     cluster = [run("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "18786", "--no-dashboard")]
     cluster += [run("distributed.cli.dask_worker", "tcp://127.0.0.1:18786", "--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny") for _ in range(2)]

@@ -134,10 +134,10 @@ def parse_version(path, version): return parse(Path(path).read_text())
 def house_modules(tree, found=None):        # Syntax tree; module -> tree so far
     "Module name -> syntax tree of every module of this library that is imported here, directly or not"
     found = {} if found is None else found
-    for node in ast.walk(tree):
-        name = node.module.removeprefix('cxr_study.') if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('cxr_study.') else None
+    imported = [n.module.removeprefix('cxr_study.') for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('cxr_study.')]
+    for name in dict.fromkeys(imported):
         path = Path(importlib.util.find_spec('cxr_study').origin).parent/f'{name}.py'
-        if name and name not in found and path.is_file():
+        if name not in found and path.is_file():
             found[name] = parse_version(str(path), path.stat().st_mtime_ns)
             house_modules(found[name], found)
     return found
@@ -401,9 +401,9 @@ def name_in(message, values):
     "The parameter that a message speaks of, or None"
     return next((n for n in values if re.match(rf"{n}\s*=", str(message))), 'arch' if 'architecture' in str(message) else None)
 
-def ask_modules(values):
+def ask_modules(values, paths=None):        # Complete parameters; stages to ask, default: all
     "Let every stage's module that has a `check_choices` check the values"
-    for path in stages():
+    for path in stages() if paths is None else paths:
         file = Path(importlib.util.find_spec('cxr_study').origin).parent/f"{path.stem.split('_', 1)[1]}.py"
         if file.is_file() and 'def check_choices' in file.read_text():
             try: importlib.import_module(f'cxr_study.{file.stem}').check_choices(values)

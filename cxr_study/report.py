@@ -16,14 +16,14 @@ import base64, html
 from pathlib import Path
 
 from .core import Run, StudyError, digest, sha256
-from .batch import all_parameters, check_writable, reads_from, run_stages, stages, take_over
+from .batch import all_parameters, ask_modules, check_parameters, check_writable, reads_from, run_stages, stages, take_over
 from .evaluation import quote, title
 
 # %% ../nbs/10b_report.ipynb #3bd142c8
 STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1.2rem;color:#1b1b1b;background:#fff}
 h1{font-size:1.7rem;margin-bottom:.3rem}h2{margin-top:2.4rem;border-bottom:2px solid #0072b2;padding-bottom:.2rem;font-size:1.25rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:.88rem}td,th{padding:.28rem .8rem .28rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #ddd;
-overflow-wrap:anywhere}figure{margin:1.2rem 0}.figures{display:flex;flex-wrap:wrap;gap:0 2rem}.figures figure{flex:1 1 100%}.figures figure.narrow{flex:0 1 calc(50% - 1rem)}img,svg{max-width:100%;height:auto}figcaption,.small{font-size:.85rem;color:#555}
+overflow-wrap:anywhere}th{overflow-wrap:normal}figure{margin:1.2rem 0}.figures{display:flex;flex-wrap:wrap;gap:0 2rem}.figures figure{flex:1 1 100%}.figures figure.narrow{flex:0 1 calc(50% - 1rem)}img,svg{max-width:100%;height:auto}figcaption,.small{font-size:.85rem;color:#555}
 .notice{padding:.5rem 1rem;border-left:4px solid #d55e00;background:#fdf3ec;margin:.6rem 0}.short{display:flex;flex-wrap:wrap;gap:1rem;margin:1.2rem 0}
 .short div{flex:1 1 11rem;padding:.7rem 1rem;background:#eef5fa;border-radius:4px}.short b{display:block;font-size:1.5rem}code{font-size:.85em;overflow-wrap:anywhere}
 @media print{body{max-width:none;font-size:11pt;margin:0}figure,tr,.short{break-inside:avoid}h2{break-after:avoid}a{color:inherit}}"""
@@ -254,6 +254,7 @@ def refit(run_folder, given,                # A finished run; parameters of the 
     known = all_parameters()
     values = {n: v for n, v in manifest['parameters'].items() if n in known and n not in given} | given
     mine = [p.stem for p in stages() if p.stem.startswith(first)]
+    ask_modules(check_parameters(values), [p for p in stages() if p.stem in mine])  # A slip must not cost the results that are there
     kept = {s: e['key'] for s, e in manifest['stages'].items() if 'key' in e and s not in depending(mine)}
     if target != source: copy_stages(source, target, kept, manifest)
     run = run_stages(target, values, known=kept, only={*kept, *mine, *(depending(mine) & set(manifest['stages']))}, say=say)

@@ -129,7 +129,7 @@ def is_reference(runs, reference):          # Seed -> `Run`; name -> value
 def comparisons(groups, reference, **settings):  # From `arms`; parameters of the reference arm, empty: the first
     "Rows (arm, reference, metric, value, lower, upper, p, p_holm)"
     base = next((arm for arm, runs in groups.items() if is_reference(runs, reference)), None)
-    if base is None: raise StudyError(f"No arm is the reference {reference}. The arms are: {'; '.join(groups)}.")
+    if base is None: raise StudyError(f"No arm is the reference {', '.join(f'{n}={v}' for n, v in reference.items())}. The arms are: {'; '.join(groups)}.")
     rows = []
     for arm, runs in groups.items():
         try: found = arm_difference(runs, groups[base], **settings) if arm != base else None

@@ -158,6 +158,7 @@ def describe(sweep, runs, jobs=1):
     lines += [f"  {r['stage']:18}{r['compute']:4} to compute, {r['shared']} shared, {r['finished']} finished before" for r in rows]
     known = [r['seconds'] for r in rows if r['seconds'] is not None]
     unknown = [r['stage'] for r in rows if r['seconds'] is None]
+    if len(unknown) == len(rows): return lines + ["No estimate yet: no stage ran here before"]
     return lines + [f"Estimate: {duration(sum(known)/jobs)} with {jobs} at a time" + (f", and {', '.join(unknown)}, which never ran here" if unknown else "")]
 
 # %% ../nbs/10c_sweep.ipynb #b80d11ba

@@ -5,6 +5,8 @@ import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from conftest import COMMAND, ROOT, bare
 from cxr_study.core import Run
+from cxr_study.reproduce import compare_runs, reproduced
+from cxr_study.sweep import SweepError, read_sweep
 
 DATA = ('dataset = "phantom"  # Data set\nseed = 0  # Seed\nimages = 40  # How many', '''
 run = Run(run_dir).begin('02_data', dataset=dataset, seed=seed, images=images)
@@ -111,15 +113,15 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_an_undisturbed_one(study, un
 
 
 def test_stages_are_shared_and_a_finished_run_is_never_repeated(study):
-    file = sweep_file(study, "grid: {point: [half, youden, third]}\n")
+    file = sweep_file(study, "grid: {point: [half, youden]}\n")
     plan = json.loads(study("sweep", file, "--dry-run", "--json").stdout)
-    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [("02_data", 1), ("04_fitting", 1), ("06_evaluating", 3)]
+    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [("02_data", 1), ("04_fitting", 1), ("06_evaluating", 2)]
     assert not list(study.runs.glob("*/manifest.json"))
     study("sweep", file, "--jobs", 2)
     trained = {Run(p.parent).manifest["stages"]["04_fitting"]["finished"] for p in study.runs.glob("*/manifest.json")}
     assert len(trained) == 1
     before = {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")}
-    study("sweep", sweep_file(study, "name: other\ngrid: {point: [youden, third]}\n"), "--jobs", 1)
+    study("sweep", sweep_file(study, "name: other\ngrid: {point: [youden]}\n"), "--jobs", 1)
     assert {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")} == before
 
 
@@ -167,9 +169,15 @@ def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, 
     ("grid: [1]\n", 1, "name: value"),
     ("grid:\n  lr: [0.1\n", 3, "not YAML"),
     ("parameters:\n  seed: 1\n  seed: 2\n", 3, "given twice")])
-def test_a_sweep_that_cannot_work_is_refused_with_its_line(study, text, line, says):
-    done = study("sweep", sweep_file(study, text), expect=2)
-    assert f"sweep.yaml, line {line}:" in done.stderr and says in done.stderr and "Traceback" not in done.stderr
+def test_a_sweep_that_cannot_work_is_refused_with_its_line(study, monkeypatch, text, line, says):
+    monkeypatch.chdir(study.project)
+    with pytest.raises(SweepError) as refused: read_sweep(sweep_file(study, text))
+    assert f"sweep.yaml, line {line}:" in str(refused.value) and says in str(refused.value)
+
+
+def test_the_command_says_all_mistakes_at_once_and_starts_nothing(study):
+    done = study("sweep", sweep_file(study, "parameters:\n  seed: -1\ngrid:\n  lr: [0.1,\n       ten]\n"), expect=2)
+    assert "sweep.yaml, line 2: seed=-1" in done.stderr and "Traceback" not in done.stderr
     assert not study.runs.exists()
 
 
@@ -195,10 +203,10 @@ def test_an_edit_to_a_plot_does_not_invalidate_training(tmp_path):
     edit("nbs/05b_figures.ipynb", "How well the images are ranked", "How they are ranked")
     assert not changed()
     edit("nbs/05b_figures.ipynb", "save_figure(run, 'figures/probabilities'", "save_figure(run, 'figures/probabilities_by_class'")
-    assert "05b_figures" in changed() and not {"02_data", "04_training", "05_evaluation"} & changed()
     edit("cxr_study/figures.py", "def roc_figure(", "def roc_figure(unused,")
     edit("cxr_study/audit.py", "def audit_page(", "def audit_page(unused,")
-    assert not {"02_data", "04_training", "05_evaluation"} & changed()
+    now = changed()
+    assert "05b_figures" in now and not {"02_data", "04_training", "05_evaluation"} & now
     edit("cxr_study/images.py", "def decode(", "def decode(unused,")
     assert {"02_data", "04_training"} <= changed()
 
@@ -212,8 +220,8 @@ def test_a_run_is_reproduced_and_a_differing_package_is_named(study):
     table = (study.runs/"one/predictions.csv").read_text().splitlines()
     (study.runs/"one/predictions.csv").write_text('\n'.join(table[:-1] + [table[-1].rsplit(',', 1)[0] + ",0.125\n"]))
     edited = json.loads(manifest.read_text()); edited["artefacts"]["predictions.csv"]["sha256"] = "0"*64; manifest.write_text(json.dumps(edited))
-    found = json.loads(study("reproduce", "one", "--json", expect=1).stdout)
-    assert not found["reproduced"] and next(r for r in found["artefacts"] if r["artefact"] == "predictions.csv")["words"].startswith("logit by up to")
+    rows = compare_runs(Run(study.runs/"one", verify=False), Run(study.runs/"reproduced/one"))
+    assert not reproduced(rows) and next(r for r in rows if r["artefact"] == "predictions.csv")["words"].startswith("logit by up to")
 
 
 @pytest.mark.skipif(not list(ROOT.glob("results/*/seed0/predictions.csv")), reason="no published results in this checkout")
@@ -227,12 +235,14 @@ def test_published_figures_follow_from_published_predictions(cli, tmp_path):
     print(f"recomputed in {time.time() - started:.0f} s")
 
 
-def test_summaries_and_completion(study, cli):
-    study("sweep", sweep_file(study, "grid: {lr: [0.1, 0.2], seed: [0, 1]}\nreference: {lr: 0.1}\n"), "--jobs", 2)
-    done = study("summarise", study.runs, "--out", study.folder/"out", "--reference", "lr=0.1", "--json")
+def test_a_summary_of_runs(undisturbed, study):
+    done = study("summarise", undisturbed, "--out", study.folder/"out", "--reference", "lr=0.1", "--reference", "point=half", "--json", "--replicates", 100)
     found = json.loads(done.stdout)
-    assert found["best"] in ("lr 0.1", "lr 0.2") and "lr 0.2 - lr 0.1:test.auc" in found["figures"]
+    assert found["best"].startswith("lr 0.") and "lr 0.2, point half - lr 0.1, point half:test.auc" in found["figures"]
     assert {p.name for p in (study.folder/"out").iterdir()} == {"runs.csv", "runs.parquet", "arms.csv", "comparisons.csv", "summary.json", "index.html", "figures"}
     assert "\x1b" not in done.stdout + done.stderr and "%|" not in done.stderr
+
+
+def test_the_shell_completes(cli):
     assert "_CXR_STUDY_COMPLETE" in cli("completion", "zsh").stdout
     assert "plain,sweep" in cli(_CXR_STUDY_COMPLETE="bash_complete", COMP_WORDS="cxr-study sw", COMP_CWORD="1").stdout
