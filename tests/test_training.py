@@ -52,12 +52,12 @@ def start(data, folder):
 def test_killed_and_resumed(data, tmp_path):
     "Killed at random moments until it ends, training leaves the weights of a training that nobody disturbed"
     (tmp_path/'whole').mkdir(); (tmp_path/'killed').mkdir()
-    began, whole = time.time(), start(data, tmp_path/'whole')
+    whole, began = start(data, tmp_path/'whole'), time.time()
     assert whole.wait(120) == 0
     length, rng, kills = time.time() - began, random.Random(0), 0
     while not (tmp_path/'killed/w.pt').exists():
         process = start(data, tmp_path/'killed')
-        try: process.wait(rng.uniform(.05, .5)*length if kills < 3 else 120)
+        try: process.wait(rng.uniform(.1, .6)*length if kills < 3 else 120)
         except subprocess.TimeoutExpired: process.send_signal(signal.SIGKILL); process.wait(); kills += 1
     a, b = (torch.load(tmp_path/name/'w.pt', weights_only=True) for name in ('whole', 'killed'))
     assert kills and all(torch.equal(a[k], b[k]) for k in a)
