@@ -7,17 +7,18 @@ Docs: https://cxr-study.github.io/cxr_study/reproduce.html.md"""
 # %% auto #0
 __all__ = ['TIMES', 'COMPARE', 'HEAVY', 'CLOSE', 'RESULTS', 'far_apart', 'compare_tables', 'leaves', 'compare_json',
            'compare_pictures', 'compare_weights', 'compare_files', 'changed_versions', 'changed_code',
-           'changed_machine', 'parameters_of', 'compare_runs', 'rerun', 'imports', 'is_light', 'from_predictions',
-           'recompute', 'copy', 'reproduced', 'reproduce']
+           'changed_machine', 'as_then', 'parameters_of', 'compare_runs', 'rerun', 'imports', 'is_light',
+           'from_predictions', 'recompute', 'copy', 'reproduced', 'reproduce']
 
 # %% ../nbs/10e_reproduce.ipynb #00a6beae
-import ast, json, os, shutil
+import ast, json, shutil
 from pathlib import Path
 
 import numpy as np
 
 from .core import Run, StudyError, runs_folder, sha256, versions
 from .batch import all_parameters, check_parameters, check_run, check_writable, house_modules, mentioned, parse, read_notebook, reads_from, run_stages, stage_keys, stages, study_cells
+from .sweep import THREADS, environment
 
 # %% ../nbs/10e_reproduce.ipynb #a8fa7b04
 TIMES = {'images_per_second', 'seconds', 'finished', 'started', 'elapsed'}
@@ -92,11 +93,14 @@ def changed_code(manifest, keys):           # Of the old run; stage -> key now
     return [f"the code of {', '.join(changed)} has changed since"] if changed else []
 
 def changed_machine(manifest):
-    "A sentence if the run was computed on other hardware or with another number of threads"
+    "A sentence if the run was computed on a GPU"
     then = manifest['stages'].get('04_training', {}).get('hardware', {})
-    threads = int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count())
-    found = [f"threads were {then['threads']} and are {threads} (set OMP_NUM_THREADS={then['threads']})"] if then.get('threads', threads) != threads else []
-    return found + ([f"it was trained on {then['device']}"] if then.get('device', 'cpu') != 'cpu' else [])
+    return [f"it was trained on {then['device']}"] if then.get('device', 'cpu') != 'cpu' else []
+
+def as_then(manifest):
+    "Environment variables that give torch the number of threads with which the run was trained, since it decides the last digits"
+    threads = manifest['stages'].get('04_training', {}).get('hardware', {}).get('threads')
+    return dict.fromkeys(THREADS, str(threads)) if threads else {}
 
 # %% ../nbs/10e_reproduce.ipynb #f7e0f874
 def parameters_of(manifest):
@@ -118,7 +122,7 @@ def rerun(old, out, say=print):             # `Run`; folder
     keys = {p.stem: key for p, (_, key) in stage_keys(values, inputs=inputs).items()}
     notes += changed_versions(old.manifest) + changed_code(old.manifest, keys) + changed_machine(old.manifest)
     for note in notes: say(f"Note: {note}.")
-    new = run_stages(out, values, inputs=inputs, force='0', reuse=False, say=say)
+    with environment(**as_then(old.manifest)): new = run_stages(out, values, inputs=inputs, force='0', reuse=False, say=say)
     return compare_runs(old, new, {p.stem for p in stages()}), notes
 
 # %% ../nbs/10e_reproduce.ipynb #27415fbd

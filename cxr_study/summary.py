@@ -90,9 +90,10 @@ def arm_table(groups, measures=SHOWN):      # From `arms`
 
 # %% ../nbs/10d_summary.ipynb #1df68ca1
 def best_arm(means, metric='auc'):          # From `arm_table`
-    "The arm with the highest validation mean of `metric`"
+    "The arm with the highest validation mean of `metric`; None if several share it"
     on_val = means[(means.split == 'val') & (means.metric == metric)]
-    return on_val.loc[on_val.value.idxmax(), 'arm'] if len(on_val) else None
+    highest = on_val.arm[on_val.value == on_val.value.max()]
+    return highest.iloc[0] if len(highest) == 1 else None
 
 # %% ../nbs/10d_summary.ipynb #9d1fef19
 def table_of(run): return read_predictions(run.path('predictions.csv'))
@@ -250,7 +251,7 @@ def summarise(paths, out,                   # Folders of runs; where to write
     for n, fig in figures.items():
         with atomic_write(out/f'figures/{n}.png') as f: fig.savefig(f, format='png', dpi=130, bbox_inches='tight', metadata=dict(Software=None))
     pictures = ''.join(picture(out/f'figures/{n}.png', CAPTIONS[n]) for n in figures)
-    body = (f"<p>{len(runs)} runs in {len(groups)} arms. Best by validation: <b>{escape(best)}</b>. No arm was chosen by the test.</p>"
+    body = (f"<p>{len(runs)} runs in {len(groups)} arms. Best by validation: <b>{escape(best or 'no arm alone')}</b>. No arm was chosen by the test.</p>"
             f"<h2>Arms</h2>{arms_table(means, best)}{differences_table(compared)}{pictures}<h2>Runs</h2>{runs_table(runs, varied(runs) + ['seed'], out.resolve(), results)}")
     with atomic_write(out/'index.html') as f: f.write_text(page(name, body, [NOTICE] + [SYNTHETIC]*synthetic))
     with atomic_write(out/'summary.json') as f: f.write_text(to_json(dict(schema=1, best=best, synthetic=synthetic, runs=list(runs), figures=quotable(means, compared)), indent=1))
