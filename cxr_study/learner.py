@@ -101,7 +101,7 @@ def has_bf16(device):
     return device.type == 'cpu' and bool(torch.cpu.get_capabilities().get('avx512_bf16'))
 
 def bf16_pays(model, device):
-    "Whether bfloat16 is the faster arithmetic for `model` on `device`"
+    "Whether `auto` uses bfloat16 for `model` on `device`"
     grouped = any(getattr(m, 'groups', 1) > 1 for m in model.modules())
     return has_bf16(device) and (device.type == 'cuda' or not grouped)
 
