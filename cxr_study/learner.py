@@ -6,11 +6,11 @@ Docs: https://cxr-study.github.io/cxr_study/learner.html.md"""
 
 # %% auto #0
 __all__ = ['CHOICES', 'LEAST', 'BELOW', 'Recipe', 'check_recipe', 'recipe_of', 'Loss', 'has_bf16', 'bf16_pays', 'BFloat16',
-           'mixed_precision', 'SeedEpochs', 'plain', 'Average', 'Keeper', 'numbers', 'groups', 'rates', 'callbacks',
-           'make_learner', 'fit', 'out_of_memory']
+           'mixed_precision', 'keep_freed_memory', 'SeedEpochs', 'plain', 'Average', 'Keeper', 'numbers', 'groups',
+           'rates', 'callbacks', 'make_learner', 'fit', 'out_of_memory']
 
 # %% ../nbs/03d_learner.ipynb #aa6a78a0
-import dataclasses, random, sys, time
+import ctypes, dataclasses, random, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -118,6 +118,13 @@ def mixed_precision(precision, model, device):  # `auto`, `bf16` or `fp32`
     "The callbacks that train `model` in the precision asked for on `device`"
     if precision == 'bf16' or precision == 'auto' and bf16_pays(model, device): return [BFloat16()]
     return [MixedPrecision()] if precision == 'auto' and device.type == 'cuda' and not has_bf16(device) else []
+
+# %% ../nbs/03d_learner.ipynb #64daf543
+def keep_freed_memory():
+    "From now on this process keeps freed memory for itself; False where the C library has no `mallopt`"
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    max_mapped, trim_above = -4, -1         # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    return bool(mallopt and mallopt(max_mapped, 0) and mallopt(trim_above, 2**31 - 1))
 
 # %% ../nbs/03d_learner.ipynb #600cca6c
 class SeedEpochs(Callback):
@@ -238,6 +245,7 @@ def callbacks(recipe, model, device):
 
 def make_learner(dls, model, recipe=Recipe()):
     "A fastai `Learner` of the recipe: channels last, fused AdamW, cross-entropy and AUC on validation after each epoch"
+    keep_freed_memory()
     flat = dict(flatten=True, to_np=False)
     metrics = [AccumMetric(lambda logit, y: float(cross_entropy(torch.Tensor(logit).float(), torch.Tensor(y).float())), name='valid_loss', **flat),
                AccumMetric(lambda logit, y: roc_auc_score(y, logit) if logit.isfinite().all() else np.nan, name='valid_auc', **flat)]

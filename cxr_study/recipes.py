@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['stressed', 'Cell', 'run_cell', 'compare', 'mean_interval', 'ranking', 'plot_ranking', 'one_at_a_time',
-           'some_patients', 'real_images', 'together']
+           'some_patients', 'real_images', 'together', 'choice']
 
 # %% ../nbs/04b_recipes.ipynb #47613bf0
 import dataclasses, sys, tempfile, time
@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from scipy.stats import t as student
 from sklearn.metrics import log_loss, roc_auc_score
 
-from .core import atomic_write
+from .core import atomic_write, to_json
 from .style import COLOURS, figure
 from .prediction import sigmoid
 from .batches import STRESS, stress_tables
@@ -140,3 +140,10 @@ def together(cells, order):                 # Cells of one change each; their `r
         default = getattr(base.training.recipe, kind, getattr(base.spec, kind, None))
         return type(default)(value)
     return base.differing(**{k: typed(k, v) for k, v in changes.items()}) if changes else base
+
+# %% ../nbs/04b_recipes.ipynb #6204665e
+def choice(results, file):                  # From `compare`
+    "Write the ranking and the cell with the lowest mean loss under stress as JSON; returns that cell's name"
+    order = ranking(results)
+    with atomic_write(file) as f: f.write_text(to_json(dict(measure='stress_loss', split='val', chosen=order.cell[0], cells=order.to_dict('records'))))
+    return order.cell[0]
