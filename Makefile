@@ -13,8 +13,8 @@ study: $(BIN)/.installed   ## run the whole study and print where the report is 
 	$(BIN)/cxr-study run $(ARGS)
 
 test: $(BIN)/.installed    ## test the notebooks, then the whole system
-	$(BIN)/nbdev-test --do-print --n-workers 2
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --do-print --n-workers 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lab: $(BIN)/.installed     ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
