@@ -7,7 +7,7 @@ Docs: https://cxr-study.github.io/cxr_study/cli.html.md"""
 # %% auto #0
 __all__ = ['json_option', 'FOLDER', 'COLUMNS', 'Group', 'raise_exit', 'talk', 'answer', 'main', 'options_of', 'RunCommand',
            'CalibrateCommand', 'RunPath', 'run', 'calibrate', 'sweep', 'summarise_sweep', 'summarise', 'reproduce',
-           'completion', 'column_options', 'evaluate', 'audit']
+           'card', 'completion', 'column_options', 'evaluate', 'audit']
 
 # %% ../nbs/11_cli.ipynb #17df8ce3
 import functools, json, os, sys
@@ -218,6 +218,20 @@ def reproduce(path, predictions, out, as_json):
     say("Reproduced: predictions and metrics are the same." if found['reproduced'] else "Not reproduced: the results differ.")
     answer(found, as_json)
     if not found['reproduced']: raise click.exceptions.Exit(1)
+
+# %% ../nbs/11_cli.ipynb #1c75e825
+@main.command()
+@click.argument('path', metavar='RUN', type=RunPath())
+@click.option('--out', type=click.Path(path_type=Path, dir_okay=False), help="File to write; default: MODEL_CARD.md in the run")
+def card(path, out):
+    """Write the model card of a run: use, data, figures with intervals, promises, subgroups, limits.
+
+    \b
+    cxr-study card runs/my-run
+    cxr-study card results/pneumoniamnist-resnet18/seed0 --out card.md
+    """
+    from cxr_study.card import write_card
+    click.echo(f"Model card: {write_card(path, out)}")
 
 # %% ../nbs/11_cli.ipynb #3f726986
 @main.command()
