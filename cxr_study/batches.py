@@ -6,13 +6,15 @@ Docs: https://cxr-study.github.io/cxr_study/batches.html.md"""
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'STRESS', 'ImageRows', 'BatchLoader', 'BalancedLoader', 'Drawn', 'gamma', 'noise', 'blur', 'equalise',
-           'erase', 'affine', 'lighting', 'exposure', 'stress_tables', 'at_hand', 'need_classes', 'dataloaders']
+           'erase', 'along', 'grid_lines', 'detector_rows', 'mesh', 'grain', 'scatter', 'motion', 'sharpen',
+           'few_levels', 'affine', 'lighting', 'exposure', 'stress_tables', 'at_hand', 'need_classes', 'dataloaders']
 
 # %% ../nbs/03c_batches.ipynb #3455271d
 from contextlib import contextmanager
 
 import numpy as np, torch
 from fastcore.basics import patch
+from torch.nn.functional import avg_pool2d, interpolate, pad
 from torchvision.transforms.v2.functional import equalize, gaussian_blur
 from fastai.vision.all import (Category, DataLoaders, IntToFloatTensor, RandTransform, TensorCategory, TensorImage, TensorImageBW, TfmdDL, aug_transforms,
                                default_device)
@@ -109,6 +111,53 @@ def erase(x, amount):
     return torch.where(inside, x.mean((-2, -1), keepdim=True), x)
 
 # %% ../nbs/03c_batches.ipynb #ad18578f
+def along(x):                               # [B, 1, H, W]
+    "Coordinates 0, 1, 2, ... along the rows or the columns, by chance"
+    n = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
+    return n.view(1, 1, 1, -1) if torch.rand(()) < .5 else n.view(1, 1, -1, 1)
+
+def grid_lines(x, amount):                  # Amount: their depth, white is 1
+    "The shadow of an anti-scatter grid: stripes of a random pitch"
+    pitch, phase = 2 + 6*torch.rand(2, len(x), 1, 1, 1, device=x.device)
+    return x + amount*torch.sin(2*torch.pi*(along(x)/pitch + phase))
+
+# %% ../nbs/03c_batches.ipynb #53a6972a
+def detector_rows(x, amount):
+    "Rows or columns of a detector that read too high or too low, deviation `amount`"
+    return x + amount*torch.randn_like(x.mean(-1 if torch.rand(()) < .5 else -2, keepdim=True))
+
+# %% ../nbs/03c_batches.ipynb #3515ec2c
+def mesh(x, cells):
+    "Smooth random fields of deviation about 1: `cells` x `cells` normal numbers, interpolated"
+    return interpolate(torch.randn(len(x), 1, cells, cells, device=x.device), size=x.shape[-2:], mode='bicubic', align_corners=False)
+
+def grain(x, amount):
+    "Grain that is coarser than a pixel: one and a half to four of them"
+    return x + amount*mesh(x, int(x.shape[-1]/(1.5 + 2.5*float(torch.rand(())))))
+
+def scatter(x, amount):
+    "Scattered radiation: brighter here, darker there, over a third of the film"
+    return x*(1 + amount*mesh(x, 4))
+
+# %% ../nbs/03c_batches.ipynb #6110bf91
+def motion(x, amount):
+    "A child that moved: the mean of 3 or 5 pixels along rows or columns, mixed in by the size of `amount`"
+    n = 3 if torch.rand(()) < .5 else 5
+    (h, w) = (n, 1) if torch.rand(()) < .5 else (1, n)
+    moved = avg_pool2d(pad(x, (w//2, w//2, h//2, h//2), mode='replicate'), (h, w), stride=1)
+    return torch.lerp(x, moved, amount.abs())
+
+# %% ../nbs/03c_batches.ipynb #939525df
+def sharpen(x, amount):
+    "A processing station: what differs from the mean of 3 x 3 pixels is raised by the size of `amount`"
+    return x + amount.abs()*(x - avg_pool2d(pad(x, (1, 1, 1, 1), mode='replicate'), 3, stride=1))
+
+def few_levels(x, amount):
+    "Too few grey levels, mixed in by the size of `amount`: 6 to 20"
+    n = 6 + 14*torch.rand(len(x), 1, 1, 1, device=x.device)
+    return torch.lerp(x, (x*n).round()/n, amount.abs())
+
+# %% ../nbs/03c_batches.ipynb #13e38a48
 def affine(): return aug_transforms(do_flip=False, max_rotate=10, max_zoom=1.15, max_warp=.1, max_lighting=0, p_affine=.75)
 def lighting(most): return aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=most, p_affine=0, p_lighting=.75)
 def exposure(): return [*lighting(.5), Drawn(gamma, .7)]
@@ -121,7 +170,9 @@ AUGMENTATIONS = {
     'texture': lambda: [*affine(), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3)],
     'equalise': lambda: [*affine(), *lighting(.3), Drawn(equalise, 1., .3)],
     'erase': lambda: [*affine(), *lighting(.3), Drawn(erase, .5)],
-    'shift': lambda: [*affine(), *exposure(), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3), Drawn(erase, .4, .3)]}
+    'shift': lambda: [*affine(), *exposure(), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3), Drawn(erase, .4, .3)],
+    'artefacts': lambda: [*AUGMENTATIONS['standard'](), Drawn(grid_lines, .08, .3), Drawn(detector_rows, .06, .3), Drawn(grain, .1, .5), Drawn(scatter, .3, .3),
+                          Drawn(motion, 1., .4), Drawn(sharpen, 2., .3), Drawn(few_levels, 1., .3), Drawn(equalise, .6, .2)]}
 
 # %% ../nbs/03c_batches.ipynb #e28997e7
 STRESS = {'plain': lambda x: x, 'darker': lambda x: x**1.6, 'brighter': lambda x: x**(1/1.6), 'flatter': lambda x: .5 + .6*(x - .5),

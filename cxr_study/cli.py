@@ -7,7 +7,7 @@ Docs: https://cxr-study.github.io/cxr_study/cli.html.md"""
 # %% auto #0
 __all__ = ['json_option', 'FOLDER', 'COLUMNS', 'Group', 'raise_exit', 'talk', 'answer', 'main', 'options_of', 'RunCommand',
            'CalibrateCommand', 'RunPath', 'run', 'calibrate', 'sweep', 'summarise_sweep', 'summarise', 'reproduce',
-           'card', 'completion', 'column_options', 'evaluate', 'audit']
+           'external', 'card', 'completion', 'column_options', 'evaluate', 'audit']
 
 # %% ../nbs/11_cli.ipynb #17df8ce3
 import functools, json, os, sys
@@ -218,6 +218,28 @@ def reproduce(path, predictions, out, as_json):
     say("Reproduced: predictions and metrics are the same." if found['reproduced'] else "Not reproduced: the results differ.")
     answer(found, as_json)
     if not found['reproduced']: raise click.exceptions.Exit(1)
+
+# %% ../nbs/11_cli.ipynb #392bd2a5
+@main.command()
+@click.argument('path', metavar='RUN', type=RunPath())
+@click.argument('dataset')
+@click.option('--positive', default='', help="Name of the positive class of your own data")
+@click.option('--replicates', default=1000, show_default=True, help="Bootstrap replicates of patients")
+@json_option
+def external(path, dataset, positive, replicates, as_json):
+    """Try a finished run on another data set: by view and age, with the run's own thresholds; writes external-DATASET.csv, .json and figures into the run.
+
+    \b
+    cxr-study external runs/my-run nih_chestxray14
+    cxr-study external my-run ~/my_hospital --positive sick
+    """
+    from cxr_study.external import external as try_elsewhere, external_summary
+    if not (path/'manifest.json').exists(): raise StudyError(f"{path} is not a run: it has no manifest.json.")
+    report, say = try_elsewhere(path, dataset, positive, replicates), talk(as_json)
+    say(external_summary(report).to_string())
+    kept = [r['kept'] for r in report['promises'] if r['kept'] is not None]
+    say(f"{report['dataset']} keeps {sum(kept)} of {len(kept)} promises that validation made. Written: {path}/external-{report['dataset']}.json")
+    answer(report, as_json)
 
 # %% ../nbs/11_cli.ipynb #1c75e825
 @main.command()

@@ -79,7 +79,7 @@ def seed_everything(seed):                  # Any whole number
 
 # %% ../nbs/00_core.ipynb #53215f02
 PACKAGES = ("cxr-study", "torch", "torchvision", "fastai", "timm", "numpy", "pandas", "scipy", "scikit-learn", "statsmodels", "pillow",
-            "pydicom", "pylibjpeg", "matplotlib", "seaborn", "papermill", "nbdev")
+            "pydicom", "pylibjpeg", "matplotlib", "seaborn", "papermill", "nbdev", "grad-cam", "captum", "scikit-image")
 
 def versions(packages=PACKAGES):
     "Installed version of each package; packages that are not installed are left out"
@@ -209,7 +209,7 @@ def finish(self: Run, **facts):             # Sections of the manifest to set, s
 # %% ../nbs/00_core.ipynb #0b718c4e
 WRITTEN_BY = {'split.csv': '02_data', 'data.json': '02_data', 'preprocess.json': '02_data', 'history.csv': '04_training',
               'model.json': '04_training', 'model.safetensors': '04_training', 'predictions.csv': '04_training',
-              'metrics.json': '05_evaluation', 'calibration.json': '06e_promises'}
+              'metrics.json': '05_evaluation', 'calibration.json': '06e_promises', 'familiarity.json': '08c_familiarity'}
 TABLES = {'split.csv': {'image_id': str, 'patient_id': str, 'split': str, 'label': 'int64'},
           'predictions.csv': {'image_id': str, 'patient_id': str, 'split': str, 'label': 'int64', 'logit': 'float64'},
           'history.csv': {'epoch': 'int64', 'train_loss': 'float64', 'valid_loss': 'float64'}}

@@ -134,7 +134,8 @@ CAPTIONS = dict(examples="Examples of each class and split", history="Training, 
                 metrics="Every metric with its interval", misclassified="The most confident errors, with their probabilities",
                 doubtful="Least certain images and suspected labels", subgroups="Error rates by subgroup", shift="How far the splits differ", flow="Flow of images",
                 promised_and_got="What validation promised (open) and what the test gave (filled)", reliability="Reliability: probability said and share found",
-                decision_curve="Net benefit of treating by this model", abstention="Abstention: what is left to people, and what errors remain")
+                decision_curve="Net benefit of treating by this model", abstention="Abstention: what is left to people, and what errors remain",
+                explanations="What raised the network's answer; attribution is not localisation", familiarity="How far images are from those it was trained on")
 
 def section_of(stage): return SECTIONS.get(stage[:3].rstrip('_')) or SECTIONS.get(stage[:2])
 
