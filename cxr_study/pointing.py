@@ -57,9 +57,9 @@ def fine_resnet(pretrained=False, **kwargs):
     return net
 
 # %% ../nbs/07c_pointing.ipynb #34700932
-def phantom_masks(table, rows, pixels):     # A split's table; `ImageSet.table`; side of the picture
+def phantom_masks(table, rows, pixels, seed=0):  # A split's table; `ImageSet.table`; side of the picture; seed of the phantoms
     "The masks of the opacities of these images: bool [N, pixels, pixels]"
-    return np.stack([draw_phantom(row, pixels=pixels)[1] for row in rows.iloc[table.row].itertuples()])
+    return np.stack([draw_phantom(row, seed, pixels)[1] for row in rows.iloc[table.row].itertuples()])
 
 # %% ../nbs/07c_pointing.ipynb #30cf6989
 def truth_figure(pictures, masks, maps, words):  # Of the same images; the finding
