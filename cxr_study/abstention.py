@@ -13,7 +13,7 @@ import numpy as np
 
 from .core import StudyError
 from .evaluation import effective_size, entry, resample, scored, undefined, wilson
-from .prediction import CLASSES, ConformalSets, sigmoid
+from .prediction import CLASSES, ConformalSets
 from .style import COLOURS, figure
 
 # %% ../nbs/06d_abstention.ipynb #902d2435

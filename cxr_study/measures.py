@@ -14,7 +14,7 @@ __all__ = ['BINS', 'SLOW', 'FEW', 'WHY', 'NAMES', 'recalibration', 'equal_mass',
 import numpy as np
 
 from .evaluation import BOOTSTRAPS, brier_parts, curve, entry, jackknife, losses, quote, resample, scored, undefined
-from .prediction import CLASSES, log_odds, sigmoid
+from .prediction import CLASSES, sigmoid
 from .style import COLOURS, figure
 
 # %% ../nbs/06b_measures.ipynb #948a5f26

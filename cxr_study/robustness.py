@@ -10,25 +10,23 @@ __all__ = ['SEVERITIES', 'CORRUPTIONS', 'GREY', 'CHANGES', 'PUBLISHED_SIZE', 'AL
            'normal', 'gaussian_noise', 'speckle_noise', 'shot_noise', 'impulse_noise', 'corrupt', 'show_corruptions',
            'test_images', 'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration',
            'balanced_errors', 'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_grid',
-           'heat_map', 'worst_words', 'train_arm', 'find_runs', 'calibration_of', 'kept_logits', 'scores_table',
-           'difference', 'added_sentence', 'verdict_sentence']
+           'heat_map', 'worst_words', 'find_runs', 'calibration_of', 'kept_logits', 'scores_table', 'difference',
+           'added_sentence', 'verdict_sentence']
 
 # %% ../nbs/08_robustness.ipynb #0b102f1b
-import io, json, os, shutil, zlib
+import io, json, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from .core import Run, StudyError, atomic_write, runs_folder, to_json
 from .images import Preprocess, resize
-from .data import load_dataset, open_data, sample_patients
-from .networks import load_model, save_model
-from .learner import Recipe
-from .training import Training, predict_logits, predict_table, train
+from .data import load_dataset, sample_patients
+from .networks import load_model
+from .training import predict_logits
 from .evaluation import HALF, quote, resample, scored
 from .prediction import Calibration
 from .promises import fit_calibration
@@ -247,23 +245,6 @@ def worst_words(files):                     # Pairs from `read_logits`, one a se
     first, second = np.argsort(-rise)[:2]
     name = lambda i: f"{list(CORRUPTIONS)[i].replace('_', ' ')} ({rise[i]:+.3f})"
     return f"Balanced error; most is added by {name(first)}, then {name(second)}"
-
-# %% ../nbs/08_robustness.ipynb #674171de
-def train_arm(plain, folder, augment='artefacts', epochs=0, say=print, device=None):  # `Run` with a trained network; folder of the new run
-    "A `Run` like `plain`, trained with another augmentation; resumes if it was interrupted"
-    facts, asked, (images, table) = plain.read('model.json'), plain.manifest['parameters'], open_data(plain)
-    names = [n for n in Recipe.__dataclass_fields__ if n in asked]
-    recipe = Recipe(**{n: asked[n] for n in names} | dict(augment=augment, epochs=epochs or asked['epochs'])).resolved(facts['weights'] != 'none')
-    training, spec = Training(facts['arch'], facts['weights'], recipe, facts['seed']), Preprocess.from_dict(plain.read('preprocess.json'))
-    run = Run(folder).begin('02_data', **plain.manifest['stages']['02_data']['parameters'])
-    for name in ('split.csv', 'data.json', 'preprocess.json'): shutil.copy(plain.path(name), run.path(name)); run.add(name)
-    run.finish(data=plain.manifest['data'], synthetic=plain.manifest['synthetic'])
-    run.begin('04_training', **asked | dict(augment=augment, epochs=recipe.epochs))
-    model, history = train(training, images, table, spec, run.path('checkpoint.pt'), say, device)
-    run.write('history.csv', history); run.write('predictions.csv', predict_table(model, images, table))
-    save_model(run, model, arch=facts['arch'], weights=facts['weights'], seed=facts['seed'])
-    run.finish(); run.path('checkpoint.pt').unlink()
-    return run
 
 # %% ../nbs/08_robustness.ipynb #0c0e3c7e
 def find_runs(runs=None, **wanted):         # Folder of runs; parameters that a run must have

@@ -11,7 +11,7 @@ __all__ = ['GOAL_POINT', 'GOAL', 'WORDS', 'SIDES', 'published', 'together', 'sco
 # %% ../nbs/06f_seeds.ipynb #65bdac83
 import numpy as np
 
-from .calibration import FITS, fit, obstacle
+from .calibration import FITS, fit
 from .comparison import ensemble
 from .core import StudyError, root
 from .decision import POINTS, at_point

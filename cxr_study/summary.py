@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 
 from .core import Run, StudyError, atomic_write, root, to_json
 from .comparison import holm, p_value, paired
-from .evaluation import BOOTSTRAPS, HALF, bootstrap, collect, entry, jackknife, key, metrics, number, quote, scored, title
+from .evaluation import BOOTSTRAPS, HALF, bootstrap, collect, entry, jackknife, metrics, number, quote, scored, title
 from .figures import forest_axes
 from .prediction import read_predictions
 from .style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthetic

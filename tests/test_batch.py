@@ -177,7 +177,7 @@ def test_a_sweep_that_cannot_work_is_refused_with_its_line(study, monkeypatch, t
 
 def test_the_command_says_all_mistakes_at_once_and_starts_nothing(study):
     done = study("sweep", sweep_file(study, "parameters:\n  seed: -1\ngrid:\n  lr: [0.1,\n       ten]\n"), expect=2)
-    assert "sweep.yaml, line 2: seed=-1" in done.stderr and "Traceback" not in done.stderr
+    assert "sweep.yaml, line 2: seed=-1" in done.stderr and "sweep.yaml, line 5" in done.stderr and "Traceback" not in done.stderr
     assert not study.runs.exists()
 
 
