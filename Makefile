@@ -28,9 +28,12 @@ docs: $(BIN)/.installed    ## the site; needs Quarto
 hooks: $(BIN)/.installed   ## clean notebooks on save and merge
 	$(BIN)/nbdev-install-hooks
 
+LOCK = uv pip compile --quiet --refresh-package cxr-study --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+       --no-emit-find-links --no-annotate --no-header pyproject.toml
 lock:                      ## resolve the locked requirements again; needs uv
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --extra dev pyproject.toml -o requirements.lock
+	$(LOCK) --extra dev -o requirements.lock
+	$(LOCK) --extra serve -o requirements-serve.lock
+	$(LOCK) --extra evaluate -o requirements-evaluate.lock
 
 clean:                     ## remove runs and caches, keep the environment
 	rm -rf runs cache _docs _proc

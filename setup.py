@@ -5,8 +5,9 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 lines = lambda key: config["DEFAULT"][key].strip().splitlines()
-extras = {name: lines(f"{name}_requirements") for name in ("study", "cluster", "kaggle", "dev")}
-extras["dev"] += extras["study"] + extras["cluster"]
+extras = {name: lines(f"{name}_requirements") for name in ("serve", "evaluate", "study", "cluster", "kaggle", "dev")}
+extras["study"] += extras["evaluate"]
+extras["dev"] += extras["study"] + extras["cluster"] + extras["serve"]
 
-setup(packages=["cxr_study"], install_requires=lines("requirements"), extras_require=extras,
+setup(packages=["cxr_study"], package_data={"cxr_study": ["page/*"]}, install_requires=lines("requirements"), extras_require=extras,
       entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["cxr_study = cxr_study._modidx:d"]})

@@ -141,22 +141,24 @@ def shortcut_figure(each):                  # Run -> from `shortcut_rows`
     "Mean change of the logit within each class, and the share of decisions that flip, for each change and run"
     fig, axes = figure(2, width='wide', height=.5 + .5*len(CHANGES), sharey=True)
     for k, (name, rows) in enumerate(each.items()):
+        colour, label = MODELS[k % len(MODELS)], name.rsplit('-', 1)[0]  # Without the digest of the parameters
         for y, r in enumerate(rows):
             at = y + (k - (len(each) - 1)/2)*.8/len(each)
             for cls, shift in (('normal', -.06), ('pneumonia', .06)): draw_entry(axes[0], at + shift/len(each), r[cls], COLOURS[cls.upper()])
-            draw_entry(axes[1], at, r['flips'], MODELS[k % len(MODELS)])
+            draw_entry(axes[1], at, r['flips'], colour, None if y else label)
     axes[0].set(yticks=range(len(CHANGES)), yticklabels=list(CHANGES), xlabel="Change of the logit (blue: normal, red: pneumonia)")
-    axes[1].set(xlabel="Share of decisions that flip: " + ', '.join(each))
+    axes[1].set(xlabel="Share of decisions that flip")
     axes[0].axvline(0, color='grey', lw=1, ls=':'); axes[0].invert_yaxis()
+    fig.legend(loc='outside lower center', ncols=2, fontsize=8)
     most, change = max((r['flips']['value'], r['change']) for rows in each.values() for r in rows)
     fig.suptitle(f"{change[0].upper() + change[1:]}: flips most decisions, {most:.1%}", x=.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../nbs/07c_pointing.ipynb #6b5c8434
-def draw_entry(ax, y, e, colour):
+def draw_entry(ax, y, e, colour, label=None):
     "Value and interval of an entry"
     if e['lower'] is not None: ax.hlines(y, e['lower'], e['upper'], color=colour, lw=1.5)
-    ax.plot(e['value'], y, 'o', color=colour, ms=3.5)
+    ax.plot(e['value'], y, 'o', color=colour, ms=3.5, label=label)
 
 # %% ../nbs/07c_pointing.ipynb #02e92212
 def test_images(run):                       # A run whose images are at hand

@@ -24,11 +24,11 @@ RC = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.
 
 # %% ../nbs/00b_style.ipynb #e9da70ed
 def small_png(fig):
-    "PNG of a figure in 64 colours, for display in a notebook"
+    "PNG of a figure in 256 colours, for display in a notebook"
     from PIL import Image
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format='png', dpi=90, bbox_inches='tight')
-    Image.open(full).convert('RGB').quantize(64, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
+    Image.open(full).convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
     return small.getvalue()
 
 def use_style():

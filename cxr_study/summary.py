@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .core import Run, StudyError, atomic_write, root, to_json
+from .core import NOTICE, Run, StudyError, atomic_write, root, to_json
 from .comparison import holm, p_value, paired
 from .evaluation import BOOTSTRAPS, HALF, bootstrap, collect, entry, jackknife, metrics, number, quote, scored, title
 from .figures import forest_axes
 from .prediction import read_predictions
 from .style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthetic
-from .report import NOTICE, SYNTHETIC, Html, escape, page, picture, table
+from .report import SYNTHETIC, Html, escape, page, picture, table
 
 # %% ../nbs/10d_summary.ipynb #888a5657
 def open_runs(paths):                       # Folders of runs, or folders that hold them

@@ -52,6 +52,10 @@ def test_notebooks_are_light():
     assert not heavy
 
 
+def test_every_notebook_is_in_the_sidebar():
+    assert sorted(re.findall(r"\w+\.ipynb", (ROOT/"_quarto.yml").read_text())) == sorted(p.name for p in (ROOT/"nbs").glob("*.ipynb"))
+
+
 def test_modules_import_only_from_lower_numbers():
     sources = {p.stem: p.read_text() for p in (ROOT/"nbs").glob("[0-9]*.ipynb")}
     order = {re.search(r"#\| default_exp (\w+)", text)[1]: stem for stem, text in sources.items() if "#| default_exp" in text}
@@ -61,7 +65,8 @@ def test_modules_import_only_from_lower_numbers():
 
 
 @pytest.mark.parametrize("module", ["core", "images", "data", "prediction", "evaluation", "calibration", "measures", "decision", "abstention", "promises",
-                                    "seeds", "shift", "batch", "report", "sweep", "summary", "reproduce", "card", "checklists"])
+                                    "seeds", "shift", "batch", "report", "sweep", "summary", "reproduce", "card", "checklists",
+                                    "serving", "bundle", "predictor", "dicomsr", "guard", "workers", "page", "inference", "service", "container"])
 def test_no_torch_outside_training(module):
     code = f"import sys, cxr_study.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

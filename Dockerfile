@@ -1,0 +1,44 @@
+# Two images of one file.
+#   docker build -t cxr-study .                        docker run --rm -p 8000:8000 cxr-study
+#   docker build --target evaluate -t cxr-evaluate .   docker run --rm -v $PWD/models:/models:ro -v $PWD/outputs:/outputs cxr-evaluate
+# The first prints an address with a token: whoever can reach a service can use it. Read-only: add --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# Packages are installed here, each checked against its hash, into an environment that itself has no pip. What the service never loads is left out: a second copy of ONNX Runtime for C programs,
+# its tools, decoders of picture formats that are refused anyway.
+FROM ${BASE_IMAGE} AS packages
+RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
+COPY requirements-serve.lock /
+RUN /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-cache-dir --require-hashes --only-binary :all: -r /requirements-serve.lock \
+ && cd /opt/venv/lib/python3*/site-packages \
+ && rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/capi/libonnxruntime.so.* numpy/_core/include \
+           PIL/_avif* PIL/_webp* PIL/_imagingft* pillow.libs/libavif* pillow.libs/libwebp* pillow.libs/libfreetype* pillow.libs/libharfbuzz* pillow.libs/libbrotli* \
+ && python3 -c "import json, pathlib; [f.write_text(json.dumps(json.loads(f.read_text()), separators=(',', ':'))) for f in pathlib.Path('highdicom/_standard').glob('*.json')]" \
+ && find . -name '*.pyi' -delete && find . -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+
+FROM packages AS packages-evaluate
+COPY requirements-evaluate.lock /
+RUN /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-cache-dir --require-hashes --only-binary :all: -r /requirements-evaluate.lock
+
+# What both images share: the library as it is, no build, a user of its own.
+FROM ${BASE_IMAGE} AS library
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin cxr && mkdir -m 777 /outputs /models
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1 CXR_CACHE=/tmp/cxr-cache MPLCONFIGDIR=/tmp/matplotlib
+WORKDIR /app
+COPY settings.ini /app/
+COPY cxr_study /app/cxr_study
+RUN python3 -m compileall -q /app/cxr_study && printf '#!/opt/venv/bin/python\nfrom cxr_study.cli import main\nmain()\n' > /usr/local/bin/cxr-study && chmod 755 /usr/local/bin/cxr-study
+
+FROM library AS evaluate
+COPY --from=packages-evaluate /opt/venv /opt/venv
+USER 10001
+CMD ["cxr-study", "evaluate-bundle", "/models", "--out", "/outputs"]
+
+FROM library AS serve
+COPY --from=packages /opt/venv /opt/venv
+COPY models /app/models
+USER 10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=3s --start-period=10s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+CMD ["cxr-study", "serve", "--host", "0.0.0.0"]
