@@ -263,6 +263,7 @@ def decode_dicom(content, at_least=None, limits=Limits()):
     "Grey levels of a DICOM radiograph: modality, value of interest, presentation"
     try:
         ds = read_dicom(content, limits)
+        if ds.pixel_array.ndim != 2: raise DicomRefused("Its pixel data is longer than one picture of its rows and columns. Export it again.")
         shown = brightness(*modality(ds.pixel_array, ds), ds)
         inverted = ds.PhotometricInterpretation == 'MONOCHROME1' or ds.get('PresentationLUTShape') == 'INVERSE'
         return to_grey(1 - shown if inverted else shown, 0, 1)
