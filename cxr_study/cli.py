@@ -291,7 +291,7 @@ def evaluate(paths, out, use_split, replicates, **columns):
     \b
     cxr-study evaluate runs/my-run
     cxr-study evaluate theirs.csv --label-column truth --probability-column score
-    cxr-study evaluate results/*/seed* --out comparison
+    cxr-study evaluate results --out comparison      # every predictions.csv below a folder
     """
     from cxr_study.reporting import evaluate as evaluate_tables
     table, notes = evaluate_tables(paths, out, split=use_split, replicates=replicates, **columns)

@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/reporting.html.md"""
 
 # %% auto #0
 __all__ = ['MEDMNIST', 'STYLE', 'NOT_A_DEVICE', 'MARK', 'OPTIONS', 'logit_of', 'labels_of', 'read_csv', 'complete',
-           'medmnist_labels', 'read_medmnist', 'write_medmnist', 'read_any', 'short_names', 'images_near',
+           'medmnist_labels', 'read_medmnist', 'write_medmnist', 'read_any', 'expanded', 'short_names', 'images_near',
            'write_figures', 'html_report', 'flat', 'side_by_side', 'is_synthetic', 'the_split', 'start_report',
            'between_models', 'evaluate', 'finish_report', 'quoted', 'fill', 'prose', 'stale', 'unmarked']
 
@@ -123,6 +123,12 @@ def read_any(path, **columns):              # A run, MedMNIST's file or any csv 
     with open(path) as f: header = f.readline().strip().split(',')
     return read_predictions(path) if set(COLUMNS) <= set(header) and not any(columns.values()) else read_csv(path, **columns)
 
+# %% ../nbs/05e_reporting.ipynb #8e294ef8
+def expanded(paths):
+    "The paths, with a folder of several runs replaced by the predictions that lie anywhere below it"
+    def below(p): return sorted(p.glob('**/predictions.csv')) if p.is_dir() and not (p/'predictions.csv').is_file() else []
+    return [f for p in map(Path, paths) for f in below(p) or [p]]
+
 # %% ../nbs/05e_reporting.ipynb #d34f3645
 def short_names(paths):
     "A short name for each path: as many of its last parts as are needed to tell them apart"
@@ -235,6 +241,7 @@ def evaluate(paths, out,                    # Tables of predictions (see `read_a
              replicates=2000, seed=0, method='bca_t', prevalences=(.05, .1, .3),
              **columns):                    # Names of the columns of a foreign csv, see `read_csv`
     "Evaluate one or many tables into a folder (metrics.json, figures, report.html, outputs); returns (table for people, notes)"
+    paths = expanded(paths)
     names = short_names(paths)
     tables = {n: read_any(p, **columns) for n, p in zip(names, paths)}
     split, settings = the_split(tables, split), dict(replicates=replicates, seed=seed, method=method)

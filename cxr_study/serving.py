@@ -52,10 +52,11 @@ def wait_ready(running, path, seconds):
     return running
 
 def stop(running, seconds=40.):
-    "End the service with SIGTERM; kill it if it has not ended in time"
+    "End the service with SIGTERM; kill it if it has not ended in time, and whatever it has started and left behind"
     if running.process.poll() is None: running.process.send_signal(signal.SIGTERM)
     try: running.process.wait(seconds)
     except subprocess.TimeoutExpired: running.process.kill(); running.process.wait()
+    with contextlib.suppress(ProcessLookupError): os.killpg(running.process.pid, signal.SIGKILL)
 
 # %% ../nbs/09_serving.ipynb #f7dbd89e
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ def running(bundle=None,                    # Folder of a bundle; None: the one 
     command = [c.format(port=port) for c in command] if command else [sys.executable, '-c', CODE, json.dumps(said)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder)/'log'
-        with open(log, 'w') as sink: process = subprocess.Popen(command, stdout=sink, stderr=sink)
+        with open(log, 'w') as sink: process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
         started = Running(f"http://127.0.0.1:{port}", process, log, 0.)
         try: yield wait_ready(started, path, seconds)
         finally: stop(started)
