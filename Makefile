@@ -21,6 +21,7 @@ lab: $(BIN)/.installed     ## open the notebooks in JupyterLab
 
 readme: $(BIN)/.installed  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	sed -i.bak 's#](headline.png)#](nbs/headline.png)#' README.md && rm README.md.bak
 
 docs: $(BIN)/.installed    ## the site; needs Quarto
 	$(BIN)/nbdev-docs

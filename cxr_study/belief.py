@@ -7,7 +7,8 @@ Docs: https://cxr-study.github.io/cxr_study/belief.html.md"""
 # %% auto #0
 __all__ = ['TESTS', 'SHARES', 'FRACTIONS', 'SHOWN', 'BELIEVED', 'spearman', 'similarity', 'floor', 'above_floor', 'randomised',
            'cascade', 'permuted', 'by_heart', 'marked', 'faithfulness', 'noisy', 'across_seeds', 'verdict', 'judged',
-           'belief_table', 'recommended', 'belief_figure', 'belief', 'trained_runs', 'called_pneumonia', 'seeds_figure']
+           'belief_table', 'belief_details', 'recommended', 'belief_sentence', 'belief_figure', 'belief',
+           'trained_runs', 'called_pneumonia', 'seeds_figure', 'same_children']
 
 # %% ../nbs/07b_belief.ipynb #7c79166c
 import copy, itertools, json
@@ -162,10 +163,24 @@ def belief_table(results):                  # Method -> test -> from `judged`
     def cell(test, r): return f"{quote(r['figures'][SHOWN[test]])} {'passed' if r['passed'] else 'FAILED'}"
     return pd.DataFrame({m: {t: cell(t, r) for t, r in tests.items()} for m, tests in results.items()}).T
 
+# %% ../nbs/07b_belief.ipynb #91385448
+def belief_details(results):                # Method -> test -> from `judged`
+    "A row for each method and test: every measure with its interval; similarities stand above the floor, except under `noise`"
+    rows = [dict(method=m, test=t) | {name: quote(e) for name, e in r['figures'].items()} | dict(passed=r['passed']) for m, tests in results.items() for t, r in tests.items()]
+    return pd.DataFrame(rows).fillna('').set_index(['method', 'test'])
+
 # %% ../nbs/07b_belief.ipynb #8c93be9d
 def recommended(results):
     "Name of the method that passes most tests; the most faithful of several"
     return max(results, key=lambda m: (sum(r['passed'] for r in results[m].values()), results[m]['faithful']['figures']['logits']['value']))
+
+# %% ../nbs/07b_belief.ipynb #0e0a0cf2
+def belief_sentence(results):
+    "What the recommended method passes and fails, in words derived from the figures"
+    name = recommended(results)
+    passed, failed = ([t for t, r in results[name].items() if r['passed'] == which] for which in (True, False))
+    return (f"Recommended: {name}. It passes {', '.join(passed) or 'no test'}" + (f", and FAILS {', '.join(failed)}" if failed else "")
+            + f". What it marks moves the answer by {quote(results[name]['faithful']['figures']['logits'], 2)} logits more than what a random map marks.")
 
 # %% ../nbs/07b_belief.ipynb #6d0472b3
 def belief_figure(found, patient_id, results):  # From `cascade`; patients; method -> test -> from `judged`
@@ -185,9 +200,8 @@ def belief_figure(found, patient_id, results):  # From `cascade`; patients; meth
         axes[1].hlines(y, e['lower'], e['upper'], color=colour, lw=2); axes[1].plot(e['value'], y, 'o', color=colour)
     axes[1].set(yticks=range(len(results)), yticklabels=list(results), xlabel="Logits: insertion less deletion, above RandomCAM")
     axes[1].axvline(0, color='grey', lw=1, ls=':'); axes[1].invert_yaxis()
-    blind = [m for m, steps in found.items() if np.mean(steps[0]['spearman']) > np.mean(steps[1]['spearman']) + .2]
-    better = [m for m, tests in results.items() if tests['faithful']['passed']]
-    axes[0].set_title(f"Blind to the head: {', '.join(blind) or 'none'}"); axes[1].set_title(f"Better than chance: {', '.join(better) or 'none'}")
+    blind, better = ([m for m, tests in results.items() if tests[t]['passed'] == which] for t, which in (('head', False), ('faithful', True)))
+    fig.suptitle(f"Blind to the head: {', '.join(blind) or 'none'}\nBetter than a random map: {', '.join(better) or 'none'}", x=.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../nbs/07b_belief.ipynb #302ff4e1
@@ -233,3 +247,10 @@ def seeds_figure(rows, pictures, models, method='CAM'):  # Rows of `answers`; ui
             line[k + 1].imshow(overlay(picture, heat)); line[k + 1].set_title(f"{value:.2f}", size=6.5, weight='normal', pad=2, loc='center')
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     return fig
+
+# %% ../nbs/07b_belief.ipynb #561fb464
+def same_children(runs, models, each=2):    # Runs of one data set, and their networks
+    "`seeds_figure` of the first `each` test images of each kind of answer of the first run"
+    (images, table), rows = open_data(runs[0]), answers(read_predictions(runs[0].path('predictions.csv')))
+    rows = rows.groupby('kind').head(each).sort_values('kind')
+    return seeds_figure(rows, images[rows.image_id.map(dict(zip(table.image_id, table.row)))], models)

@@ -22,10 +22,10 @@ from .promises import METRICS, calibrated, fit_calibration, promised_and_got, pr
 
 # %% ../nbs/06f_seeds.ipynb #820d379a
 def published(folder=None):                 # Default: the project's `results`
-    "Experiment -> seed -> table of predictions, of all that is published"
+    "Experiment -> seed -> table of predictions, of all that is published, runs of an earlier recipe (`-standard`) left out"
     found = {}
     for path in sorted((folder or root()/'results').glob('*/seed*/predictions.csv')):
-        found.setdefault(path.parents[1].name, {})[path.parent.name] = read_predictions(path)
+        if not path.parents[1].name.endswith('-standard'): found.setdefault(path.parents[1].name, {})[path.parent.name] = read_predictions(path)
     return found
 
 def together(tables):                       # Seed -> table of predictions

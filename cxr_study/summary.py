@@ -104,9 +104,10 @@ def arm_difference(one, other, split='test', replicates=1000, seed=0):  # Seed -
     "Every metric of `one` minus that of `other`: metric -> entry with `p`; None if they share no seed"
     both = sorted(set(one) & set(other))
     if not both: return None
-    pairs = [[scored(t) for t in paired(dict(a=table_of(one[s]), b=table_of(other[s])), split).values()] for s in both]
+    aligned = [paired(dict(a=table_of(one[s]), b=table_of(other[s])), split) for s in both]
+    pairs = [[scored(t) for t in tables.values()] for tables in aligned]
     each = [{k: metrics(a, a.ones, HALF)[k][0] - v[0] for k, v in metrics(b, b.ones, HALF).items()} for a, b in pairs]
-    same = len({(tuple(a.patient), tuple(a.label)) for a, _ in pairs}) == 1
+    same = len({tuple(tables['a'][['image_id', 'patient_id', 'label']].itertuples(index=False)) for tables in aligned}) == 1
     if not same: return {k: over_arm([e[k] for e in each]) | dict(p=student_p([e[k] for e in each])) for k in each[0] if all(np.isfinite(e[k]) for e in each)}
     def minus(f): return {k: v - second[k] for first, second in [[mean_over([f(s) for s in arm]) for arm in zip(*pairs)]] for k, v in first.items()}
     with np.errstate(invalid='ignore'): draws, without = minus(lambda s: bootstrap(s, HALF, (), replicates, seed)), minus(lambda s: collect(s, jackknife(s), HALF))

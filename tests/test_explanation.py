@@ -11,7 +11,8 @@ from cxr_study.explanation import Inside, by_library, cam, explain, features, li
 from cxr_study.images import Preprocess
 from cxr_study.learner import Recipe
 from cxr_study.networks import Classifier, Ensemble, create_body
-from cxr_study.pointing import marker_test, planted
+from cxr_study import pointing
+from cxr_study.pointing import marker_test, moved, planted, steady
 from cxr_study.prediction import colours, evidence, heat_map
 from cxr_study.training import Training, predict_logits, train
 
@@ -91,3 +92,12 @@ def test_planted_marker(tmp_path):
     test = table[table.split == 'test']
     found = marker_test(model, images[test.row], test.label, test.patient_id, has_marker=True)
     assert found['inserted']['value'] >= .8 and found['removed']['value'] >= .8, found
+
+
+def test_steady_map(monkeypatch):
+    "Evidence that a network puts beside what it saw lies on it again after mirroring and shifting"
+    images = np.zeros((1, 64, 64), np.uint8)
+    images[0, 27:34, 17:24] = 200
+    monkeypatch.setattr(pointing, 'explain', lambda model, x, method: moved((x > 0).astype(np.float32), 0, 2))
+    down, right = np.unravel_index(steady(None, images).argmax(), (64, 64))
+    assert abs(down - 30) <= 1 and abs(right - 20) <= 1

@@ -1,5 +1,5 @@
 """The tree itself: notebooks, library, README and site belong together."""
-import re, shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -39,7 +39,7 @@ def test_docs_can_be_built_up_to_quarto(copy):
 def test_readme_is_the_index_notebook(copy):
     subprocess.run([tool("jupyter"), "nbconvert", "--log-level", "WARN", "--to", "markdown", "--output-dir", ".", "--output", "README", "nbs/index.ipynb"],
                    cwd=copy, check=True)
-    assert (copy/"README.md").read_text() == (ROOT/"README.md").read_text()
+    assert (copy/"README.md").read_text().replace("](headline.png)", "](nbs/headline.png)") == (ROOT/"README.md").read_text()
 
 
 def test_nbdev_test_is_a_command():
@@ -50,6 +50,13 @@ def test_nbdev_test_is_a_command():
 def test_notebooks_are_light():
     heavy = {p.name: p.stat().st_size//1024 for p in (ROOT/"nbs").glob("*.ipynb") if p.stat().st_size > 300*1024}
     assert not heavy
+
+
+def test_figures_have_alternative_texts():
+    cells = [(p.stem, cell) for p in (ROOT/"nbs").glob("*.ipynb") for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "code"]
+    pictured = [(name, cell) for name, cell in cells if any(mime.startswith("image/") for output in cell["outputs"] for mime in output.get("data", {}))]
+    assert len(pictured) > 50, "are the figures read?"
+    assert not [(name, cell["id"]) for name, cell in pictured if not re.search(r"^#\| fig-alt: ?\S", "".join(cell["source"]), re.M)]
 
 
 def test_every_notebook_is_in_the_sidebar():
@@ -66,7 +73,7 @@ def test_modules_import_only_from_lower_numbers():
 
 @pytest.mark.parametrize("module", ["core", "images", "data", "prediction", "evaluation", "calibration", "measures", "decision", "abstention", "promises",
                                     "seeds", "shift", "batch", "report", "sweep", "summary", "reproduce", "card", "checklists",
-                                    "serving", "bundle", "predictor", "dicomsr", "guard", "workers", "page", "inference", "service", "container"])
+                                    "serving", "bundle", "predictor", "dicomsr", "guard", "workers", "page", "inference", "service", "container", "results"])
 def test_no_torch_outside_training(module):
     code = f"import sys, cxr_study.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

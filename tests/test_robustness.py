@@ -214,7 +214,7 @@ def test_clean_logits_are_those_of_the_published_predictions(data):
     "The road of a corrupted image, without a corruption, is the road of the study (by way of 224 pixels it may differ a little)"
     from cxr_study.prediction import read_predictions
     from cxr_study.robustness import read_logits
-    file, published = ROOT/"results/robustness/pneumoniamnist-seed0-at64.npz", ROOT/"results/pneumoniamnist-resnet18/seed0/predictions.csv"
+    file, published = ROOT/"results/robustness/pneumoniamnist-seed0-at64.npz", ROOT/"results/pneumoniamnist-resnet18-standard/seed0/predictions.csv"
     if not file.exists(): pytest.skip("results/robustness has no pneumoniamnist-seed0-at64.npz: run the notebook 08_robustness")
     table, logits = read_logits(file)
     theirs = read_predictions(published).query("split == 'test'").set_index("image_id").logit
