@@ -23,7 +23,7 @@ class BundleError(StudyError):
     "A bundle that cannot be used; the message says why and what to do"
 
 SCHEMA = 1
-FILES = ('model.onnx', 'card.md')
+FILES = ('model.onnx', 'MODEL_CARD.md')
 
 # %% ../nbs/09b_bundle.ipynb #544aa7e8
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Bundle:
     @property
     def onnx(self): return self.folder/'model.onnx'
     @property
-    def card(self): return (self.folder/'card.md').read_text()
+    def card(self): return (self.folder/'MODEL_CARD.md').read_text()
     @property
     def weight(self): return np.asarray(self.facts['head']['weight'], np.float32)
 
@@ -54,7 +54,7 @@ def seal(facts):                            # Content of `bundle.json`
 def write_bundle(folder, onnx,              # Where to; bytes of the network
                  card, **facts):            # Text of the model card; what else `bundle.json` says
     "Write a sealed bundle into `folder`; returns the folder"
-    folder, content = Path(folder), {'model.onnx': onnx, 'card.md': card.encode()}
+    folder, content = Path(folder), {'model.onnx': onnx, 'MODEL_CARD.md': card.encode()}
     for name, data in content.items():
         with atomic_write(folder/name) as f: f.write_bytes(data)
     facts = dict(schema=SCHEMA, notice=NOTICE, classes=list(CLASSES), files={n: dict(sha256=sha256(d), bytes=len(d)) for n, d in content.items()}, **facts)

@@ -6,18 +6,19 @@ Docs: https://cxr-study.github.io/cxr_study/results.html.md"""
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'TRAINED', 'AT_HALF', 'MEASURES', 'DATASETS', 'NETWORKS', 'WEIGHTS', 'GOALS', 'HEADINGS', 'SHORT',
-           'NAMES', 'TESTS', 'APART', 'LOOKS', 'STEP', 'check_published', 'publishable', 'experiment_of', 'publish',
-           'recipe_of', 'experiments', 'native_px', 'facts_of', 'judged', 'values_of', 'joined', 'entries_of',
-           'experiment_figures', 'summary_table', 'quotable', 'write_summary', 'read_summary', 'words', 'cell', 'heads',
-           'shown_table', 'meets', 'met', 'goal_table', 'coloured', 'goal_words', 'read_literature', 'reported', 'ours',
-           'literature_table', 'label_of', 'literature_rows', 'draw_ours', 'draw_other', 'figure_title', 'label_rows',
-           'literature_figure', 'ladder', 'pairs', 'bounds_of', 'is_clear', 'step_of', 'step_table', 'step_words',
-           'shipped']
+           'NAMES', 'TESTS', 'APART', 'LOOKS', 'STEP', 'LADDER', 'check_published', 'publishable', 'experiment_of',
+           'publish', 'publish_outputs', 'recipe_of', 'experiments', 'native_px', 'facts_of', 'judged', 'values_of',
+           'joined', 'entries_of', 'experiment_figures', 'summary_table', 'quotable', 'write_summary', 'read_summary',
+           'words', 'cell', 'heads', 'headlines', 'shown_table', 'meets', 'met', 'goal_table', 'coloured', 'goal_words',
+           'read_literature', 'reported', 'ours', 'literature_table', 'label_of', 'literature_rows', 'draw_ours',
+           'draw_other', 'figure_title', 'label_rows', 'literature_figure', 'ladder', 'pairs', 'bounds_of', 'is_clear',
+           'step_of', 'step_table', 'step_words', 'shipped']
 
 # %% ../nbs/13_results.ipynb #f03c11d0
 import json, re, shutil
 from pathlib import Path
 
+import nbformat
 import numpy as np
 
 from .calibration import choose
@@ -27,7 +28,7 @@ from .decision import rules
 from .evaluation import HALF, evaluate_at, key, metrics, quote, scored, second_opinions, title
 from .measures import ece_debiased
 from .prediction import Calibration, OperatingPoint, PredictionError, read_predictions
-from .seeds import GOAL_POINT
+from .seeds import GOAL_POINT, is_variant
 from .style import COLOURS, figure
 from .summary import arm_difference, over_arm
 
@@ -68,6 +69,21 @@ def publish(run_folder,                     # A finished run
     for file in (*PUBLISHED, 'manifest.json'):
         with atomic_write(folder/file) as temporary: shutil.copyfile(run.path(file), temporary)
     return check_published(folder).folder
+
+# %% ../nbs/13_results.ipynb #3d83a8e2
+def publish_outputs(run_folder, folder=None):  # A run; default: the project's notebooks
+    "Give the cells of the stages the outputs that they had in this run; returns the names of the notebooks"
+    run, names = Run(run_folder, verify=False), []
+    for path in sorted((run.folder/'notebooks').glob('*.ipynb')):
+        made, target = {c.id: c for c in nbformat.read(path, 4).cells}, Path(folder or root()/'nbs')/path.name
+        notebook = nbformat.read(target, 4)
+        start = next(i for i, c in enumerate(notebook.cells) if 'parameters' in c.metadata.get('tags', []))
+        for cell in (c for c in notebook.cells[start + 1:] if c.cell_type == 'code'):
+            if cell.id not in made or made[cell.id].source != cell.source: raise StudyError(f"{path.stem} has changed since {run.folder.name} ran it. Run it again first.")
+            cell.outputs = made[cell.id].outputs
+        with atomic_write(target) as f: nbformat.write(notebook, f)
+        names.append(path.stem)
+    return names
 
 # %% ../nbs/13_results.ipynb #36888eb1
 TRAINED = ('02_data', '04_training')        # The stages whose parameters make a model what it is
@@ -217,6 +233,10 @@ def heads(table):                           # From `read_summary`
     alone = table.groupby('experiment').who.transform('size') == 1
     return table[table.who.isin(['mean', 'ensemble']) | alone]
 
+def headlines(table):                       # From `read_summary`
+    "The rows of the recipes in force, without variants"
+    return table[~table.experiment.map(is_variant)]
+
 def shown_table(table, measures=tuple(MEASURES)):
     "For people: a column an experiment and who, a row a measure"
     import pandas as pd
@@ -286,7 +306,7 @@ def ours(table):                            # From `read_summary`
         bounds = {f'{m}_{k}': r.get(f'{m}_{k}') for m in ('auc', 'accuracy') for k in (('sd',) if r['who'] == 'mean' else ('lower', 'upper'))}
         return dict(test=TESTS.get(r['dataset'], r['dataset']), source="this study", model=f"{NETWORKS.get(r['arch'], r['arch'])}, augment {r['augment']}, {r['who']}", input=f"{r['size']:.0f} px" if native != native else f"{native:.0f} px enlarged to {r['size']:.0f}", start=start,
                     seeds=r['seeds'], chosen_on='validation', patients=APART.get(r['dataset'], 'unknown'), reference=f"results/{r['experiment']}", **{m: r[m] for m in ('auc', 'accuracy', 'sensitivity', 'specificity')}, **bounds)
-    return [one(r) for r in heads(table).to_dict('records')]
+    return [one(r) for r in heads(headlines(table)).to_dict('records')]
 
 # %% ../nbs/13_results.ipynb #f1cc1a92
 def literature_table(literature, table):    # From `read_literature` and `read_summary`
@@ -307,7 +327,7 @@ def literature_rows(literature, table):     # From `read_literature` and `read_s
     for data, test in TESTS.items():
         others = literature[literature.test == test].sort_values(['accuracy', 'auc'], na_position='first')
         rows |= {test.partition(',')[0]: dict(kind='head')} | {label_of(r): dict(r, kind='test' if r['chosen_on'] == 'test' else 'other') for r in others.to_dict('records')}
-        for name, part in table[table.dataset == data].groupby('experiment', sort=False):
+        for name, part in headlines(table[table.dataset == data]).groupby('experiment', sort=False):
             rows[f"this study: {words(part.iloc[0]).partition(', ')[2]}"] = dict(kind='ours', seeds=part[part.who.str.startswith('seed')], ensemble=part[part.who == 'ensemble'])
     return rows
 
@@ -333,7 +353,7 @@ def draw_other(ax, y, row, m):
 # %% ../nbs/13_results.ipynb #03ae0c03
 def figure_title(rows, table):              # From `literature_rows` and `read_summary`
     "The ranges of accuracy: our means and ensembles, and others that were not chosen on the test"
-    mine, fair = heads(table).accuracy, [r['accuracy'] for r in rows.values() if r['kind'] == 'other' and r['accuracy'] == r['accuracy']]
+    mine, fair = heads(headlines(table)).accuracy, [r['accuracy'] for r in rows.values() if r['kind'] == 'other' and r['accuracy'] == r['accuracy']]
     return f"Accuracy: ours {mine.min():.3f} to {mine.max():.3f}, {len(fair)} others not chosen on the test {min(fair):.3f} to {max(fair):.3f}"
 
 def label_rows(ax, rows):                   # Axes; from `literature_rows`
@@ -357,7 +377,7 @@ def literature_figure(literature, table):   # From `read_literature` and `read_s
     return fig
 
 # %% ../nbs/13_results.ipynb #c324fee1
-def ladder(recipes):                        # Content of `recipes.json`
+def ladder(recipes, auc='stress_auc'):      # Content of `recipes.json` or `shapes.json`; which AUC
     "The steps that were adopted in their order, then all that was tried and not adopted, best first: a row each"
     import pandas as pd
     cells, chosen = pd.DataFrame(recipes['cells']), recipes['chosen']
@@ -365,14 +385,19 @@ def ladder(recipes):                        # Content of `recipes.json`
     order = cells.set_index('cell').loc[[*dict.fromkeys(steps), *[c for c in cells.cell if c not in steps]]].reset_index()
     def span(r, value, low, high): return f"{r[value]:.3f} ({r[low]:.3f} to {r[high]:.3f})"
     return pd.DataFrame([dict(step=r['cell'], verdict='the recipe' if r['cell'] == chosen else 'step' if r['cell'] in steps else 'tried, not adopted', loss=span(r, 'mean', 'lower', 'upper'),
-                              change='' if r['cell'] == 'base' else span(r, 'difference', 'difference_lower', 'difference_upper'), auc=f"{r['stress_auc']:.3f}") for r in order.to_dict('records')])
+                              change='' if r['cell'] == 'base' else span(r, 'difference', 'difference_lower', 'difference_upper'), auc=f"{r[auc]:.3f}") for r in order.to_dict('records')])
 
 # %% ../nbs/13_results.ipynb #b73d3baf
 STEP = ('auc', 'accuracy', 'sensitivity', 'specificity', 'balanced_accuracy', 'brier')
 
+LADDER = ('standard', 'equalise', 'stretch')  # Augmentations in the order in which they won
+
 def pairs(found):                           # From `experiments`
-    "(experiment, the same with the recipe before) of all that are published in both"
-    return [(name, f'{name}-standard') for name in found if f'{name}-standard' in found]
+    "(experiment, the one with the augmentation before it) of all that differ in nothing else"
+    recipes = {name: recipe_of(next(iter(runs.values()))) for name, runs in found.items()}
+    def step(new, old):
+        return [k for k in new.keys() & old.keys() if new[k] != old[k]] == ['augment'] and (old['augment'], new['augment']) in zip(LADDER, LADDER[1:])
+    return [(new, old) for new in recipes for old in recipes if step(recipes[new], recipes[old])]
 
 def bounds_of(e, digits=3):                 # An entry
     "The interval as text; a dash where there is none"
@@ -396,10 +421,10 @@ def step_of(new, old, split, replicates=1000):  # Seed -> `Run` of the recipe an
     return rows
 
 def step_table(found, replicates=1000):     # From `experiments`
-    "`step_of` on validation and test, of every experiment that is published with both recipes"
+    "`step_of` on validation and test, of all `pairs`, over the seeds that both have"
     import pandas as pd
-    both = {new: {s: r for s, r in found[new].items() if s in found[old]} for new, old in pairs(found)}
-    return pd.DataFrame([dict(experiment=new, n=len(runs), **r) for new, runs in both.items() for split in ('val', 'test') for r in step_of(runs, found[f'{new}-standard'], split, replicates)])
+    both = [(new, old, {s: r for s, r in found[new].items() if s in found[old]}) for new, old in pairs(found)]
+    return pd.DataFrame([dict(experiment=new, before=old, n=len(runs), **r) for new, old, runs in both for split in ('val', 'test') for r in step_of(runs, found[old], split, replicates)])
 
 # %% ../nbs/13_results.ipynb #31e4aa7b
 def step_words(changes):                    # From `step_table`

@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/robustness.html.md"""
 __all__ = ['SEVERITIES', 'CORRUPTIONS', 'GREY', 'CHANGES', 'PUBLISHED_SIZE', 'ALEXNET_CLEAN', 'ALEXNET', 'HARMFUL', 'cut',
            'brightness', 'gamma_correction', 'contrast', 'pixelate', 'jpeg', 'blur', 'to_grey', 'colour', 'levels',
            'normal', 'gaussian_noise', 'speckle_noise', 'shot_noise', 'impulse_noise', 'corrupt', 'show_corruptions',
-           'test_images', 'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration',
+           'images_of', 'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration',
            'balanced_errors', 'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_grid',
            'heat_map', 'worst_words', 'find_runs', 'calibration_of', 'kept_logits', 'scores_table', 'difference',
            'added_sentence', 'verdict_sentence']
@@ -120,14 +120,14 @@ def show_corruptions(image, severity=5):    # uint8 [H, W]
 # %% ../nbs/08_robustness.ipynb #839f456b
 PUBLISHED_SIZE = 224                        # Side of MedMNIST-C's images, pixels
 
-def test_images(run, at=PUBLISHED_SIZE):    # `Run` after its stage 02_data; side in pixels
-    "(uint8 [n, at, at], their rows of split.csv) of the run's test, decoded from their sources"
+def images_of(run, at=PUBLISHED_SIZE, split='test'):  # `Run` after its stage 02_data; side in pixels
+    "(uint8 [n, at, at], their rows of split.csv) of a split of the run, decoded from their sources"
     asked, table = run.manifest['stages']['02_data']['parameters'], run.read('split.csv')
-    test = table[table.split == 'test'].reset_index(drop=True)
+    part = table[table.split == split].reset_index(drop=True)
     images, spec = sample_patients(load_dataset(asked['dataset'], asked['positive']), asked['limit'], asked['seed']), Preprocess.from_dict(run.read('preprocess.json'))
-    if list(images.table.image_id.iloc[test.row]) != list(test.image_id): raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 02_data again.")
+    if list(images.table.image_id.iloc[part.row]) != list(part.image_id): raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 02_data again.")
     large = Preprocess(at, spec.geometry, spec.antialias)
-    return np.stack([large(images.source(i)) for i in test.row]), test
+    return np.stack([large(images.source(i)) for i in part.row]), part
 
 # %% ../nbs/08_robustness.ipynb #f36f4f5f
 def settings():
@@ -267,7 +267,7 @@ def kept_logits(file, run, names, change, at=PUBLISHED_SIZE):  # .npz; `Run` or 
     if not Path(file).exists():
         if run is None: return print(f"{Path(file).name}: neither the file nor a run to make it from is at hand.")
         model, calibration = load_model(run), calibration_of(run)
-        images, table = test_images(run, at or model.spec.size)
+        images, table = images_of(run, at or model.spec.size)
         write_logits(file, table, logits_under(model, images, names, change), calibration)
     return read_logits(file)
 
