@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'REST', 'stressed', 'Cell', 'run_cell', 'compare', 'mean_interval', 'ranking', 'plot_ranking',
-           'one_at_a_time', 'some_patients', 'real_images', 'together', 'choice', 'of_shape']
+           'one_at_a_time', 'some_patients', 'real_images', 'together', 'choice', 'of_shape', 'of_rate']
 
 # %% ../nbs/04b_recipes.ipynb #47613bf0
 import dataclasses, sys, tempfile, time
@@ -103,9 +103,9 @@ def plot_ranking(table, measure='stress_loss'):  # From `ranking`
         ax.plot([r.difference_lower, r.difference_upper], [y, y], color=COLOURS['PNEUMONIA' if clear else 'train'], lw=2)
         ax.plot(r.difference, y, 'o', color=COLOURS['PNEUMONIA' if clear else 'train'], ms=5)
     ax.axvline(0, color='black', lw=1)
-    ax.set_yticks(range(len(table)), table.cell); ax.invert_yaxis()
+    ax.set_yticks(range(len(table)), table.cell); ax.set_ylim(len(table) - .5, -.5)
     ax.set_xlabel(f"Difference of the {MEASURES[measure]} from the base (95 % interval over seeds; left is better)")
-    ax.set_title(f"Lowest {MEASURES[measure]} on validation patients: {table.cell[0]}", loc='left')
+    ax.set_title(f"Lowest loss on validation patients: {table.cell[0]}", loc='left')
     return fig
 
 # %% ../nbs/04b_recipes.ipynb #28282b2d
@@ -162,3 +162,11 @@ def of_shape():
     from cxr_study.learner import Recipe
     base = Cell('base', Training('resnet18', 'none', Recipe(epochs=3, augment='equalise')), Preprocess(size=64, standardise='image'))
     return [base, base.differing(augment='stretch'), base.differing(augment='stretch', size=96)]
+
+# %% ../nbs/04b_recipes.ipynb #b8d66b64
+def of_rate():
+    "An EfficientNet from ImageNet with stretching at the default learning rate, as the base, and at three times that"
+    from cxr_study.images import Preprocess
+    from cxr_study.learner import Recipe
+    base = Cell('base', Training('tf_efficientnetv2_b0', 'imagenet', Recipe(epochs=3, augment='stretch')), Preprocess(size=96, standardise='image'))
+    return [base, base.differing(lr=.003)]
