@@ -381,7 +381,7 @@ def ladder(recipes, auc='stress_auc'):      # Content of `recipes.json` or `shap
     "The steps that were adopted in their order, then all that was tried and not adopted, best first: a row each"
     import pandas as pd
     cells, chosen = pd.DataFrame(recipes['cells']), recipes['chosen']
-    steps = ['base', *chosen.split(', '), chosen] if ', ' in chosen else ['base', chosen]
+    steps = [s for s in ('base', *chosen.split(', '), chosen) if s in set(cells.cell)]
     order = cells.set_index('cell').loc[[*dict.fromkeys(steps), *[c for c in cells.cell if c not in steps]]].reset_index()
     def span(r, value, low, high): return f"{r[value]:.3f} ({r[low]:.3f} to {r[high]:.3f})"
     return pd.DataFrame([dict(step=r['cell'], verdict='the recipe' if r['cell'] == chosen else 'step' if r['cell'] in steps else 'tried, not adopted', loss=span(r, 'mean', 'lower', 'upper'),

@@ -5,8 +5,11 @@ import numpy as np, pandas as pd, pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, recall_score, roc_auc_score
 from conftest import ROOT
 from cxr_study import results as rs
+from cxr_study.audit import write_audit
 from cxr_study.core import ManifestMismatch, Run, StudyError
 from cxr_study.promises import fit_calibration
+from cxr_study.seeds import is_variant
+from cxr_study.sweep import read_sweep
 
 RESULTS = ROOT/"results"
 SEEDS = sorted(p.parent for p in RESULTS.glob("*/seed*/predictions.csv"))
@@ -67,6 +70,20 @@ def test_published_runs_are_whole_and_real(folder):
     assert folder.parent.name.startswith(rs.experiment_of(run)[0])
     splits = pd.read_csv(folder/"predictions.csv", dtype={"patient_id": str}).groupby("split").patient_id.agg(set)
     assert set(splits.index) == {"val", "test"} and not splits["val"] & splits["test"]
+
+
+def test_the_published_sweep_trains_what_is_published(data):
+    "Every seed of every recipe in force is a run of `results/published.yaml`, with the same parameters of data and training"
+    jobs = {(f"{j.values['dataset']}-{j.values['arch']}", f"seed{j.values['seed']}"): j.values for j in read_sweep(RESULTS/"published.yaml").jobs}
+    published = {(f.parent.name, f.name): rs.recipe_of(Run(f, verify=False)) for f in SEEDS if not is_variant(f.parent.name)}
+    assert set(jobs) == set(published)
+    for name, recipe in published.items(): assert {k: jobs[name][k] for k in recipe} == recipe, name
+
+
+@pytest.mark.parametrize("name", ["pneumoniamnist", "chest_xray", "nih_chestxray14"])
+def test_datasheets_are_those_of_the_data_at_hand(name, data, tmp_path):
+    write_audit(name, tmp_path)
+    assert (tmp_path/"datasheet.md").read_text() == (RESULTS/f"datasheets/{name}.md").read_text()
 
 
 def test_a_published_calibration_follows_from_the_validation_rows():
