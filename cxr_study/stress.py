@@ -7,7 +7,8 @@ Docs: https://cxr-study.github.io/cxr_study/stress.html.md"""
 # %% auto #0
 __all__ = ['SWEEPS', 'LOGARITHMIC', 'NAMED', 'SHAPES', 'expose', 'contrast_about', 'resolve', 'turn', 'move', 'Sweep',
            'stress_settings', 'stressed', 'show_sweeps', 'at_setting', 'stress_table', 'tolerance', 'draw_sweep',
-           'stress_figure', 'narrowest', 'stability_figure', 'shaped', 'shape_rows', 'shape_table', 'shape_figure']
+           'stress_figure', 'narrowest', 'stability_figure', 'shaped', 'shape_rows', 'shape_table', 'shape_figure',
+           'write_shapes']
 
 # %% ../nbs/08d_stress.ipynb #66c04e94
 import dataclasses
@@ -15,7 +16,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from .core import StudyError
+from .core import StudyError, atomic_write, to_json
 from .batches import reshape
 from .evaluation import HALF, proportions, scored, wilson
 from .prediction import Calibration
@@ -201,3 +202,13 @@ def shape_figure(tables, words):            # Name -> `shape_table`; the finding
     ax.legend(fontsize=7, frameon=False, loc='lower right')
     fig.suptitle(words, x=.01, ha='left', weight='bold', size=10)
     return fig
+
+# %% ../nbs/08d_stress.ipynb #0a14943d
+def write_shapes(tables, file):             # Name -> `shape_table`; csv, beside which a JSON goes
+    "Keep the tables, and their figures by name, such as `stretch:val.0.8.specificity`, for texts that quote them"
+    import pandas as pd
+    whole = pd.concat([found.assign(network=name) for name, found in tables.items()], ignore_index=True)
+    figures = {f"{r['network']}:{r['split']}.{r['shape']:g}.{m}": dict(value=r[m], lower=r.get(f'{m}_lower'), upper=r.get(f'{m}_upper'))
+               for r in whole.to_dict('records') for m in ('auc', *NAMED)}
+    with atomic_write(file) as f: whole.to_csv(f, index=False)
+    with atomic_write(file.with_suffix('.json')) as f: f.write_text(to_json(dict(schema=1, figures=figures), indent=1) + "\n")
