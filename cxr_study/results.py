@@ -7,19 +7,20 @@ Docs: https://cxr-study.github.io/cxr_study/results.html.md"""
 # %% auto #0
 __all__ = ['PUBLISHED', 'TRAINED', 'AT_HALF', 'MEASURES', 'DATASETS', 'NETWORKS', 'WEIGHTS', 'GOALS', 'HEADINGS', 'SHORT',
            'NAMES', 'TESTS', 'APART', 'LOOKS', 'STEP', 'LADDER', 'check_published', 'publishable', 'experiment_of',
-           'publish', 'publish_outputs', 'recipe_of', 'experiments', 'native_px', 'facts_of', 'judged', 'values_of',
-           'joined', 'entries_of', 'experiment_figures', 'summary_table', 'quotable', 'write_summary', 'read_summary',
-           'words', 'cell', 'heads', 'headlines', 'shown_table', 'meets', 'met', 'goal_table', 'coloured', 'goal_words',
-           'read_literature', 'reported', 'ours', 'literature_table', 'label_of', 'literature_rows', 'draw_ours',
-           'draw_other', 'figure_title', 'label_rows', 'literature_figure', 'ladder', 'pairs', 'bounds_of', 'is_clear',
-           'step_of', 'step_table', 'step_words', 'shipped']
+           'publish', 'light_png', 'lighten', 'publish_outputs', 'recipe_of', 'experiments', 'native_px', 'facts_of',
+           'judged', 'values_of', 'joined', 'entries_of', 'experiment_figures', 'summary_table', 'quotable',
+           'write_summary', 'read_summary', 'words', 'cell', 'heads', 'headlines', 'shown_table', 'meets', 'met',
+           'goal_table', 'coloured', 'goal_words', 'read_literature', 'reported', 'ours', 'literature_table',
+           'label_of', 'literature_rows', 'draw_ours', 'draw_other', 'figure_title', 'label_rows', 'literature_figure',
+           'ladder', 'pairs', 'bounds_of', 'is_clear', 'step_of', 'step_table', 'step_words', 'shipped']
 
 # %% ../nbs/13_results.ipynb #f03c11d0
-import json, re, shutil
+import base64, io, json, re, shutil
 from pathlib import Path
 
 import nbformat
 import numpy as np
+from PIL import Image
 
 from .calibration import choose
 from .comparison import ensemble
@@ -70,6 +71,21 @@ def publish(run_folder,                     # A finished run
         with atomic_write(folder/file) as temporary: shutil.copyfile(run.path(file), temporary)
     return check_published(folder).folder
 
+# %% ../nbs/13_results.ipynb #3f19a2b1
+def light_png(text, colours=64):            # Base64, as in a notebook's output
+    "The same picture with a palette, if that is smaller"
+    picture, lighter = Image.open(io.BytesIO(base64.b64decode(text))), io.BytesIO()
+    if picture.mode == 'P': return text
+    picture.convert('RGB').quantize(colours).save(lighter, 'png', optimize=True)
+    return min(text, base64.b64encode(lighter.getvalue()).decode(), key=len)
+
+def lighten(path):                          # A notebook
+    "Give every picture in the outputs of a notebook a palette"
+    notebook = nbformat.read(path, 4)
+    for output in (o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs if 'image/png' in o.get('data', {})):
+        output.data['image/png'] = light_png(output.data['image/png'])
+    with atomic_write(path) as f: nbformat.write(notebook, f)
+
 # %% ../nbs/13_results.ipynb #3d83a8e2
 def publish_outputs(run_folder, folder=None):  # A run; default: the project's notebooks
     "Give the cells of the stages the outputs that they had in this run; returns the names of the notebooks"
@@ -82,6 +98,7 @@ def publish_outputs(run_folder, folder=None):  # A run; default: the project's n
             if cell.id not in made or made[cell.id].source != cell.source: raise StudyError(f"{path.stem} has changed since {run.folder.name} ran it. Run it again first.")
             cell.outputs = made[cell.id].outputs
         with atomic_write(target) as f: nbformat.write(notebook, f)
+        lighten(target)
         names.append(path.stem)
     return names
 
