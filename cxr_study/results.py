@@ -9,10 +9,11 @@ __all__ = ['PUBLISHED', 'TRAINED', 'AT_HALF', 'MEASURES', 'DATASETS', 'NETWORKS'
            'NAMES', 'TESTS', 'APART', 'LOOKS', 'STEP', 'LADDER', 'check_published', 'publishable', 'experiment_of',
            'publish', 'light_png', 'lighten', 'publish_outputs', 'recipe_of', 'experiments', 'native_px', 'facts_of',
            'judged', 'values_of', 'joined', 'entries_of', 'experiment_figures', 'summary_table', 'quotable',
-           'write_summary', 'read_summary', 'words', 'cell', 'heads', 'headlines', 'shown_table', 'meets', 'met',
-           'goal_table', 'coloured', 'goal_words', 'read_literature', 'reported', 'ours', 'literature_table',
-           'label_of', 'literature_rows', 'draw_ours', 'draw_other', 'figure_title', 'label_rows', 'literature_figure',
-           'ladder', 'pairs', 'bounds_of', 'is_clear', 'step_of', 'step_table', 'step_words', 'shipped']
+           'write_summary', 'read_summary', 'words', 'cell', 'heads', 'headlines', 'shown_table', 'together',
+           'write_together', 'meets', 'met', 'goal_table', 'coloured', 'goal_words', 'read_literature', 'reported',
+           'ours', 'literature_table', 'label_of', 'literature_rows', 'draw_ours', 'draw_other', 'figure_title',
+           'label_rows', 'literature_figure', 'ladder', 'pairs', 'bounds_of', 'is_clear', 'step_of', 'step_table',
+           'step_words', 'shipped']
 
 # %% ../nbs/13_results.ipynb #f03c11d0
 import base64, io, json, re, shutil
@@ -259,6 +260,21 @@ def shown_table(table, measures=tuple(MEASURES)):
     import pandas as pd
     return pd.DataFrame({(words(r), f"{r['seeds']} seeds, {r['who']}" if r['who'] in ('mean', 'ensemble') else "1 seed"): {MEASURES[m]: cell(r, m) for m in measures}
                          for r in heads(table).to_dict('records')})
+
+# %% ../nbs/13_results.ipynb #fc3945ad
+def together(folder=None, replicates=2000):  # Default: the project's `results`
+    "Data set -> measure -> entry of the ensemble of all its networks in force"
+    found, parts = experiments(folder), {}
+    for name, runs in found.items():
+        if not is_variant(name): parts.setdefault(facts_of(next(iter(runs.values())))['dataset'], {}).update({f'{name}/{seed}': judged(run) for seed, run in runs.items()})
+    return {data: entries_of(joined(p), evaluate_at(joined(p)[0], HALF, 'test', replicates)) for data, p in parts.items() if len(p) > 1}
+
+def write_together(folder=None, replicates=2000):
+    "Write `together.json` beside the experiments; returns its figures by name, such as `chest_xray.auc`"
+    folder = Path(folder or root()/'results')
+    figures = {f'{data}.{m}': e for data, entries in together(folder, replicates).items() for m, e in entries.items()}
+    with atomic_write(folder/'together.json') as f: f.write_text(to_json(dict(schema=1, figures=figures), indent=1) + "\n")
+    return figures
 
 # %% ../nbs/13_results.ipynb #ecf59272
 GOALS = dict(floor=dict(auc=.989, accuracy=.916), goal=dict(auc=.991, accuracy=.946), beyond=dict(auc=.995, accuracy=.958), threshold=dict(sensitivity_promised=.95, specificity_promised=.81),
