@@ -199,7 +199,7 @@ def shape_figure(tables, words):            # Name -> `shape_table`; the finding
         ax.axvline(1, color=COLOURS['chance'], lw=.8)
         ax.set_xscale('log'); ax.set_xticks(SHAPES, [f"{s:g}" for s in SHAPES], size=7); ax.minorticks_off()
         ax.set(ylim=(-.02, 1.03), xlabel="narrower   width / width as it is   wider"); ax.set_title(name, weight='normal')
-    ax.legend(fontsize=7, frameon=False, loc='lower right')
+    ax.legend(fontsize=7, frameon=False, loc='lower center')
     fig.suptitle(words, x=.01, ha='left', weight='bold', size=10)
     return fig
 
