@@ -23,6 +23,7 @@ import nbformat
 import numpy as np
 from PIL import Image
 
+from .batch import is_parameters, study_cells
 from .calibration import choose
 from .comparison import ensemble
 from .core import ManifestMismatch, Run, StudyError, atomic_write, root, sha256, to_json
@@ -94,8 +95,8 @@ def publish_outputs(run_folder, folder=None):  # A run; default: the project's n
     for path in sorted((run.folder/'notebooks').glob('*.ipynb')):
         made, target = {c.id: c for c in nbformat.read(path, 4).cells}, Path(folder or root()/'nbs')/path.name
         notebook = nbformat.read(target, 4)
-        start = next(i for i, c in enumerate(notebook.cells) if 'parameters' in c.metadata.get('tags', []))
-        for cell in (c for c in notebook.cells[start + 1:] if c.cell_type == 'code'):
+        start, ran = next(i for i, c in enumerate(notebook.cells) if is_parameters(c)), {c.id for c in study_cells(notebook)}
+        for cell in (c for c in notebook.cells[start + 1:] if c.cell_type == 'code' and c.id in ran):
             if cell.id not in made or made[cell.id].source != cell.source: raise StudyError(f"{path.stem} has changed since {run.folder.name} ran it. Run it again first.")
             cell.outputs = made[cell.id].outputs
         with atomic_write(target) as f: nbformat.write(notebook, f)
