@@ -231,7 +231,8 @@ def test_published_figures_follow_from_published_predictions(cli, tmp_path):
     started = time.time()
     done = cli("reproduce", ROOT/"results/pneumoniamnist-resnet18/seed0", "--from-predictions", "--json", check=False, PYTHONPATH=str(tmp_path))
     found = json.loads(done.stdout)
-    assert next(r for r in found["artefacts"] if r["artefact"] == "metrics.json")["verdict"] == "identical", found
+    metrics = next(r for r in found["artefacts"] if r["artefact"] == "metrics.json")
+    assert found["reproduced"] and metrics["apart"] <= 1e-12, "another processor may add in another order, and that is all"
     print(f"recomputed in {time.time() - started:.0f} s")
 
 
