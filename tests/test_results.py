@@ -67,7 +67,8 @@ def test_figures_that_texts_quote_are_those_of_the_table(committed):
 def test_published_runs_are_whole_and_real(folder):
     run = rs.check_published(folder)
     assert run.manifest["synthetic"] is False and f"seed{run.manifest['parameters']['seed']}" == folder.name
-    assert folder.parent.name.startswith(rs.experiment_of(run)[0])
+    experiment = rs.experiment_of(run)[0]
+    assert folder.parent.name.startswith(experiment + "-") if is_variant(folder.parent.name) else folder.parent.name == experiment
     splits = pd.read_csv(folder/"predictions.csv", dtype={"patient_id": str}).groupby("split").patient_id.agg(set)
     assert set(splits.index) == {"val", "test"} and not splits["val"] & splits["test"]
 
