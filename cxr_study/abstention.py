@@ -86,7 +86,7 @@ def abstention_figure(sets, tables,         # `ConformalSets`; split -> table of
     for y, (split, name, e) in enumerate(rows):
         if e['value'] is not None: left.plot([e['lower'], e['upper']], [y, y], color=COLOURS[name], lw=2), left.plot(e['value'], y, 'o', color=COLOURS[name])
     left.axvline(1 - sets.alpha, color='black', lw=1, ls='--')
-    left.set_yticks(range(len(rows)), [f"{name}, {split}" for split, name, _ in rows])
+    left.set_yticks(range(len(rows)), [f"{name}, {split}" + " (fitted)"*(split == 'val') for split, name, _ in rows])
     left.set(xlabel=f"Share whose set holds the truth (promised {1 - sets.alpha:.0%})", ylim=(len(rows) - .5, -.5))
     for (split, table), colour in zip(tables.items(), (COLOURS['val'], COLOURS['test'])):
         draw_risk(right, scored(table.assign(logit=table.calibrated), split), colour, split)

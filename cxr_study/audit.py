@@ -13,7 +13,7 @@ __all__ = ['DATASHEET', 'PAGE', 'group_facts', 'exact_copies', 'perceptual_hash'
            'datasheet', 'embed', 'subgroup_tables', 'audit_page', 'audit_figures', 'write_audit']
 
 # %% ../nbs/02b_audit.ipynb #a022f0fd
-import base64, html, io
+import base64, html, io, re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -299,22 +299,23 @@ def flow_diagram(facts):
     steps, parts = flow_boxes(facts)
     fig, ax = figure(width='wide', height=3.6)
     ax.set(xlim=(0, 1), ylim=(0, 1)); ax.axis('off')
-    def put(x, y, text): ax.text(x, y, text, ha='center', va='center', size=8, zorder=3, bbox=dict(boxstyle='round', fc='white', ec='black'))
-    def arrow(x, y, to_x, to_y): ax.annotate('', (to_x, to_y), (x, y), arrowprops=dict(arrowstyle='-|>', color='black'), zorder=1)
-    for (text, out), y, below in zip(steps, (.92, .54), (.64, .3)):
-        put(.4, y, text)
-        arrow(.4, y, .4, below)
-        arrow(.4, (y + below) / 2, .64, (y + below) / 2)
-        put(.76, (y + below) / 2, "left out\n" + ('\n'.join(f"{n:,} {why}" for why, n in out.items()) or "none"))
+    def put(x, y, text, ha='center'): return ax.text(x, y, text, ha=ha, va='center', size=8, bbox=dict(boxstyle='round', fc='white', ec='black'))
+    def line(*xy): ax.plot(*zip(*xy), color='black', lw=1, zorder=1)
+    def arrow(x, y, box):                   # From a point to the edge of a box
+        ax.annotate('', box.get_position(), (x, y), arrowprops=dict(arrowstyle='-|>', color='black', lw=1, shrinkA=0, shrinkB=0, patchB=box.get_bbox_patch()))
+    line((.4, .92), (.4, .73)); line((.4, .54), (.4, .31))
+    for (text, out), y, below in zip(steps, (.92, .54), (.73, .42)):
+        box = put(.4, y, text)
+        if y < .9: arrow(.4, .73, box)
+        arrow(.4, below, put(.65, below, "left out\n" + ('\n'.join(f"{n:,} {why}" for why, n in out.items()) or "none"), ha='left'))
     for x, text in zip(np.linspace(.12, .68, len(parts)) if len(parts) > 1 else [.4], parts.values()):
-        ax.plot([.4, x], [.31, .31], color='black', lw=1, zorder=1)
-        arrow(x, .32, x, .23)
-        put(x, .1, text)
+        line((.4, .31), (x, .31))
+        arrow(x, .31, put(x, .1, text))
     ax.set_title(f"{facts['name']}: which images, and why")
     return mark_synthetic(fig, facts['synthetic'])
 
 # %% ../nbs/02b_audit.ipynb #ebcd2d3f
-def interval_plot(ax, rows, names, colours):  # Axes; rows with `auc, lower, upper`; label and colour of each
+def interval_plot(ax, rows, names, colours, unit):  # Axes; rows with `auc, lower, upper`; label and colour of each; what was drawn again
     "AUCs with intervals, one a line, against chance"
     y = np.arange(len(rows))[::-1]
     for k, row, colour in zip(y, rows, colours):
@@ -322,15 +323,15 @@ def interval_plot(ax, rows, names, colours):  # Axes; rows with `auc, lower, upp
         ax.plot(row['auc'], k, 'o', color=colour, ms=5)
         ax.annotate(f"{row['auc']:.2f}", (row['upper'], k), xytext=(4, 0), textcoords='offset points', va='center', size=8)
     ax.axvline(.5, color=COLOURS['chance'], ls=':', lw=1)
-    ax.set(yticks=y, yticklabels=names, xlim=(.3, 1.05), ylim=(-.6, len(rows) - .4), xlabel="AUC, 95 % interval by patient")
+    ax.set(yticks=y, yticklabels=names, xlim=(.3, 1.05), ylim=(-.6, len(rows) - .4), xlabel=f"AUC, 95 % interval by {unit}")
 
 # %% ../nbs/02b_audit.ipynb #1ea4821a
 def shift_plot(facts):
     "Figure: how well splits are told apart within each class (left), and what trivial features say on test (right)"
-    told, short = facts['shift'], [r for r in facts['shortcuts'] if r['split'] == 'test']
+    told, short, unit = facts['shift'], [r for r in facts['shortcuts'] if r['split'] == 'test'], 'patient' if facts['patients'] else 'image'
     fig, (left, right) = figure(2, width='wide', height=2.6)
-    interval_plot(left, told, [f"{r['from']} or {r['to']}? {r['class'].lower()}" for r in told], [COLOURS[r['class']] for r in told])
-    interval_plot(right, short, [f"{'more' if r['sign'] > 0 else 'less'} {r['feature']}" for r in short], ['black'] * len(short))
+    interval_plot(left, told, [f"{r['from']} or {r['to']}? {r['class'].lower()}" for r in told], [COLOURS[r['class']] for r in told], unit)
+    interval_plot(right, short, [f"{'more' if r['sign'] > 0 else 'less'} {r['feature']}" for r in short], ['black'] * len(short), unit)
     worst = max(told, key=lambda r: r['auc'], default=None)
     left.set_title(f"{worst['to'].capitalize()} is told from {worst['from']}: {worst['auc']:.2f}" if worst and worst['lower'] > .6 else "Splits are not told apart")
     best = max(short, key=lambda r: r['auc'], default=None)
@@ -355,11 +356,15 @@ def pairs_plot(images, table, groups, synthetic=False, most=4):  # `groups`: lis
     "Figure of the first two images of up to `most` groups, with ids and labels; None if there is no group"
     if not groups: return None
     rows = {i: k for k, i in enumerate(table.image_id)}
-    fig, axes = figure(2 * most, width='wide', height=1.4, squeeze=False)
+    columns = 2 * min(most, len(groups))
+    fig, axes = figure(columns, width='single' if columns == 2 else 'wide', height=1.6, squeeze=False)
+    def two_lines(name):                    # Parted where a part of it ends, next to its middle
+        at = min((m.end() for m in re.finditer('[-_]', name)), key=lambda k: abs(2*k - len(name)), default=len(name))
+        return f"{name[:at]}\n{name[at:]}"
     for pair, group in zip(axes[0].reshape(-1, 2), groups):
         for ax, i in zip(pair, group):
             ax.imshow(images[rows[i]], cmap='gray', vmin=0, vmax=255)
-            ax.set_title(f"{Path(i).name[-22:]}\n{table.official[rows[i]]} {CLASSES[table.label[rows[i]]].lower()}", fontsize=5, weight='normal')
+            ax.set_title(f"{two_lines(Path(i).stem[-26:])}\n{table.official[rows[i]]} {CLASSES[table.label[rows[i]]].lower()}", fontsize=7, weight='normal')
     for ax in axes.flat: ax.axis('off')
     return mark_synthetic(fig, synthetic)
 

@@ -240,6 +240,7 @@ def execute(notebook, run_folder, values, progress=True):
 # %% ../nbs/10_batch.ipynb #f316c544
 class StageFailed(StudyError):
     "A stage that ended with an error; `stage` and `notebook` say where"
+    exit_code = 1                           # Of the command: it ran, and failed
     def __init__(self, stage, notebook, message): super().__init__(message); self.stage, self.notebook = stage, notebook
 
 def stage_error(stage, notebook, error):
@@ -314,7 +315,7 @@ def take_over(run_folder, stage, key, source, entries, facts=None):  # ...; fold
     return True
 
 # %% ../nbs/10_batch.ipynb #a63394c7
-def find(run_folder, stage, key):           # -> 'here', 'set aside', name of a run, or None
+def find(run_folder, stage, key):           # -> 'here' (in it or set aside), name of a run, or None
     "Take a finished stage over from where it is; returns where that was, None if it has to be computed"
     run = Run(run_folder)
     if run.manifest['stages'].get(stage, {}).get('key') == key: return 'here'

@@ -86,7 +86,7 @@ class Drawn(RandTransform):
         return type(x)(torch.where(torch.rand(shape, device=x.device) < self.share, changed, plain))
 
 # %% ../nbs/03c_batches.ipynb #4aec9ca6
-def gamma(x, amount):                       # amount 0: as it is; ±0.7: squared root or square
+def gamma(x, amount):                       # amount 0: as it is; ±0.7: square root or square
     "Bend the grey scale: `x` to the power of exp(`amount`)"
     return x.clamp(1e-4, 1) ** amount.exp()
 

@@ -7,7 +7,7 @@ Docs: https://cxr-study.github.io/cxr_study/belief.html.md"""
 # %% auto #0
 __all__ = ['TESTS', 'SHARES', 'FRACTIONS', 'SHOWN', 'BELIEVED', 'spearman', 'similarity', 'floor', 'above_floor', 'randomised',
            'cascade', 'permuted', 'by_heart', 'marked', 'faithfulness', 'noisy', 'across_seeds', 'verdict', 'judged',
-           'belief_table', 'belief_details', 'recommended', 'belief_sentence', 'belief_figure', 'belief',
+           'belief_table', 'belief_details', 'recommended', 'belief_sentence', 'apart', 'belief_figure', 'belief',
            'trained_runs', 'called_pneumonia', 'seeds_figure', 'same_children']
 
 # %% ../nbs/07b_belief.ipynb #7c79166c
@@ -166,32 +166,43 @@ def belief_table(results):                  # Method -> test -> from `judged`
 # %% ../nbs/07b_belief.ipynb #91385448
 def belief_details(results):                # Method -> test -> from `judged`
     "A row for each method and test: every measure with its interval; similarities stand above the floor, except under `noise`"
-    rows = [dict(method=m, test=t) | {name: quote(e) for name, e in r['figures'].items()} | dict(passed=r['passed']) for m, tests in results.items() for t, r in tests.items()]
-    return pd.DataFrame(rows).fillna('').set_index(['method', 'test'])
+    rows = [dict(method=m, test=t) | {name: quote(e) for name, e in r['figures'].items()} | dict(passed='passed' if r['passed'] else 'FAILED') for m, tests in results.items() for t, r in tests.items()]
+    found = pd.DataFrame(rows).fillna('').set_index(['method', 'test'])
+    return found[[*found.columns.drop('passed'), 'passed']]
 
 # %% ../nbs/07b_belief.ipynb #8c93be9d
 def recommended(results):
-    "Name of the method that passes most tests; the most faithful of several"
-    return max(results, key=lambda m: (sum(r['passed'] for r in results[m].values()), results[m]['faithful']['figures']['logits']['value']))
+    "Of the methods that pass `faithful`, the name of the one that passes most tests, the most faithful of several; None if none is faithful"
+    def rank(m): return sum(r['passed'] for r in results[m].values()), results[m]['faithful']['figures']['logits']['value']
+    return max((m for m in results if results[m]['faithful']['passed']), key=rank, default=None)
 
 # %% ../nbs/07b_belief.ipynb #0e0a0cf2
 def belief_sentence(results):
     "What the recommended method passes and fails, in words derived from the figures"
     name = recommended(results)
+    if name is None: return "Recommended: none. What a map marks moves the answer no more than what a random map marks, whatever the method."
     passed, failed = ([t for t, r in results[name].items() if r['passed'] == which] for which in (True, False))
     return (f"Recommended: {name}. It passes {', '.join(passed) or 'no test'}" + (f", and FAILS {', '.join(failed)}" if failed else "")
             + f". What it marks moves the answer by {quote(results[name]['faithful']['figures']['logits'], 2)} logits more than what a random map marks.")
 
 # %% ../nbs/07b_belief.ipynb #6d0472b3
+def apart(values, gap):                     # Heights of labels; the least distance of two
+    "The values, moved up until neighbours are at least `gap` apart, and back down by what that moved their mean"
+    found, order = np.array(values, float), np.argsort(values)
+    for lower, upper in zip(order, order[1:]): found[upper] = max(found[upper], found[lower] + gap)
+    return found + np.mean(values) - found.mean()
+
 def belief_figure(found, patient_id, results):  # From `cascade`; patients; method -> test -> from `judged`
     "Left: similarity above the floor while the network forgets. Right: gain in logits over a random map"
     fig, axes = figure(2, width='wide', height=3, gridspec_kw=dict(width_ratios=[1.3, 1]))
+    ends = []
     for colour, (method, steps) in zip(MODELS, found.items()):
         entries = [mean_entry(steps[s]['spearman'], patient_id, 500) for s in SHARES]
         value = [e['value'] for e in entries]
         axes[0].plot(range(len(SHARES)), value, color=colour, marker='o', ms=3)
         axes[0].vlines(range(len(SHARES)), [e['lower'] for e in entries], [e['upper'] for e in entries], color=colour, lw=1)
-        label_line(axes[0], len(SHARES) - 1, value[-1], method, colour)
+        ends.append(value[-1])
+    for colour, method, y in zip(MODELS, found, apart(ends, .07*np.ptp(axes[0].get_ylim()))): label_line(axes[0], len(SHARES) - 1, y, method, colour)
     axes[0].axhline(0, color='grey', lw=1, ls=':')
     axes[0].set(xticks=range(len(SHARES)), xticklabels=["head", *(f"{s:.0%}" for s in SHARES[1:])], xlabel="Layers with random weights, from the head down",
                 ylabel="Rank correlation above floor", xlim=(-.2, len(SHARES) + .2))
@@ -240,11 +251,13 @@ def called_pneumonia(run, number=200):
 def seeds_figure(rows, pictures, models, method='CAM'):  # Rows of `answers`; uint8 [N, H, W]
     "A line an image, a column a model: overlays with each model's probability"
     fig, axes = figure(len(models) + 1, len(rows), width='single', height=.85, squeeze=False)
-    for line, row, picture in zip(axes, rows.itertuples(), pictures): line[0].imshow(picture, cmap='gray'); line[0].set_ylabel(row.kind.replace(' ', '\n'), size=6)
+    for line, row, picture in zip(axes, rows.itertuples(), pictures): line[0].imshow(picture, cmap='gray'); line[0].set_ylabel(row.kind.replace(' ', '\n'), size=7)
+    axes[0, 0].set_title("picture", size=7, weight='normal', pad=2, loc='center')
     for k, model in enumerate(models):
+        heads = [f"network {k + 1}\n", *[""]*(len(rows) - 1)]
         maps, p = explain(model, pictures, method), sigmoid(predict_logits(model, pictures, range(len(pictures))))
-        for line, picture, heat, value in zip(axes, pictures, maps, p):
-            line[k + 1].imshow(overlay(picture, heat)); line[k + 1].set_title(f"{value:.2f}", size=6.5, weight='normal', pad=2, loc='center')
+        for line, head, picture, heat, value in zip(axes, heads, pictures, maps, p):
+            line[k + 1].imshow(overlay(picture, heat)); line[k + 1].set_title(f"{head}{value:.2f}", size=7, weight='normal', pad=2, loc='center')
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     return fig
 

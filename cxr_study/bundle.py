@@ -1,4 +1,4 @@
-"""What the service loads: one network, how to feed it, what its answers mean, and the proof that none of it was changed.
+"""What the service loads: one network, how to feed it, what its answers mean, and the hash that shows whether it was changed.
 
 Docs: https://cxr-study.github.io/cxr_study/bundle.html.md"""
 
@@ -78,7 +78,7 @@ def brightness_onnx(size, weight=20., bias=-10.):
 # %% ../nbs/09b_bundle.ipynb #a4dfbd23
 def example_calibration():
     "A calibration with two operating points and conformal sets, for examples"
-    def promise(value): return dict(value=value, lower=value - .02, upper=value + .02, n=200, patients=150, method="made up")
+    def promise(value): return dict(value=value, lower=round(value - .02, 3), upper=round(value + .02, 3), n=200, patients=150, method="made up")
     points = tuple(OperatingPoint(name, t, rule, 'validation', dict(sensitivity=promise(s), specificity=promise(1.5 - s)))
                    for name, t, rule, s in (('half', .5, "the probability is at least one half", .9), ('sensitivity_0.95', .3, "sensitivity at least 0.95", .95)))
     return Calibration(Calibrator('temperature', dict(temperature=1.5)), points, 'sensitivity_0.95', ConformalSets(.1, 1., -1., dict(NORMAL=60, PNEUMONIA=140)), .7)

@@ -24,7 +24,7 @@ class Group(click.Group):
     def invoke(self, ctx):
         if os.environ.get('NO_COLOR'): ctx.color = False
         try: return super().invoke(ctx)
-        except StudyError as e: raise_exit(f"{click.style('Error:', fg='red')} {e}", 2)
+        except StudyError as e: raise_exit(f"{click.style('Error:', fg='red')} {e}", getattr(e, 'exit_code', 2))
         except KeyboardInterrupt: raise_exit("Interrupted. The same command continues where it stopped.", 130)
 
 def raise_exit(message, code):
@@ -57,7 +57,7 @@ def main():
     cxr-study reproduce results/pneumoniamnist-resnet18/seed0 --from-predictions
     eval "$(cxr-study completion bash)"             # completes commands, options and runs
 
-    Exit codes: 0 done, 1 it ran and the answer is no, 2 refused before it ran, 130 interrupted.
+    Exit codes: 0 done, 1 it ran and failed or the answer is no, 2 refused, 130 interrupted.
     """
 
 # %% ../nbs/11_cli.ipynb #f3010f35
@@ -214,7 +214,7 @@ def reproduce(path, predictions, out, as_json):
     from cxr_study.reproduce import reproduce as reproduce_run
     say = talk(as_json)
     found = reproduce_run(path, out, predictions, say)
-    for row in found['artefacts']: say(f"{row['verdict']:10} {row['artefact']:40} {row['words']}")
+    for row in found['artefacts']: say(f"{row['verdict']:12} {row['artefact']:40} {row['words']}")
     for note in found['notes']: say(f"Note: {note}.")
     say("Reproduced: predictions and metrics are the same." if found['reproduced'] else "Not reproduced: the results differ.")
     answer(found, as_json)

@@ -123,6 +123,7 @@ def seeds_figure(found,                     # From `over_seeds`
     "Each seed with its interval, their mean and standard deviation, and the ensemble: a panel a metric"
     shown = {m: found[key(split, m, point)] for m in metrics if key(split, m, point) in found}
     fig, axes = figure(len(shown), width='wide', height=2.8, sharey=True, squeeze=False)
+    fig.get_layout_engine().set(wspace=.08)
     for ax, (metric, f) in zip(axes[0], shown.items()):
         rows = {**f['seeds'], 'ensemble': f['ensemble']}
         forest_axes(ax, rows, colours=dict(ensemble=MODELS[1]), words=False)

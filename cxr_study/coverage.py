@@ -1,4 +1,4 @@
-"""A 95 % interval should contain the truth in 95 of 100 studies. Resampling patients it does, resampling images it does not.
+"""A 95 % interval should contain the truth in 95 of 100 studies. Which of ours do?
 
 Docs: https://cxr-study.github.io/cxr_study/coverage.html.md"""
 
@@ -50,18 +50,19 @@ def coverage(simulations=200, replicates=500, separation=2., prevalence=.6, **kw
     return pd.concat([pd.DataFrame(h).T.astype(float) for h in hits]).groupby(level=0, sort=False).mean()[list(true)]
 
 # %% ../nbs/05f_coverage.ipynb #9e790542
-def coverage_figure(found, promised=.95):   # From `coverage`
-    "Coverage of each method and metric beside what was promised"
+def coverage_figure(found, studies, promised=95):  # From `coverage`; how many studies those were; percent
+    "Coverage of each method and metric, in percent, beside what was promised"
     fig, axes = figure(len(found.columns), width='wide', height=2.2, sharey=True, sharex=True)
     for ax, metric in zip(axes, found):
         for y, (name, share) in enumerate(found[metric].items()):
-            ax.plot(share, y, 'o', color=MODELS[1 if name.startswith('images') else 0], ms=6)
+            ax.plot(100*share, y, 'o', color=MODELS[1 if name.startswith('images') else 0], ms=6)
         ax.axvline(promised, color='black', lw=1, ls='--')
-        ax.axvspan(promised - .02, promised + .02, color=MODELS[2], alpha=.35, lw=0)
+        ax.axvspan(promised - 2, promised + 2, color=MODELS[2], alpha=.35, lw=0)
         ax.set_title(title(metric), weight='normal')
+        ax.margins(y=.15)
     axes[0].set_yticks(range(len(found)), found.index)
     axes[0].invert_yaxis()
-    fig.supxlabel("Share of studies whose 95 % interval contains the truth (shaded: 93 to 97 %)", size=9)
-    least = found.loc['images, BCa-t'].min()
-    fig.suptitle(f"Resampling images covers as little as {least:.0%} where {promised:.0%} is promised", x=.01, ha='left', weight='bold', size=10)
+    fig.supxlabel(f"Percent of {studies:,} studies whose {promised} % interval contains the truth (shaded: {promised - 2} to {promised + 2} %)", size=9)
+    least = 100*found.loc['images, BCa-t'].min()
+    fig.suptitle(f"Resampling images covers as little as {least:.0f} % where {promised} % is promised", x=.01, ha='left', weight='bold', size=10)
     return fig

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from .core import Run, StudyError, atomic_write, cache_folder, digest, read_table, root, sha256, to_json, write_error, TABLES
 from .images import ImageError, Preprocess, read_bytes
 from .phantom import draw_phantom, phantom_table
-from .style import mark_synthetic
+from .style import figure, mark_synthetic
 
 # %% ../nbs/02_data.ipynb #7a08603e
 class DataError(StudyError):
@@ -620,16 +620,14 @@ def batches(images, size=256):              # Memory map or array; images a batc
 # %% ../nbs/02_data.ipynb #ecc5a2cd
 def show_examples(images, table, n=5, synthetic=False, seed=0):
     "Figure with `n` images of each class (columns) and split (rows), drawn at random"
-    import matplotlib.pyplot as plt
     splits = [s for s in ('train', 'val', 'test') if (table.split == s).any()]
-    fig, axes = plt.subplots(len(splits), 2 * n, figsize=(2 * n * .9, len(splits) + .3), squeeze=False, dpi=60, layout='constrained')
+    fig, axes = figure(2 * n, len(splits), width='wide', height=1.1, squeeze=False)
     for i, split in enumerate(splits):
         for label in (0, 1):
             rows = table[(table.split == split) & (table.label == label)]
             for ax, row in zip(axes[i, label * n:], rows.row.sample(min(n, len(rows)), random_state=seed)): ax.imshow(images[row], cmap='gray', vmin=0, vmax=255)
-            axes[i, label * n].set_title(f"{split}: {CLASSES[label]}", fontsize=8, loc='left')
+            axes[i, label * n].set_title(f"{split}: {CLASSES[label]}", fontsize=9)
     for ax in axes.flat: ax.axis('off')
-    plt.close(fig)
     return mark_synthetic(fig, synthetic)
 
 # %% ../nbs/02_data.ipynb #0bc7ec75

@@ -141,14 +141,15 @@ def curve_bands(s, f, replicates=300, seed=0, level=.95, **kwargs):
 
 # %% ../nbs/06c_decision.ipynb #8248e154
 def draw_decision(ax, s, colour, prevalence=None):
-    "Net benefit of the model with its band, of treating all and of treating none"
+    "Net benefit of the model with its band, of treating all and of treating none; returns the share of the rates at which the band lies above both"
     model, everybody = (v[0] for v in net_benefit(s, s.ones, prevalence=prevalence))
-    ax.fill_between(RATES, *curve_bands(s, lambda s, w: net_benefit(s, w, prevalence=prevalence)[0]), color=colour, alpha=.2, lw=0)
+    lower, upper = curve_bands(s, lambda s, w: net_benefit(s, w, prevalence=prevalence)[0])
+    ax.fill_between(RATES, lower, upper, color=colour, alpha=.2, lw=0)
     ax.plot(RATES, model, color=colour)
     ax.plot(RATES, everybody, color=COLOURS['chance'], ls='--', lw=1.2)
     ax.axhline(0, color=COLOURS['chance'], lw=1)
     ax.set(ylim=(-.05, max(model.max(), everybody[0], .05)*1.15), xlim=(0, 1), xlabel="Threshold probability")
-    return (model > np.maximum(everybody, 0) + 1e-9).mean()
+    return (lower > np.maximum(everybody, 0) + 1e-9).mean()
 
 # %% ../nbs/06c_decision.ipynb #7cb853b8
 def decision_figure(tables,                 # Name of a panel -> table of predictions, logits calibrated
@@ -164,9 +165,10 @@ def decision_figure(tables,                 # Name of a panel -> table of predic
         axes[-1].plot(RATES, needed, color=colour)
         axes[-1].fill_between(RATES, *curve_bands(s, number_needed), color=colour, alpha=.2, lw=0)
         axes[-1].text(.97, .97 - .08*i, name, color=colour, ha='right', va='top', transform=axes[-1].transAxes)
-    axes[0].set_ylabel("Net benefit\n(dashed: treat all; grey: treat none)")
+    axes[0].set_ylabel("Net benefit\n(thick: the model; dashed:\ntreat all; grey: treat none)")
+    for ax in axes[:-1]: ax.set_ylim(top=max(a.get_ylim()[1] for a in axes[:-1]))
     for ax in axes: ax.axvline(1/(1 + cost), color='black', lw=.8, ls=':')
     axes[-1].set(xlabel="Threshold probability", xlim=(0, 1))
     axes[-1].set_title("Alarms per pneumonia found", weight='normal')
-    fig.suptitle(f"Better than treating all or none at {' and '.join(f'{v:.0%} ({k})' for k, v in better.items())} of the thresholds", x=.01, ha='left', weight='bold', size=10)
+    fig.suptitle(f"The band lies above treating all and none at {' and '.join(f'{v:.0%} ({k})' for k, v in better.items())} of the thresholds", x=.01, ha='left', weight='bold', size=10)
     return fig

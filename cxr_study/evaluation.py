@@ -393,8 +393,8 @@ def evaluate_table(table, splits=('val', 'test'), points=(HALF,), **settings):
 TITLES = dict(sensitivity="Sensitivity (recall)", specificity="Specificity", ppv="PPV (precision)", npv="NPV", accuracy="Accuracy",
               balanced_accuracy="Balanced accuracy", f1_pneumonia="F1, pneumonia", f1_normal="F1, normal", mcc="Matthews correlation",
               lr_positive="Likelihood ratio +", lr_negative="Likelihood ratio −", auc="ROC-AUC", partial_auc="Partial AUC (specificity ≥ 0.9)",
-              average_precision="Average precision", log_loss="Log loss", brier="Brier score", brier_miscalibration="– miscalibration",
-              brier_discrimination="– discrimination", brier_uncertainty="– uncertainty")
+              average_precision="Average precision", log_loss="Log loss", brier="Brier score", brier_miscalibration="Brier: miscalibration",
+              brier_discrimination="Brier: discrimination", brier_uncertainty="Brier: uncertainty")
 
 def title(metric):
     "The name of a metric for people"
@@ -417,4 +417,4 @@ def summary(report, split='test'):          # What `metrics.json` holds
     import pandas as pd
     rows = [(title(k.split('.', 1)[1].split('@')[0]), quote(f), f['n'], f['patients'], f['method'] or '')
             for k, f in report['figures'].items() if k.startswith(split + '.')]
-    return pd.DataFrame(rows, columns=['metric', 'value (95 % interval)', 'images', 'patients', 'interval'])
+    return pd.DataFrame(rows, columns=['metric', 'value (95 % interval)', 'images', 'patients', 'method'])

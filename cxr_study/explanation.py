@@ -108,12 +108,12 @@ def occlusion(inside, z):
         return positive(Occlusion(inside).attribute(z, (1, window, window), (1, step, step), darkest(z), target=0, perturbations_per_eval=8))
 
 # %% ../nbs/07_explanation.ipynb #9cd3c36a
-def eigen_cam(inside, z):
+def eigen_cam(inside, z, sign=1):            # 1 or -1: a component has no sign of its own
     "The first principal component of the cells' features, 0 to 1 [B, H, W]"
     maps = features(inside, z)
     cells = maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2)
     u, s, _ = np.linalg.svd(cells - cells.mean(1, keepdims=True), full_matrices=False)
-    return heat_map((u[:, :, 0]*s[:, :1]).reshape(len(maps), *maps.shape[2:]), z.shape[-1])
+    return heat_map(sign*(u[:, :, 0]*s[:, :1]).reshape(len(maps), *maps.shape[2:]), z.shape[-1])
 
 # %% ../nbs/07_explanation.ipynb #938eb1b8
 METHODS = {'CAM': cam, 'Grad-CAM': by_library(GradCAM), 'Grad-CAM++': by_library(GradCAMPlusPlus), 'integrated gradients': integrated_gradients,
@@ -167,7 +167,7 @@ def draw_scale(ax):
     "The colour scale of an overlay, upright"
     ax.imshow(overlay(np.full((64, 4), 128), np.repeat(np.linspace(1, 0, 64)[:, None], 4, 1)), aspect='auto')
     ax.set(xticks=[], yticks=[0, 63], yticklabels=["most in\nthis image", "none"])
-    ax.yaxis.tick_right(); ax.tick_params(labelsize=5.5, length=0)
+    ax.yaxis.tick_right(); ax.tick_params(labelsize=6.5, length=0)
 
 # %% ../nbs/07_explanation.ipynb #ac3e09dd
 def explanation_figure(groups,              # Kind -> rows of `answers`, from `cases`
@@ -183,7 +183,8 @@ def explanation_figure(groups,              # Kind -> rows of `answers`, from `c
         pictures = np.stack([images(i) for i in rows.image_id])
         for i, (row, picture, heat) in enumerate(zip(rows.itertuples(), pictures, explain(model, pictures, method))):
             plain = overlay(picture, np.zeros(picture.shape), 0)
-            draw_image(ax.inset_axes((i/(columns + .7), .08, .9/(columns + .7), .84)), row, np.vstack([plain, overlay(picture, heat)]))
+            draw_image(frame := ax.inset_axes((i/(columns + .7), .08, .9/(columns + .7), .84)), row, np.vstack([plain, overlay(picture, heat)]))
+            if columns <= 6: frame.xaxis.label.set_size(7)  # With more, long names would touch
         draw_scale(ax.inset_axes((.94, .08, .015, .42)))
     fig.supxlabel(NOTE, x=.01, ha='left', size=8)
     return fig

@@ -190,7 +190,7 @@ def bundle_facts(run, model):
 # %% ../nbs/10g_export.ipynb #b3cb6486
 def make_bundle(run_folder,                 # A finished run
                 out=None,                   # Folder of the bundle; None: `bundle` in the run
-                name=None, int8=False):     # Name of the model; None: the run's
+                name=None, int8=False):     # Name of the model; None: data set and architecture
     "Export, prove and write the bundle of a run; returns its folder"
     run = Run(run_folder)
     if not run.path('model.safetensors').is_file(): raise StudyError(f"{run.folder} has no model.safetensors: a bundle needs the weights. Run 04_training first.")

@@ -158,8 +158,7 @@ def kept_table(file, run, image_set):       # csv; `Run` or None; `ImageSet`
 
 # %% ../nbs/08b_external.ipynb #9d373dd7
 def promise_sentence(reports):              # Name -> `external_report`
-    "How many promises of validation the other institution keeps, over all networks, and which kind it breaks most"
+    "How many promises of validation the other institution keeps, over all networks, and of which kind they are"
     rows = [r for report in reports.values() for r in report['promises'] if r['kept'] is not None]
-    kinds = {m: np.mean([not r['kept'] for r in rows if r['metric'] == m]) for m in sorted({r['metric'] for r in rows})}
-    worst = max(kinds, key=kinds.get)
-    return f"{sum(r['kept'] for r in rows)} of {len(rows)} promises of all networks are kept; {worst} is broken in {kinds[worst]:.0%} of its promises."
+    kept = [r['metric'] for r in rows if r['kept']]
+    return f"{len(kept)} of {len(rows)} promises of all networks are kept" + (f", of these {', '.join(sorted(set(kept)))}." if kept else '.')

@@ -171,7 +171,7 @@ def strangers(size, seed=0, each=100):      # Side of the network's images; imag
 # %% ../nbs/08c_familiarity.ipynb #159f61b2
 def show(kinds, columns=12):                # Kind -> uint8 [n, size, size]
     "Figure with the first images of each kind, a row a kind"
-    fig, axes = figure(columns, len(kinds), width='wide', height=.72, squeeze=False)
+    fig, axes = figure(columns, len(kinds), width='wide', height=8.4/columns + .2, squeeze=False)
     for row, (kind, x) in zip(axes, kinds.items()):
         for ax in row: ax.set_axis_off()
         for ax, image in zip(row, x[::max(1, len(x)//columns)]): ax.imshow(image, cmap='gray', vmin=0, vmax=255)
@@ -180,7 +180,7 @@ def show(kinds, columns=12):                # Kind -> uint8 [n, size, size]
 
 # %% ../nbs/08c_familiarity.ipynb #8d2fa71a
 def phantoms(size, n=100):
-    "uint8 [n, size, size] of drawn thoraxes: a toy that a gate for real films should see through"
+    "uint8 [n, size, size] of drawn thoraxes: a caricature of what is familiar, which a gate may let pass"
     drawn = phantom(images=n)
     return np.stack([resize(drawn.source(i), size) for i in range(n)])
 
@@ -220,8 +220,9 @@ def auroc(scores, kind):                    # Kind -> scores
 def measure_table(found):                   # From `measure`
     "Images, share refused with its interval, and both AUROCs of each kind"
     import pandas as pd
-    rows = [dict(kind=k, images=m['refused']['n'], refused=quote(m['refused']), auroc=m.get('auroc'), max_softmax=m.get('auroc_softmax')) for k, m in found.items()]
-    return pd.DataFrame(rows).set_index('kind').round(3)
+    def number(m, name): return f"{m[name]:.3f}" if name in m else ''
+    rows = [dict(kind=k, images=m['refused']['n'], refused=quote(m['refused']), auroc=number(m, 'auroc'), max_softmax=number(m, 'auroc_softmax')) for k, m in found.items()]
+    return pd.DataFrame(rows).set_index('kind')
 
 # %% ../nbs/08c_familiarity.ipynb #12b18458
 def goal_sentence(found):                   # From `measure`
@@ -235,6 +236,7 @@ def goal_sentence(found):                   # From `measure`
 # %% ../nbs/08c_familiarity.ipynb #78761b95
 def gate_figure(scores, threshold, found):  # Kind -> scores, `good` first; from `measure`
     "Scores of each kind as points, the threshold as a line, the share refused beside them"
+    from matplotlib.ticker import LogLocator
     fig, ax = figure(width='wide', height=.7 + .26*len(scores))
     rng = np.random.default_rng(0)
     for y, (kind, score) in enumerate(scores.items()):
@@ -242,8 +244,10 @@ def gate_figure(scores, threshold, found):  # Kind -> scores, `good` first; from
         ax.scatter(shown, y + rng.uniform(-.28, .28, len(shown)), s=3, lw=0, alpha=.5, color=COLOURS['val' if kind == 'good' else 'PNEUMONIA'])
         ax.text(1.01, y, f"{found[kind]['refused']['value']:.0%}", transform=ax.get_yaxis_transform(), va='center', size=8)
     ax.axvline(threshold, color='black', lw=1, ls='--')
-    ax.set(xscale='log', xlabel="score (1: the border of what is usual on validation)", ylim=(len(scores) - .5, -.5))
+    ax.text(threshold, -.6, "threshold", ha='center', va='bottom', size=8)
+    ax.set(xscale='log', xlabel="score (1: the border of what is usual on validation, for one description alone)", ylim=(len(scores) - .5, -.5))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter('{x:g}'); ax.minorticks_off()
     ax.set_yticks(range(len(scores)), [k.replace('_', ' ') for k in scores])
-    ax.text(1.01, -.9, "refused", transform=ax.get_yaxis_transform(), size=8, weight='bold')
-    ax.set_title(goal_sentence(found).split(': the goal')[0], size=9)
+    ax.text(1.01, -.6, "refused", transform=ax.get_yaxis_transform(), va='bottom', size=8, weight='bold')
+    ax.set_title(goal_sentence(found).split(': the goal')[0], size=9, pad=18)
     return fig

@@ -62,7 +62,7 @@ def mark_point(ax, entries, point, split, x, y):  # Names of the metrics on the 
     if None in values: return
     place = [1 - v if name.startswith('1-') else v for name, v in zip((x, y), values)]
     ax.plot(*place, 'o', color=MODELS[0], ms=5)
-    label_line(ax, *place, f"threshold {point.threshold:.2g}", MODELS[0], va='top', ha='left' if place[0] < .5 else 'right')
+    label_line(ax, place[0], place[1] - .03, f"threshold {point.threshold:.2g}", MODELS[0], va='top', ha='left' if place[0] < .5 else 'right')
 
 # %% ../nbs/05b_figures.ipynb #c677cf86
 def roc_figure(tables,                      # Model -> table of predictions
@@ -99,7 +99,7 @@ def confusion(s, point=HALF):
         for column, call in enumerate((~called, called)):
             if truth.any():
                 lower, upper = wilson(call[truth], s.patient[truth])
-                text[row][column] += f"\n{call[truth].mean():.1%}\n({lower:.1%} to {upper:.1%})"
+                text[row][column] += f"\n{100*call[truth].mean():.1f} %\n({100*lower:.1f} to {100*upper:.1f} %)"
     return cells, text
 
 # %% ../nbs/05b_figures.ipynb #65762386
@@ -121,15 +121,14 @@ def histogram_figure(table, split='test', point=HALF):
     import seaborn as sns
     s = scored(table, split)
     p, wrong = sigmoid(s.logit), point.decide(s.logit) != s.label
-    fig, axes = figure(rows=2, height=1.7, sharex=True)
-    for ax, name, mine, x, ha in zip(axes, CLASSES, (~s.label, s.label), (.98, .02), ('right', 'left')):
+    fig, axes = figure(rows=2, height=1.8, sharex=True)
+    for ax, name, mine in zip(axes, CLASSES, (~s.label, s.label)):
         sns.histplot(x=p[mine], bins=np.linspace(0, 1, 41), color=COLOURS[name], ax=ax, edgecolor='white', lw=.3)
         ax.axvline(point.threshold, color='black', lw=1, ls='--')
-        ax.text(x, .85, f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong", color=COLOURS[name], ha=ha, transform=ax.transAxes,
-                bbox=dict(facecolor='white', edgecolor='none', pad=1))
+        ax.set_title(f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong", color=COLOURS[name], weight='normal', size=9)
         ax.set(ylabel="Images", xlim=(0, 1))
     near = (np.abs(p - point.threshold) < .1).mean()
-    axes[0].set_title(f"{near:.0%} of the images lie within 0.1 of the threshold")
+    fig.suptitle(f"{100*near:.0f} % of the images lie within 0.1 of the threshold", x=.01, ha='left', weight='bold', size=10)
     axes[1].set_xlabel("Probability of pneumonia")
     return fig
 
@@ -145,7 +144,7 @@ def forest_axes(ax, rows,                   # Name -> entry, from the top
             ax.plot(bounds, [y, y], color=colour, lw=2, alpha=.5, solid_capstyle='butt')
             ax.plot(e['value'], y, 'o', color=colour, ms=4.5)
         if words or e['value'] is None:
-            ax.annotate(quote(e, digits), (1, y), xycoords=('axes fraction', 'data'), xytext=(6, 0), textcoords='offset points', va='center', size=8.5)
+            ax.annotate(quote(e, digits).replace('-', '−'), (1, y), xycoords=('axes fraction', 'data'), xytext=(6, 0), textcoords='offset points', va='center', size=8.5)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - .5, -.5)
     ax.tick_params(axis='y', length=0)
@@ -156,7 +155,7 @@ SHOWN = ('auc', 'average_precision', 'sensitivity', 'specificity', 'balanced_acc
 
 def forest_figure(figures, split='test', point=HALF, shown=SHOWN):
     "Forest plot of the metrics of a split"
-    rows = {title(m): figures[key(split, m, point)] for m in shown}
+    rows = {title(m) + (" (lower is better)" if m in ('brier', 'log_loss') else ''): figures[key(split, m, point)] for m in shown}
     defined = {n: e for n, e in rows.items() if n in map(title, ('sensitivity', 'specificity')) and e['value'] is not None}
     fig, ax = figure(height=.27*len(rows) + .8, width='wide')
     forest_axes(ax, rows)

@@ -162,7 +162,7 @@ def measure(table, split='test', replicates=1000, seed=0, level=.95):
 # %% ../nbs/06b_measures.ipynb #dc3f018e
 NAMES = dict(ece_debiased="ECE, debiased", ece="ECE, plain", ece_sweep="ECE-sweep", top_label_ece="ECE of the called class", mce="Largest gap of a bin", ici="ICI",
              slope="Calibration slope", intercept="Calibration intercept", observed_expected="Observed : expected", log_loss="Log loss", brier="Brier score",
-             brier_miscalibration="– miscalibration", brier_discrimination="– discrimination", brier_uncertainty="– uncertainty")
+             brier_miscalibration="Brier: miscalibration", brier_discrimination="Brier: discrimination", brier_uncertainty="Brier: uncertainty")
 
 def measure_table(found):                   # Name of a table -> entries of `measure`
     "Measures for people, a column a table"

@@ -67,8 +67,12 @@ def resnet_body(arch, source):
 
 def timm_body(arch, source):
     "A timm network up to its last feature map"
-    overlay = dict(file=str(source)) if isinstance(source, Path) else None
-    return timm.create_model(arch, pretrained=source is not None, num_classes=0, global_pool='', pretrained_cfg_overlay=overlay)
+    net = timm.create_model(arch, pretrained=source == 'download', num_classes=0, global_pool='')
+    if isinstance(source, Path):            # Not by timm, which leaves out what does not fit
+        heads = net.pretrained_cfg.get('classifier') or ()
+        heads = (heads,) if isinstance(heads, str) else heads
+        net.load_state_dict({k: v for k, v in load_file(source).items() if k.rpartition('.')[0] not in heads})
+    return net
 
 # %% ../nbs/03b_networks.ipynb #64a64692
 def create_body(arch, weights='none'):

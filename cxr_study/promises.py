@@ -101,7 +101,7 @@ def promised_and_got(calibration, table, split='test', cost=9., replicates=1000,
             *of_sets(calibration, table, split)]
 
 # %% ../nbs/06e_promises.ipynb #75397ac6
-METRICS = dict(ece_debiased="Calibration error (ECE)", net_benefit="Net benefit, standardised", coverage_NORMAL="Coverage of NORMAL", coverage_PNEUMONIA="Coverage of PNEUMONIA")
+METRICS = dict(ece_debiased="Calibration error (debiased)", net_benefit="Net benefit, standardised", coverage_NORMAL="Coverage of NORMAL", coverage_PNEUMONIA="Coverage of PNEUMONIA")
 
 def promise_table(rows):
     "The rows of `promised_and_got` for people"
@@ -133,13 +133,14 @@ def draw_panel(ax, each, label):            # Rows of the metrics of one panel, 
     ax.grid(axis='x', alpha=.3)
 
 def promises_figure(each, words, height=2.1):  # Rows of `promised_and_got`, a list a seed; the finding
-    "Promised (open) and got (filled, red where the interval excludes the promise); returns the figure"
+    "Promised (open) and got (filled, red where the whole interval is worse than promised); returns the figure"
     fig, axes = figure(3, 2, width='wide', height=height, gridspec_kw=dict(height_ratios=[3, 1.2]))
+    fig.get_layout_engine().set(wspace=.08)  # Or the last number of one axis touches the first of the next
     for ax, metrics in zip(axes.flat, sum(PANELS, ())):
         draw_panel(ax, [[r for r in rows if r['metric'] in metrics] for rows in each], ax in axes[:, 0])
         ax.set_title("Coverage of each class" if len(metrics) > 1 else METRICS.get(metrics[0]) or title(metrics[0]), weight='normal')
     fig.suptitle(words, x=.01, ha='left', weight='bold', size=10)
-    fig.supxlabel("Open: promised on validation. Filled, with interval: got on the test. Red: the interval excludes the promise.", x=.01, ha='left', size=8)
+    fig.supxlabel("Open: promised on validation. Filled, with interval: got on the test. Red: the whole interval is worse than promised.", x=.01, ha='left', size=8)
     return fig
 
 def plot_promises(rows):                    # From `promised_and_got`

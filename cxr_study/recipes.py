@@ -1,4 +1,4 @@
-"""One budget, the same validation patients, three seeds a recipe; the test is not in the room.
+"""Asked of the same validation patients, at the same budget for all that are compared; the test is not in the room.
 
 Docs: https://cxr-study.github.io/cxr_study/recipes.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'REST', 'stressed', 'Cell', 'run_cell', 'compare', 'mean_interval', 'ranking', 'plot_ranking',
-           'one_at_a_time', 'some_patients', 'real_images', 'together', 'choice', 'of_shape', 'of_rate']
+           'one_at_a_time', 'some_patients', 'real_images', 'together', 'choice', 'of_shape', 'of_crops', 'of_rate']
 
 # %% ../nbs/04b_recipes.ipynb #47613bf0
 import dataclasses, sys, tempfile, time
@@ -127,10 +127,10 @@ def some_patients(table, images, seed=0):   # A row an image; about how many tra
     enough = train_rows.patient_id.value_counts()[patients].cumsum() <= images
     return table[(table.split == 'val') | (table.split == 'train') & table.patient_id.isin(enough.index[enough])].reset_index(drop=True)
 
-def real_images(spec, images=1500):
-    "Images and table of Kermany's radiographs, decoded for `spec`: some patients of train, all of val, none of the test"
+def real_images(spec, images=1500, dataset='chest_xray'):
+    "Images and table of a data set that is at hand, decoded for `spec`: some patients of train, all of val, none of the test"
     from cxr_study.data import decoded, load_dataset, make_split
-    source = load_dataset('chest_xray')
+    source = load_dataset(dataset)
     pixels, index, _ = decoded(source, spec)
     return pixels, some_patients(make_split(source, index.sha256)[0], images)
 
@@ -162,6 +162,14 @@ def of_shape():
     from cxr_study.learner import Recipe
     base = Cell('base', Training('resnet18', 'none', Recipe(epochs=3, augment='equalise')), Preprocess(size=64, standardise='image'))
     return [base, base.differing(augment='stretch'), base.differing(augment='stretch', size=96)]
+
+# %% ../nbs/04b_recipes.ipynb #07f799ed
+def of_crops():
+    "The recipe of the first comparison at twelve epochs as the base, and the same with stretching"
+    first = of_shape()[0]
+    recipe = dataclasses.replace(first.training.recipe, epochs=12)
+    base = dataclasses.replace(first, training=dataclasses.replace(first.training, recipe=recipe))
+    return [base, base.differing(augment='stretch')]
 
 # %% ../nbs/04b_recipes.ipynb #b8d66b64
 def of_rate():

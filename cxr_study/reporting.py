@@ -193,7 +193,7 @@ def side_by_side(figures, split='test'):    # From `flat`
     models, metrics = [list(dict.fromkeys(n[i] for n in names if n[1].startswith(split + '.') and ' - ' not in n[0])) for i in (0, 1)]
     rows = {title(m.split('.', 1)[1].split('@')[0]): {model: quote(figures[f'{model}:{m}']) if f'{model}:{m}' in figures else '' for model in models}
             for m in metrics}
-    return pd.DataFrame(rows).T.rename_axis('metric').reset_index()
+    return pd.DataFrame(rows).T.rename_axis('metric').reset_index().rename(columns=dict(mean='mean (range of seeds)'))
 
 # %% ../nbs/05e_reporting.ipynb #d312b14b
 def is_synthetic(path):

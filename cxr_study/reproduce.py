@@ -77,7 +77,7 @@ def compare_files(name, digest, old, new):  # Name; SHA-256 in the manifest; the
     if not new.is_file(): return row('missing', words="was not made again")
     if sha256(new) == digest: return row('identical', 0.)
     if new.suffix not in COMPARE: return row('text', words="")
-    if not old.is_file(): return row('differs', words="the old file is not at hand")
+    if not old.is_file(): return row('another hash', words="the old file is not at hand")
     apart, words = COMPARE[new.suffix](old, new)
     return row('identical' if apart == 0 and new.suffix != '.png' else 'differs', apart, words)
 

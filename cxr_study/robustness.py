@@ -111,10 +111,10 @@ def corrupt(images,                         # uint8 [N, H, W]
 def show_corruptions(image, severity=5):    # uint8 [H, W]
     "Figure with the image and each of its corruptions"
     shown = dict(clean=image) | {name: corrupt(image[None], name, severity)[0] for name in CORRUPTIONS}
-    fig, axes = figure(7, 2, height=.75)
+    fig, axes = figure(7, 2, width='wide', height=1.4)
     for ax, (name, x) in zip(axes.flat, shown.items()):
         ax.imshow(x, cmap='gray', vmin=0, vmax=255); ax.set_axis_off()
-        ax.set_title(name.replace('_', ' '), size=4.5, weight='normal', pad=2)
+        ax.set_title(name.replace('_', ' '), size=8, weight='normal', pad=3)
     return fig
 
 # %% ../nbs/08_robustness.ipynb #839f456b
@@ -238,13 +238,13 @@ def heat_map(cases, words):                 # Name of the panel -> list of pairs
     return fig
 
 # %% ../nbs/08_robustness.ipynb #ffc6e390
-def worst_words(files):                     # Pairs from `read_logits`, one a seed
+def worst_words(files, whose=''):           # Pairs from `read_logits`, one a seed; of which panel, such as 'plain: '
     "The finding of `error_grid` in words: the two corruptions that raise the error most, by how much"
     grid = error_grid(files)
     rise = grid[:, 1:].mean(1) - grid[:, 0]
     first, second = np.argsort(-rise)[:2]
     name = lambda i: f"{list(CORRUPTIONS)[i].replace('_', ' ')} ({rise[i]:+.3f})"
-    return f"Balanced error; most is added by {name(first)}, then {name(second)}"
+    return f"Balanced error; {whose}most is added by {name(first)}, then {name(second)}"
 
 # %% ../nbs/08_robustness.ipynb #0c0e3c7e
 def find_runs(runs=None, **wanted):         # Folder of runs; parameters that a run must have
@@ -278,7 +278,7 @@ def scores_table(cases):                    # Name -> pair from `read_logits`, o
     titles = dict(clean="clean error", corrupted="mean error", be="BE", rbe="rBE", rbe_harmful="rBE of eleven")
     def row(pair):
         found, auc = corruption_scores(*pair)[0], auc_under(*pair)
-        return {t: quote(found[k], 2 if 'BE' in t else 3) for k, t in titles.items()} | {"AUC clean": auc.pop('clean'), "AUC corrupted": np.mean(list(auc.values()))}
+        return {t: quote(found[k], 2 if 'BE' in t else 3) for k, t in titles.items()} | {"AUC clean": f"{auc.pop('clean'):.3f}", "AUC corrupted": f"{np.mean(list(auc.values())):.3f}"}
     return pd.DataFrame({name: row(pair) for name, pair in cases.items() if pair}).T
 
 # %% ../nbs/08_robustness.ipynb #e8a4e38a
@@ -305,4 +305,4 @@ def added_sentence(plain, arm, replicates=1000):  # Pairs from `read_logits`
 def verdict_sentence(plain, arm=None):      # BE of the plain networks; of the arm
     "Whether the two goals are met, in a sentence that is derived from the figures"
     first = f"BE without corruption training {np.mean(plain):.2f} ({min(plain):.2f} to {max(plain):.2f} over {len(plain)} of the seeds): below 1 {'met' if max(plain) < 1 else 'NOT met by all'}."
-    return first + (f" With the arm {arm:.2f}: lower {'met' if arm < plain[0] else 'NOT met'}." if arm else "")
+    return first + (f" With the arm {arm:.2f}: lower than the plain network of the same seed {'met' if arm < plain[0] else 'NOT met'}." if arm else "")

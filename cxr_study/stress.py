@@ -69,12 +69,13 @@ def stressed(images, setting):              # uint8 [n, H, W]
 # %% ../nbs/08d_stress.ipynb #d439ca15
 def show_sweeps(image):                     # uint8 [H, W]
     "Figure of one film at every amount, a row a knob"
-    fig, axes = figure(7, len(SWEEPS), height=.66)
+    fig, axes = figure(7, len(SWEEPS), height=.58)
     for row, (name, sweep) in zip(axes, SWEEPS.items()):
         for ax in row: ax.set_axis_off()
         for ax, a in zip(row, sweep.amounts):
             ax.imshow(sweep.change(image, a), cmap='gray', vmin=0, vmax=255)
-            ax.set_title(f"{name} {a:g}" if ax is row[0] else f"{a:g}", size=5.5, weight='normal', pad=2)
+            ax.set_title(f"{a:g}", size=6.5, weight='normal', pad=2)
+        row[0].text(-.1, .5, name, ha='right', va='center', size=7.5, transform=row[0].transAxes)
     return fig
 
 # %% ../nbs/08d_stress.ipynb #5b94dcc2
@@ -133,6 +134,7 @@ def stress_figure(found, words):            # From `stress_table`; the finding
     "Curves of all knobs"
     fig, axes = figure(4, 2, width='wide', height=2.1, sharey=True)
     for ax, name in zip(axes.flat, SWEEPS): draw_sweep(ax, found[found.knob == name], name)
+    for ax in axes[:, 0]: ax.set_ylabel("share")
     key = axes.flat[-1]; key.set_axis_off()
     for y, (text, colour) in enumerate([("sensitivity, 95 % band", COLOURS['PNEUMONIA']), ("specificity, 95 % band", COLOURS['NORMAL']), ("AUC (dotted)", COLOURS['test'])]):
         key.text(0, .8 - .15*y, text, color=colour, size=8.5, transform=key.transAxes)
@@ -191,15 +193,15 @@ def shape_figure(tables, words):            # Name -> `shape_table`; the finding
     "Sensitivity and specificity of validation patients (solid) and of the test (dashed) against the shape, a panel a network"
     fig, axes = figure(len(tables), width='wide', height=2.7, sharey=True)
     for ax, (name, found) in zip(np.atleast_1d(axes), tables.items()):
-        for split, line in dict(val='o-', test='o--').items():
-            rows = found[found.split == split]
+        for split, line in dict(val='-', test='--').items():
+            if (rows := found[found.split == split]).empty: continue
             for metric, label in NAMED.items():
                 if split == 'val': ax.fill_between(rows['shape'], rows[f'{metric}_lower'], rows[f'{metric}_upper'], color=COLOURS[label], alpha=.18, lw=0)
-                ax.plot(rows['shape'], rows[metric], line, color=COLOURS[label], ms=3, label=f"{metric}, {split}")
+                ax.plot(rows['shape'], rows[metric], line, marker='o', mfc=COLOURS[label] if split == 'val' else 'white', color=COLOURS[label], ms=4, label=f"{metric}, {split}")
         ax.axvline(1, color=COLOURS['chance'], lw=.8)
         ax.set_xscale('log'); ax.set_xticks(SHAPES, [f"{s:g}" for s in SHAPES], size=7); ax.minorticks_off()
-        ax.set(ylim=(-.02, 1.03), xlabel="narrower   width / width as it is   wider"); ax.set_title(name, weight='normal')
-    ax.legend(fontsize=7, frameon=False, loc='lower center')
+        ax.set(ylim=(-.02, 1.03), xlabel="width, as a multiple of the film's own"); ax.set_title(name, weight='normal')
+    np.atleast_1d(axes)[0].set_ylabel("share"); ax.legend(fontsize=8, handlelength=3.5, loc='lower center')
     fig.suptitle(words, x=.01, ha='left', weight='bold', size=10)
     return fig
 

@@ -59,22 +59,25 @@ def varied(runs):
     return [n for n in names if n != 'seed' and len({str(v.get(n)) for v in values}) > 1]
 
 def arms(runs):
-    "Name of an arm -> seed -> `Run`"
-    names, found = varied(runs), {}
-    for run in runs.values():
+    "Name of an arm -> seed -> `Run`; where each arm has a folder of its own, as in `arm/seed0`, that is its name"
+    names, found, folders = varied(runs), {}, {}
+    for name, run in runs.items():
         p = dict(run.manifest['parameters'], dataset=run.manifest['data'].get('dataset'))
-        found.setdefault(', '.join(f"{n} {p.get(n)}" for n in names) or 'all', {})[p.get('seed', 0)] = run
-    return found
+        arm = ', '.join(f"{n} {p.get(n)}" for n in names) or 'all'
+        found.setdefault(arm, {})[p.get('seed', 0)] = run
+        folders.setdefault(arm, set()).add(name.rpartition('/')[0])
+    own = set.union(*folders.values())
+    return {min(folders[arm]): seeds for arm, seeds in found.items()} if '' not in own and len(own) == len(found) == sum(map(len, folders.values())) else found
 
 # %% ../nbs/10d_summary.ipynb #96764d92
-def over_arm(values, level=.95):            # Numbers, one a seed
+def over_arm(values, level=.95, least=2):   # Numbers, one a seed; how many seeds an interval needs
     "Mean, standard deviation and Student's interval over seeds"
     from scipy.stats import t
     values = np.asarray(values, float)
     sd = float(values.std(ddof=1)) if len(values) > 1 else None
-    half = t.ppf((1 + level)/2, len(values) - 1)*sd/len(values)**.5 if sd is not None else None
+    half = t.ppf((1 + level)/2, len(values) - 1)*sd/len(values)**.5 if len(values) >= least else None
     return dict(value=float(values.mean()), sd=sd, lower=None if half is None else float(values.mean() - half),
-                upper=None if half is None else float(values.mean() + half), seeds=len(values), method="mean over seeds, Student's interval")
+                upper=None if half is None else float(values.mean() + half), seeds=len(values), method="mean over seeds" + ", Student's interval"*(half is not None))
 
 SHOWN = ('auc', 'sensitivity@half', 'specificity@half', 'brier')
 
@@ -85,7 +88,7 @@ def arm_table(groups, measures=SHOWN):      # From `arms`
     for arm, found in figures.items():
         for name in (f'{s}.{m}' for s in ('val', 'test') for m in measures):
             values = [f[name]['value'] for f in found if name in f and f[name]['value'] is not None]
-            if values: rows.append(dict(arm=arm, split=name.split('.')[0], metric=name.split('.', 1)[1], **over_arm(values)))
+            if values: rows.append(dict(arm=arm, split=name.split('.')[0], metric=name.split('.', 1)[1], **over_arm(values, least=3)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/10d_summary.ipynb #1df68ca1
@@ -108,7 +111,7 @@ def arm_difference(one, other, split='test', replicates=1000, seed=0):  # Seed -
     pairs = [[scored(t) for t in tables.values()] for tables in aligned]
     each = [{k: metrics(a, a.ones, HALF)[k][0] - v[0] for k, v in metrics(b, b.ones, HALF).items()} for a, b in pairs]
     same = len({tuple(tables['a'][['image_id', 'patient_id', 'label']].itertuples(index=False)) for tables in aligned}) == 1
-    if not same: return {k: over_arm([e[k] for e in each]) | dict(p=student_p([e[k] for e in each])) for k in each[0] if all(np.isfinite(e[k]) for e in each)}
+    if not same: return {k: over_arm([e[k] for e in each], least=3) | dict(p=student_p([e[k] for e in each])) for k in each[0] if all(np.isfinite(e[k]) for e in each)}
     def minus(f): return {k: v - second[k] for first, second in [[mean_over([f(s) for s in arm]) for arm in zip(*pairs)]] for k, v in first.items()}
     with np.errstate(invalid='ignore'): draws, without = minus(lambda s: bootstrap(s, HALF, (), replicates, seed)), minus(lambda s: collect(s, jackknife(s), HALF))
     words = f"paired {BOOTSTRAPS['bca_t']} bootstrap of patients, mean of {len(both)} seeds, {replicates} replicates"
@@ -161,7 +164,7 @@ def seeds_of_arms(groups, metric='auc'):
         figures = [r.read('metrics.json')['figures'] for r in runs.values()]
         values = {s: [f[f'{s}.{metric}']['value'] for f in figures if f'{s}.{metric}' in f] for s in ('val', 'test')}
         for (s, v), dy, face in zip(values.items(), (-.14, .14), ('none', COLOURS['test'])): ax.plot(v, [y + dy]*len(v), 'o', ms=5, mec=COLOURS[s], mfc=face if s == 'test' else 'none')
-        ax.plot([np.mean(values['test'])]*2, [y + .02, y + .3], color=MODELS[1], lw=2.5)
+        ax.plot([np.mean(values['test'])]*2, [y + .24, y + .4], color=MODELS[1], lw=2.5)
         if len(values['test']) > 1: spread.append(np.std(values['test'], ddof=1))
     ax.set(yticks=range(len(groups)), yticklabels=list(groups), ylim=(len(groups) - .4, -.6), xlabel=f"{title(metric.split('@')[0])}: validation open, test filled, mean of the test as a bar")
     ax.set_title(f"Another seed moves the test by {np.mean(spread):.3f} (standard deviation)" if spread else "One seed an arm")

@@ -148,8 +148,8 @@ def plan(sweep, runs):                      # `Sweep`; folder of runs
 # %% ../nbs/10c_sweep.ipynb #baf80039
 def duration(seconds):
     "Such as `3 h 20 min`"
-    minutes, hours = round(seconds/60), int(seconds//3600)
-    return f"{hours} h {minutes - 60*hours} min" if hours else f"{minutes} min" if minutes >= 2 else f"{seconds:.0f} s"
+    minutes = round(seconds/60)
+    return f"{minutes//60} h {minutes%60} min" if minutes >= 60 else f"{minutes} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 def describe(sweep, runs, jobs=1):
     "The plan as lines for people"
@@ -216,13 +216,13 @@ MEMORY = 3 << 30                            # Bytes that a run may need
 def share_out(runs, jobs=0, threads=0):     # Number of runs; 0: choose
     "(runs at a time, threads of each, GPUs) for this machine"
     gpus, cores = count_gpus(), joblib.cpu_count()
-    free = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-    jobs = jobs or min(runs, gpus or max(1, min(cores, free//MEMORY)))
+    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    jobs = jobs or min(runs, gpus or max(1, min(cores, memory//MEMORY)))
     return jobs, threads or max(1, cores//jobs), gpus
 
 # %% ../nbs/10c_sweep.ipynb #742f045e
 def probe(path):                            # A file with a word in it
-    "What a worker sees: the word, the versions of the packages, and its threads"
+    "What a worker sees: the word, and the versions of the packages"
     with contextlib.suppress(OSError): return dict(word=Path(path).read_text(), versions=versions())
     return dict(word=None, versions=versions())
 
