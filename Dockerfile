@@ -1,6 +1,6 @@
 # Two images of one file.
 #   docker build -t cxr-study .                        docker run --rm -p 8000:8000 cxr-study
-#   docker build --target evaluate -t cxr-evaluate .   docker run --rm -v $PWD/models:/models:ro -v $PWD/outputs:/outputs cxr-evaluate
+#   docker build --target evaluate -t cxr-evaluate .   docker run --rm -v $PWD/models:/models:ro -v $PWD/outputs:/outputs -v $CXR_DATA:/data:ro -e CXR_DATA=/data cxr-evaluate
 # The first prints an address with a token: whoever can reach a service can use it. Read-only: add --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import Run, StudyError, cache_folder
-from .images import Preprocess
-from .data import cache_path, check_disjoint, counts, decoded, load_dataset, make_split, sample_patients
+from .core import Run, StudyError
+from .data import cache_path, decoded, load_dataset, make_split, sample_patients
 from .reporting import evaluate
 from .bundle import find_bundle, load_bundle
 from .predictor import Predictor

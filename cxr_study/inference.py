@@ -29,7 +29,7 @@ def whole_numbers(data):                    # The `data` of a tensor, flat or ne
     "uint8 values of a JSON list; anything but whole numbers from 0 to 255 is refused"
     try: x = np.asarray(data)
     except ValueError: refuse("its data are not numbers")
-    if not isinstance(data, list) or x.dtype.kind not in 'iuf' or any(v is True or v is False for v in data): refuse("its data are not numbers")
+    if not isinstance(data, list) or x.dtype.kind not in 'iuf' or any(isinstance(v, bool) for v in np.asarray(data, object).ravel()): refuse("its data are not numbers")
     if x.size and (x.min() < 0 or x.max() > 255 or (x != np.rint(x)).any()): refuse("its data are not whole numbers from 0 to 255")
     return x.astype(np.uint8).ravel()
 

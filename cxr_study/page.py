@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/page.html.md"""
 __all__ = ['TYPES', 'page_files', 'operations', 'operation_html', 'docs_html']
 
 # %% ../nbs/09g_page.ipynb #9bfc2c02
-import html, json
+import html
 from pathlib import Path
 
 # %% ../nbs/09g_page.ipynb #4b59e655

@@ -164,7 +164,7 @@ def seeds_of_arms(groups, metric='auc'):
         figures = [r.read('metrics.json')['figures'] for r in runs.values()]
         values = {s: [f[f'{s}.{metric}']['value'] for f in figures if f'{s}.{metric}' in f] for s in ('val', 'test')}
         for (s, v), dy, face in zip(values.items(), (-.14, .14), ('none', COLOURS['test'])): ax.plot(v, [y + dy]*len(v), 'o', ms=5, mec=COLOURS[s], mfc=face if s == 'test' else 'none')
-        ax.plot([np.mean(values['test'])]*2, [y + .24, y + .4], color=MODELS[1], lw=2.5)
+        ax.plot([np.mean(values['test'])]*2, [y + .29, y + .45], color=MODELS[1], lw=2.5)
         if len(values['test']) > 1: spread.append(np.std(values['test'], ddof=1))
     ax.set(yticks=range(len(groups)), yticklabels=list(groups), ylim=(len(groups) - .4, -.6), xlabel=f"{title(metric.split('@')[0])}: validation open, test filled, mean of the test as a bar")
     ax.set_title(f"Another seed moves the test by {np.mean(spread):.3f} (standard deviation)" if spread else "One seed an arm")
@@ -194,7 +194,7 @@ def cost_figure(groups, metric='auc'):
         ax.plot([c['seconds'] for c in cost], found, 'o', ms=3.5, color=colour, alpha=.5)
         ax.plot(x, y, 'o', ms=8, color=colour)
         speed = [c['images_per_second'] for c in cost if c['images_per_second']]
-        label_line(ax, x, y, f"  {arm}" + (f", {np.mean(speed):.0f} images/s" if speed else ''), colour, va='bottom')
+        label_line(ax, max(c['seconds'] for c in cost), y, f"  {arm}" + (f", {np.mean(speed):.0f} images/s" if speed else ''), colour)
     ax.margins(x=.25, y=.15)
     ax.set(xlabel="Seconds of training", ylabel=f"{title(metric.split('@')[0])} on test", title="What the training costs, and what it gives")
     return fig
