@@ -157,7 +157,7 @@ def subgroup_figure(found, rows):           # From `subgroups` and `decisions`
         forest_axes(ax, labels, words=False, colours={name: COLOURS['chance'] for name, e in labels.items() if e['p'] is None})
         ax.axvline((rows[rows.label == CLASSES.index(name)].kind != 'right').mean(), color=COLOURS[name], lw=1, ls='--')
         ax.set_title(f"{name}: error rate", color=COLOURS[name], weight='normal')
-    fig.supxlabel("1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: too few patients to test.", size=8)
+    fig.supxlabel("1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, a group or the rest of its class has too few patients.", size=8)
     clear = [f"{e['column']} {e['group']} ({e['truth']})" for e in found if e.get('p_holm', 1) < .05]
     fig.suptitle("Errors gather or thin out in: " + ', '.join(clear[:3]) + (" ..." if len(clear) > 3 else "") if clear
                  else "No subgroup differs beyond chance (Holm, 5 %)", x=.01, ha='left', weight='bold', size=10)
