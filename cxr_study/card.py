@@ -135,7 +135,7 @@ CALIBRATION = ('ece_debiased', 'slope', 'intercept', 'observed_expected', 'brier
 def calibrator_sentence(kind, chosen):      # Name of the calibrator; did the comparison choose it?
     "Which calibrator the run has, and how it was chosen"
     if kind != 'none': return f"Calibrator: **{kind}**{', chosen on validation patients held out of its fit'*chosen}."
-    return f"Calibrator: **none**, the probabilities are the network's own{': none was clearly better on validation patients held out of its fit'*chosen}."
+    return f"Calibrator: **none**, the probabilities are the network's own{': no calibrator was clearly better on validation patients held out of its fit'*chosen}."
 
 def calibration_section(run):
     "The calibrator, measures of calibration, and the promises of probabilities and sets"
