@@ -166,9 +166,7 @@ def of_shape():
 # %% ../nbs/04b_recipes.ipynb #07f799ed
 def of_crops():
     "The recipe of the first comparison at twelve epochs as the base, and the same with stretching"
-    first = of_shape()[0]
-    recipe = dataclasses.replace(first.training.recipe, epochs=12)
-    base = dataclasses.replace(first, training=dataclasses.replace(first.training, recipe=recipe))
+    base = dataclasses.replace(of_shape()[0].differing(epochs=12), name='base')
     return [base, base.differing(augment='stretch')]
 
 # %% ../nbs/04b_recipes.ipynb #b8d66b64
