@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cxr_study.images import Preprocess, decode, resize
+from cxr_study.data.images import Preprocess, decode, resize
 
 
 def rate(f, files, rounds=3):

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from cxr_study import evaluation as ev
-from cxr_study.prediction import sigmoid
+from cxr_study.evaluate import evaluation as ev
+from cxr_study.predict.decision import sigmoid
 
 
 def by_sklearn(y, z, p, w):

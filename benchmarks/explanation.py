@@ -12,13 +12,13 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np, torch
 
-from cxr_study.core import atomic_write, hardware, to_json
-from cxr_study.data import phantom
-from cxr_study.explanation import Inside, explain, timed_maps
-from cxr_study.images import Preprocess
-from cxr_study.learner import bf16_pays
-from cxr_study.networks import Classifier, create_body
-from cxr_study.robustness import CORRUPTIONS, SEVERITIES, corrupt
+from cxr_study.core.run import atomic_write, hardware, to_json
+from cxr_study.data.sets import phantom
+from cxr_study.explain.attribution import Inside, explain, timed_maps
+from cxr_study.data.images import Preprocess
+from cxr_study.train.recipe import bf16_pays
+from cxr_study.train.networks import Classifier, create_body
+from cxr_study.robust.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 
 def films(n, pixels=224):

@@ -14,13 +14,13 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import nn
 
-from cxr_study.batches import AUGMENTATIONS
-from cxr_study.core import atomic_write, seed_everything
-from cxr_study.images import Preprocess
-from cxr_study.learner import Recipe
-from cxr_study.networks import Classifier, create_body
-from cxr_study.recipes import Cell, mean_interval, real_images, run_cell
-from cxr_study.training import Training
+from cxr_study.train.loaders import AUGMENTATIONS
+from cxr_study.core.run import atomic_write, seed_everything
+from cxr_study.data.images import Preprocess
+from cxr_study.train.recipe import Recipe
+from cxr_study.train.networks import Classifier, create_body
+# UNRESOLVED recipes: Cell, mean_interval, real_images, run_cell -> !results/04_recipes
+from cxr_study.train.training import Training
 
 
 class SimSiam(nn.Module):

@@ -14,8 +14,8 @@ def resident():
 
 def one(images, folder):
     "Build, open and iterate a cache of so many phantoms; seconds and the largest resident memory of each step, MB"
-    from cxr_study import data
-    from cxr_study.images import Preprocess
+    from cxr_study.data import sets as data
+    from cxr_study.data.images import Preprocess
     peak, stop = {}, threading.Event()
     def watch():
         while not stop.wait(.05): peak[step] = max(peak.get(step, 0), resident())

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cxr_study.core import Run, hardware, versions
-from cxr_study.serving import form_bytes, load, running, summary
+from cxr_study.core.run import Run, hardware, versions
+# UNRESOLVED serving: form_bytes, load, running, summary -> !howto/serving
 
 HERE = [sys.executable, __file__]
 
@@ -34,7 +34,7 @@ def decoder(spec, decode):
 def network(folder, decode, threads=None, channels_last=False):
     "(model, decoder) of a run"
     import torch
-    from cxr_study.networks import load_model
+    from cxr_study.train.networks import load_model
     if threads: torch.set_num_threads(threads)
     model = load_model(Run(folder, verify=False))
     return model.to(memory_format=torch.channels_last) if channels_last else model, decoder(model.spec, decode)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from fastapi import Request
 
-from cxr_study.core import Run
-from cxr_study.networks import load_model
+from cxr_study.core.run import Run
+from cxr_study.train.networks import load_model
 from serving import decoder
 
 

@@ -5,7 +5,7 @@ usage: python benchmarks/sweep.py [workers] [kill] [dask]      (default: all; re
 import contextlib, hashlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
-from cxr_study.core import Run, cache_folder
+from cxr_study.core.run import Run, cache_folder
 
 COMMAND, FOLDER = str(Path(sys.executable).parent/"cxr-study"), cache_folder()/"sweep"
 SWEEP = """parameters: {dataset: phantom, limit: 120, size: 32, arch: test_resnet, epochs: 1, replicates: 100, promise_replicates: 100}

@@ -22,12 +22,12 @@ from torch import nn
 from torchvision import transforms
 from torchvision.models import resnet18
 
-from cxr_study.batches import dataloaders
-from cxr_study.core import atomic_write, hardware, to_json
-from cxr_study.data import load_dataset
-from cxr_study.images import Preprocess
-from cxr_study.learner import Recipe, callbacks, rates
-from cxr_study.training import Training, learner
+from cxr_study.train.loaders import dataloaders
+from cxr_study.core.run import atomic_write, hardware, to_json
+from cxr_study.data.sets import load_dataset
+from cxr_study.data.images import Preprocess
+from cxr_study.train.recipe import Recipe, callbacks, rates
+from cxr_study.train.training import Training, learner
 
 BATCH = 64
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import nbformat, pandas as pd, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from conftest import COMMAND, ROOT, bare
-from cxr_study.core import Run
-from cxr_study.reproduce import compare_runs, reproduced
-from cxr_study.sweep import SweepError, read_sweep
+from cxr_study.core.run import Run
+from cxr_study.pipeline.reproduce import compare_runs, reproduced
+from cxr_study.pipeline.sweep import SweepError, read_sweep
 
 DATA = ('dataset = "phantom"  # Data set\nseed = 0  # Seed\nimages = 40  # How many', '''
 run = Run(run_dir).begin('02_data', dataset=dataset, seed=seed, images=images)

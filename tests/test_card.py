@@ -2,9 +2,9 @@
 import json, shutil
 import pytest
 from conftest import ROOT
-from cxr_study.card import model_card, write_card
-from cxr_study.core import ManifestMismatch, StudyError
-from cxr_study.evaluation import quote
+from cxr_study.pipeline.card import model_card, write_card
+from cxr_study.core.run import ManifestMismatch, StudyError
+from cxr_study.evaluate.evaluation import quote
 
 PUBLISHED = sorted(p.parent for p in (ROOT/"results").glob("*/seed0/metrics.json"))
 CARDS = sorted(p for place in ("models", "results") for p in (ROOT/place).rglob("MODEL_CARD.md"))

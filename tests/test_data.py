@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_study import audit as audits
-from cxr_study import data
-from cxr_study.core import Run, StudyError
-from cxr_study.data import DataError, LeakError, MissingData, decoded, load_dataset, make_split, phantom, take
-from cxr_study.images import Preprocess, resize
+from cxr_study.data import audit as audits
+from cxr_study.data import sets as data
+from cxr_study.core.run import Run, StudyError
+from cxr_study.data.sets import DataError, LeakError, MissingData, load_dataset, phantom, take
+from cxr_study.data.cache import decoded
+from cxr_study.data.splits import make_split
+from cxr_study.data.images import Preprocess, resize
 
 SPEC = Preprocess(32)
 

@@ -7,8 +7,10 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from cxr_study import comparison as cp, coverage as cv, errors as er, evaluation as ev, reporting as rp
-from cxr_study.prediction import OperatingPoint, PredictionError, sigmoid
+from cxr_study.evaluate import comparison as cp, misclassified as er, evaluation as ev, csv_tables as rp
+# UNRESOLVED cxr_study: ['coverage']
+from cxr_study.predict.decision import OperatingPoint, sigmoid
+from cxr_study.predict.table import PredictionError
 
 EXACT = dict(rtol=0, atol=1e-10)
 

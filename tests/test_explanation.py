@@ -5,16 +5,18 @@ import numpy as np, pytest, torch
 from torch.optim.swa_utils import update_bn
 from pytorch_grad_cam import GradCAM
 
-from cxr_study.belief import randomised, similarity
-from cxr_study.data import decoded, load_dataset, make_split, phantom, sample_patients
-from cxr_study.explanation import Inside, by_library, cam, explain, features, linear, shares
-from cxr_study.images import Preprocess
-from cxr_study.learner import Recipe
-from cxr_study.networks import Classifier, Ensemble, create_body
-from cxr_study import pointing
-from cxr_study.pointing import marker_test, moved, planted, steady
-from cxr_study.prediction import colours, evidence, heat_map
-from cxr_study.training import Training, predict_logits, train
+# UNRESOLVED belief: randomised, similarity -> !results/07_maps
+from cxr_study.data.cache import decoded
+from cxr_study.data.sets import load_dataset, phantom, sample_patients
+from cxr_study.data.splits import make_split
+from cxr_study.explain.attribution import Inside, by_library, cam, explain, features, linear, shares
+from cxr_study.data.images import Preprocess
+from cxr_study.train.recipe import Recipe
+from cxr_study.train.networks import Classifier, Ensemble, create_body
+# UNRESOLVED cxr_study: ['pointing']
+# UNRESOLVED pointing: marker_test, moved, planted, steady -> !results/11_planted_lesions
+from cxr_study.predict.heat_map import colours, evidence, heat_map
+from cxr_study.train.training import Training, predict_logits, train
 
 
 def awake(arch, spec, images, members=1):

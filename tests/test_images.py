@@ -9,8 +9,10 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from cxr_study import images
-from cxr_study.images import CorruptImage, DicomRefused, ImageError, Limits, Preprocess, TooLarge, UnsupportedFormat, decode, dimensions, to_dicom
+from cxr_study.data import dicom as images
+from cxr_study.data.formats import CorruptImage, DicomRefused, ImageError, Limits, TooLarge, UnsupportedFormat
+from cxr_study.data.images import Preprocess, decode, dimensions
+from cxr_study.data.dicom import to_dicom
 
 H, W = 48, 56
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, recall_score, roc_auc_score
 from conftest import ROOT
-from cxr_study import results as rs
-from cxr_study.audit import write_audit
-from cxr_study.core import ManifestMismatch, Run, StudyError
-from cxr_study.promises import fit_calibration
-from cxr_study.seeds import is_variant
-from cxr_study.sweep import read_sweep
+# UNRESOLVED cxr_study: ['results']
+from cxr_study.data.audit import write_audit
+from cxr_study.core.run import ManifestMismatch, Run, StudyError
+from cxr_study.calibrate.transfer import fit_calibration
+from cxr_study.pipeline.published import is_variant
+from cxr_study.pipeline.sweep import read_sweep
 
 RESULTS = ROOT/"results"
 SEEDS = sorted(p.parent for p in RESULTS.glob("*/seed*/predictions.csv"))

@@ -14,10 +14,10 @@ from pydicom.uid import generate_uid
 from conftest import COMMAND, ROOT
 for needed in ("fastapi", "onnxruntime", "onnx"): pytest.importorskip(needed, reason="needs the packages of the extra `serve`, and onnx")
 
-from cxr_study.bundle import example_bundle, load_bundle
-from cxr_study.core import Run, sha256
-from cxr_study.images import to_dicom
-from cxr_study.serving import exchange, form_bytes, load, post, request_bytes, running, summary
+from cxr_study.serve.bundle import example_bundle, load_bundle
+from cxr_study.core.run import Run, sha256
+from cxr_study.data.dicom import to_dicom
+# UNRESOLVED serving: exchange, form_bytes, load, post, request_bytes, running, summary -> !howto/serving
 
 RAMP = np.linspace(0, 255, 320).astype(np.uint8) * np.ones((240, 1), np.uint8)
 
@@ -64,14 +64,16 @@ def trained(tmp_path_factory):
 
 
 def make_trained(torch, folder):
-    from cxr_study.bundle import example_calibration
-    from cxr_study.core import cache_folder
-    from cxr_study.data import cache_path, counts, decoded, make_split, phantom
-    from cxr_study.export import make_bundle
-    from cxr_study.images import Preprocess
-    from cxr_study.learner import Recipe
-    from cxr_study.networks import save_model
-    from cxr_study.training import Training, predict_table, train
+    from cxr_study.serve.bundle import example_calibration
+    from cxr_study.core.run import cache_folder
+    from cxr_study.data.cache import cache_path, decoded
+    from cxr_study.data.splits import counts, make_split
+    from cxr_study.data.sets import phantom
+    from cxr_study.pipeline.export import make_bundle
+    from cxr_study.data.images import Preprocess
+    from cxr_study.train.recipe import Recipe
+    from cxr_study.train.networks import save_model
+    from cxr_study.train.training import Training, predict_table, train
     spec, drawn = Preprocess(size=32), phantom(images=120, pixels=96)
     images, index, meta = decoded(drawn, spec)
     table, facts = make_split(drawn, index.sha256)

@@ -3,7 +3,7 @@ import json, os, signal, subprocess, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from conftest import COMMAND, ROOT, bare
-from cxr_study.core import ManifestMismatch, Run
+from cxr_study.core.run import ManifestMismatch, Run
 
 SMALL = ["--dataset", "phantom", "--limit", 300, "--epochs", 2, "--replicates", 200]
 
@@ -106,7 +106,7 @@ def test_imagenet_weights_that_cannot_be_had_name_the_choices(cli):
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(tmp_path):
-    from cxr_study.core import StudyError
+    from cxr_study.core.run import StudyError
     disk = tmp_path/"disk"; disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode: pytest.skip("a small disk cannot be mounted here")
     try:

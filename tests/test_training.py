@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 
-from cxr_study.batches import dataloaders
-from cxr_study.images import Preprocess
-from cxr_study.learner import Recipe
-from cxr_study.training import Training, train, train_in
+from cxr_study.train.loaders import dataloaders
+from cxr_study.data.images import Preprocess
+from cxr_study.train.recipe import Recipe
+from cxr_study.train.training import Training, train, train_in
 
 SPEC = Preprocess(size=32)
 SMALL = Training('test_resnet', recipe=Recipe(epochs=4, batch_size=16, lr=1e-3, precision='fp32', ema=.9, mix='mixup', augment='exposure'))
