@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cxr_study.core.run import Run, hardware, versions
-# UNRESOLVED serving: form_bytes, load, running, summary -> !howto/serving
+from load_client import form_bytes, load, running, summary
 
 HERE = [sys.executable, __file__]
 

@@ -2,7 +2,7 @@
 import re
 import pytest
 from conftest import ROOT
-# UNRESOLVED checklists: broken, checklists, follow, tally -> !howto/checklists
+from checklists import broken, checklists, follow, tally
 from cxr_study.core.run import StudyError
 
 EVERY = checklists(ROOT)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, recall_score, roc_auc_score
 from conftest import ROOT
-# UNRESOLVED cxr_study: ['results']
+from notebook_functions import functions_of
 from cxr_study.data.audit import write_audit
 from cxr_study.core.run import ManifestMismatch, Run, StudyError
 from cxr_study.calibrate.transfer import fit_calibration

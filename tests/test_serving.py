@@ -17,7 +17,7 @@ for needed in ("fastapi", "onnxruntime", "onnx"): pytest.importorskip(needed, re
 from cxr_study.serve.bundle import example_bundle, load_bundle
 from cxr_study.core.run import Run, sha256
 from cxr_study.data.dicom import to_dicom
-# UNRESOLVED serving: exchange, form_bytes, load, post, request_bytes, running, summary -> !howto/serving
+from load_client import exchange, form_bytes, load, post, request_bytes, running, summary
 
 RAMP = np.linspace(0, 255, 320).astype(np.uint8) * np.ones((240, 1), np.uint8)
 

@@ -11,7 +11,6 @@ __all__ = ['BOOTSTRAPS', 'POWER', 'CORRELATION', 'FREE', 'CELLS', 'DETECTED', 'T
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #327be8cc
 import numpy as np
-import pandas as pd
 
 from ..core.run import StudyError
 from ..predict.decision import to_dict

@@ -12,7 +12,6 @@ __all__ = ['HALF', 'MAX_FPR', 'NEEDS', 'simulate', 'Scored', 'scored', 'counts',
 import dataclasses
 
 import numpy as np
-import pandas as pd
 
 from ..predict.decision import OperatingPoint, sigmoid
 from ..predict.table import PredictionError, check_predictions

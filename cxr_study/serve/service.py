@@ -15,7 +15,6 @@ __all__ = ['TYPES', 'RAW', 'WORDS', 'ARRIVAL', 'BINARY', 'ONE', 'MANY', 'STRICT'
 
 # %% ../../nbs/lib/serve/05_service.ipynb #c8a8acf8
 import base64, functools, html, json, logging, time, uvicorn, warnings
-import cxr_study.guard
 from .. import __version__
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
