@@ -9,5 +9,5 @@ extras = {name: lines(f"{name}_requirements") for name in ("serve", "evaluate", 
 extras["study"] += extras["evaluate"]
 extras["dev"] += extras["study"] + extras["cluster"] + extras["serve"]
 
-setup(packages=find_packages(include=["cxr_study", "cxr_study.*"]), package_data={"cxr_study.serve": ["page/*"]}, install_requires=lines("requirements"), extras_require=extras,
+setup(packages=find_packages(include=["cxr_study", "cxr_study.*"]), package_data={"cxr_study": ["pages/*"], "cxr_study.serve": ["page/*"]}, install_requires=lines("requirements"), extras_require=extras,
       entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["cxr_study = cxr_study._modidx:d"]})
