@@ -115,7 +115,9 @@ def open_data(run):                         # A `Run` whose stage 02_data is fin
     return images, check_disjoint(table, facts['tolerated'])
 
 # %% ../../nbs/lib/data/07_splits.ipynb #0bc7ec75
-def counts(table):                          # Table with `split` and `label`
+def counts(table,                           # Table with `split` and `label`
+           classes=CLASSES):                # Names of the columns
     "Images by split (rows) and class (columns)"
-    tally = table.assign(label=table.label.map(dict(enumerate(CLASSES)))).groupby(['split', 'label']).size().unstack(fill_value=0)
-    return tally.reindex(index=['train', 'val', 'test'], columns=CLASSES, fill_value=0)
+    named = table.assign(label=table.label.map(dict(enumerate(classes))))
+    tally = named.groupby(['split', 'label']).size().unstack(fill_value=0)
+    return tally.reindex(index=['train', 'val', 'test'], columns=classes, fill_value=0)
