@@ -53,6 +53,7 @@ class ImageSet:
     patients_known: bool = True
     synthetic: bool = False
     default_size: int = 160                 # Side in pixels to decode to if nothing else is asked for
+    classes: tuple = CLASSES                # Names of the negative and the positive class, as their owner wrote them
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f"ImageSet({self.name!r}, {len(self)} images, {self.table.patient_id.nunique()} patients)"

@@ -218,7 +218,7 @@ def start_report(paths, out, **parameters):
     if (Path(out)/'predictions.csv').exists(): raise StudyError(f"{out} is itself a run with predictions; choose another folder for the evaluation.")
     run = Run(out, verify=False)
     run.manifest['synthetic'] = True if any(map(is_synthetic, paths)) else None
-    return run.begin('05e_reporting', paths=[str(p) for p in paths], **parameters)
+    return run.begin('evaluation', paths=[str(p) for p in paths], **parameters)
 
 def between_models(run, tables, reports, split, seeds, settings, images=None):  # -> (differences, over seeds, names of figures, notes)
     "Compare models of the same images, or say why that cannot be done"
