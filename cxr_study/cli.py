@@ -6,9 +6,9 @@ Docs: https://cxr-study.github.io/cxr_study/lib/cli/cli.html.md"""
 
 # %% auto #0
 __all__ = ['json_option', 'FOLDER', 'COLUMNS', 'FIRST', 'bundle_option', 'Group', 'raise_exit', 'talk', 'answer', 'main',
-           'options_of', 'RunCommand', 'CalibrateCommand', 'RunPath', 'run', 'calibrate', 'sweep', 'summarise_sweep',
-           'summarise', 'reproduce', 'external', 'card', 'completion', 'column_options', 'printed', 'evaluate', 'audit',
-           'bundle', 'write_sr', 'predict', 'serve', 'evaluate_bundle']
+           'RunCommand', 'CalibrateCommand', 'RunPath', 'run', 'calibrate', 'sweep', 'summarise_sweep', 'summarise',
+           'reproduce', 'external', 'card', 'completion', 'column_options', 'printed', 'evaluate', 'audit', 'bundle',
+           'write_sr', 'predict', 'serve', 'evaluate_bundle']
 
 # %% ../nbs/lib/cli/01_cli.ipynb #17df8ce3
 import functools, json, os, sys
@@ -61,25 +61,25 @@ def main():
     """
 
 # %% ../nbs/lib/cli/01_cli.ipynb #f3010f35
-def options_of(parameters, defaults=True):  # From `all_parameters`; give the defaults, or None where nothing was said
-    "A click option for each parameter"
-    return [click.Option([f"--{name.replace('_', '-')}"], type=type(p['default']), default=p['default'] if defaults else None, show_default=defaults, help=p['help'])
-            for name, p in parameters.items()]
+def _click_option(option, shown=True):      # `Option`; whether its default is given, or None where nothing was said
+    "The command-line option of an option of a stage"
+    name = option.name.replace('_', '-')
+    kind = type(option.default)
+    names = [f"--{name}/--no-{name}"] if kind is bool else [f"--{name}"]
+    return click.Option(names, type=kind, default=option.default if shown else None, show_default=shown, help=option.help)
 
 class RunCommand(click.Command):
-    "A command whose options are the parameters of all stages"
-    @functools.cached_property
+    "A command with the options of all stages"
     def stage_options(self):
-        from cxr_study.pipeline.stages import all_parameters
-        return options_of(all_parameters())
-    def get_params(self, ctx): return self.stage_options + super().get_params(ctx)
+        from cxr_study.core.options import options
+        return [_click_option(option) for option in options().values()]
+    def get_params(self, ctx): return self.stage_options() + super().get_params(ctx)
 
 class CalibrateCommand(RunCommand):
-    "A command whose options are the parameters of the stages of calibration"
-    @functools.cached_property
+    "A command with the options of the stage of calibration"
     def stage_options(self):
-        from cxr_study.pipeline.report import later_parameters
-        return options_of(later_parameters(), defaults=False)
+        from cxr_study.pipeline.study import calibration_options
+        return [_click_option(option, shown=False) for option in calibration_options()]
 
 # %% ../nbs/lib/cli/01_cli.ipynb #90dab44e
 class RunPath(click.Path):
@@ -95,7 +95,7 @@ class RunPath(click.Path):
 # %% ../nbs/lib/cli/01_cli.ipynb #cf03462b
 @main.command(cls=RunCommand)
 @click.option('--run-dir', type=FOLDER, help="Folder of the run; default: runs/ and a name made from the parameters")
-@click.option('--force', metavar='STAGE', help="Run again from this stage on, such as 04_training")
+@click.option('--force', metavar='STAGE', help="Run again from this stage on, such as 02_training")
 @json_option
 def run(run_dir, force, as_json, **given):
     """Run the numbered notebooks in order into one run folder, with a report. What was computed before, here or in another run beside it, is not computed again.
@@ -104,14 +104,14 @@ def run(run_dir, force, as_json, **given):
     cxr-study run --dataset pneumoniamnist --arch resnet18
     cxr-study run --dataset ~/my_images --epochs 3
     """
-    from cxr_study.pipeline.stages import check_force, check_run, run_name
-    from cxr_study.pipeline.report import run_study
+    from cxr_study.pipeline.stages import RunSettings, check_force, check_run, run_name
+    from cxr_study.pipeline.study import run_study
     say = talk(as_json)
     values, dataset, inputs = check_run(given)
     check_force(force)
     folder = run_dir or runs_folder()/run_name(values, dataset)
     say(f"Run: {folder}")
-    report = run_study(folder, values, inputs, force=force, say=say)
+    report = run_study(folder, values, inputs, RunSettings(force=force, say=say))
     say(f"Report: {report}")
     answer(dict(run=folder, report=report, metrics=Run(folder, verify=False).read('metrics.json')['figures']), as_json)
 
@@ -125,11 +125,9 @@ def calibrate(path, out, **given):
     \b
     cxr-study calibrate runs/my-run --operating-point youden
     """
-    from cxr_study.pipeline.stages import check_parameters
-    from cxr_study.pipeline.report import refit
-    given = {n: v for n, v in given.items() if v is not None}
-    check_parameters(given)
-    click.echo(f"Report: {refit(path, given, out, say=click.echo)}")
+    from cxr_study.pipeline.study import calibrate_run
+    given = {name: value for name, value in given.items() if value is not None}
+    click.echo(f"Report: {calibrate_run(path, given, out, say=click.echo)}")
 
 # %% ../nbs/lib/cli/01_cli.ipynb #f91dc3ae
 @main.command()
@@ -138,7 +136,7 @@ def calibrate(path, out, **given):
 @click.option('--jobs', type=click.IntRange(0), default=0, help="Runs at a time; default: one a GPU, else one a core as far as the memory goes")
 @click.option('--threads', type=click.IntRange(0), default=0, help="Threads of each run; default: the cores shared out")
 @click.option('--scheduler', metavar='tcp://...', help="Run on the workers of this dask scheduler, which share the folder of runs (CXR_RUNS)")
-@click.option('--force', metavar='STAGE', help="Run again from this stage on, such as 05_evaluation")
+@click.option('--force', metavar='STAGE', help="Run again from this stage on, such as 03_evaluation")
 @json_option
 def sweep(file, dry_run, jobs, threads, scheduler, force, as_json):
     """Run a grid or a list of runs from a YAML file; continue it if it was interrupted.

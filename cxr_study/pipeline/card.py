@@ -34,7 +34,7 @@ def part(run, name):
     return run.read(name) if run.path(name).is_file() else None
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #188a3145
-WRITERS = {'metrics.json': '05_evaluation', 'calibration.json': '06e_promises', 'subgroups.json': '05c_errors', 'model.json': '04_training'}
+WRITERS = {'metrics.json': '03_evaluation', 'calibration.json': '04_calibration', 'subgroups.json': '03_evaluation', 'model.json': '02_training'}
 
 def not_here(name): return f"*{name} is not in this folder; the notebook {WRITERS[name]} writes it.*"
 
@@ -52,7 +52,7 @@ KEY_VERSIONS = ('python', 'torch', 'fastai', 'timm', 'numpy', 'scikit-learn')
 
 def details(run):
     "What the model is and what it was made with"
-    said, asked = part(run, 'model.json') or {}, run.manifest['stages'].get('04_training', {}).get('parameters', {})
+    said, asked = part(run, 'model.json') or {}, run.stage('02_training').get('parameters', {})
     rows = [(k, v) for k, v in facts(run)]
     rows += [(words, f"{said[k]:,}") for k, words in dict(parameters="Parameters", members="Networks").items() if k in said]
     if 'best_epoch' in said: rows.append(("Epoch kept", f"{', '.join(map(str, np.atleast_1d(said['best_epoch'])))} (lowest validation loss)"))

@@ -9,14 +9,14 @@ __all__ = ['STYLE', 'HEADLINE', 'MEASURES', 'SECTIONS', 'CAPTIONS', 'SAID', 'ALW
            'escape', 'page', 'table', 'Html', 'picture', 'flow_facts', 'svg_box', 'flow_svg', 'facts', 'shown_split',
            'told', 'name_of', 'in_short', 'results_table', 'section_of', 'figures_of', 'promises', 'limit_sentences',
            'limits', 'parameters_table', 'manifest_table', 'notebook_links', 'sections', 'report_html', 'report_key',
-           'write_report', 'run_study', 'later_parameters', 'depending', 'refit', 'copy_stages']
+           'write_report']
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #2f9a8ae7
 import base64, html, textwrap
 from pathlib import Path
 
 from ..core.run import NOTICE, Run, StudyError, digest, sha256
-from .stages import all_parameters, ask_modules, check_parameters, check_writable, reads_from, run_stages, stages, take_over
+from ..core.options import options
 from ..evaluate.evaluation import quote, title
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #3bd142c8
@@ -92,7 +92,7 @@ def flow_svg(listed, left, boxes):          # From `flow_facts`
 def facts(run):
     "What was run, as rows of a table"
     m, ran = run.manifest, run.manifest['stages']
-    first = ran.get('04_training') or next(iter(ran.values()))
+    first = run.stage('02_training') or next(iter(ran.values()))
     commit = f"{(first['git']['commit'] or 'none')[:12]}{' with uncommitted changes' if first['git']['dirty'] else ''}"
     p, pixels = m['parameters'], run.read('preprocess.json').get('size') if run.path('preprocess.json').is_file() else None
     asked = {'Network': p.get('arch'), 'Starts from': dict(none='scratch', imagenet='ImageNet weights').get(p.get('weights'), p.get('weights')),
@@ -195,9 +195,9 @@ def limits(run):
 # %% ../../nbs/lib/pipeline/02_report.ipynb #a8bc948a
 def parameters_table(run):
     "All parameters of the run with their meaning"
-    try: known = all_parameters()
-    except Exception: known = {}            # A run that is read outside a checkout
-    return table([(k, v if v != '' else '–', known.get(k, {}).get('help', '')) for k, v in run.manifest['parameters'].items()], ('Parameter', 'Value', 'Meaning'))
+    known = options()
+    rows = [(name, value if value != '' else '–', known[name].help if name in known else '') for name, value in run.manifest['parameters'].items()]
+    return table(rows, ('Parameter', 'Value', 'Meaning'))
 
 def manifest_table(run):
     "Stages, their time and key; versions; files with the beginning of their SHA-256"
@@ -245,44 +245,3 @@ def write_report(run):                      # A finished run
     run.manifest['stages']['report']['key'] = key
     run.save_manifest()
     return path
-
-# %% ../../nbs/lib/pipeline/02_report.ipynb #a7fe3ac4
-def run_study(run_folder, values, inputs, say=print, **how):  # ...; see `run_stages`
-    "Run all stages of the project and write the report; returns the path of `report.html`"
-    check_writable(run_folder)
-    run = run_stages(run_folder, values, inputs=inputs, say=say, **how)
-    return write_report(run)
-
-# %% ../../nbs/lib/pipeline/02_report.ipynb #e082fb7f
-def later_parameters(first='06'):           # Beginning of a stage's name
-    "Name -> dict(default, help, stages) of the parameters of these stages alone"
-    return {n: p for n, p in all_parameters().items() if all(s.startswith(first) for s in p['stages'])}
-
-def depending(names, folder=None):
-    "The stages of these names and all that read them, directly or not"
-    found = set(names)
-    for stage, below in reads_from(folder).items():
-        if found & set(below): found.add(stage)
-    return found
-
-def refit(run_folder, given,                # A finished run; parameters of the stages `first`
-          out=None, first='06', say=print): # Another folder for the result
-    "Run the stages `first` of a finished run again without training; returns the path of `report.html`"
-    source, target = Path(run_folder), Path(out or run_folder)
-    manifest = Run(source).manifest
-    if '04_training' not in manifest['stages']: raise StudyError(f"{source} is not a finished run: it has no 04_training.")
-    known = all_parameters()
-    values = {n: v for n, v in manifest['parameters'].items() if n in known and n not in given} | given
-    mine = [p.stem for p in stages() if p.stem.startswith(first)]
-    ask_modules(check_parameters(values), [p for p in stages() if p.stem in mine])  # A slip must not cost the results that are there
-    kept = {s: e['key'] for s, e in manifest['stages'].items() if 'key' in e and s not in depending(mine)}
-    if target != source: copy_stages(source, target, kept, manifest)
-    run = run_stages(target, values, known=kept, only={*kept, *mine, *(depending(mine) & set(manifest['stages']))}, say=say)
-    return write_report(run)
-
-# %% ../../nbs/lib/pipeline/02_report.ipynb #445fafc0
-def copy_stages(source, target, names, manifest):
-    "Take these stages of a run over into another folder"
-    check_writable(target)
-    for stage, key in names.items():
-        if not take_over(target, stage, key, Path(source), manifest, manifest): raise StudyError(f"{source} has lost files of {stage}.")

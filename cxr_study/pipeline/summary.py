@@ -39,7 +39,7 @@ def open_runs(paths):                       # Folders of runs, or folders that h
 
 def costs(run):
     "Seconds of training, and images/s of its last epoch"
-    seconds = run.manifest['stages'].get('04_training', {}).get('seconds')
+    seconds = run.stage('02_training').get('seconds')
     speed = pd.read_csv(run.path('history.csv')).get('images_per_second') if run.path('history.csv').is_file() else None
     return dict(seconds=seconds, images_per_second=None if speed is None else float(speed.iloc[-1]))
 

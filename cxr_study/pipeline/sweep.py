@@ -18,8 +18,9 @@ import joblib, yaml
 from filelock import FileLock, Timeout
 
 from ..core.run import StudyError, atomic_write, runs_folder, versions
-from .stages import BadParameter, check_run, check_writable, finished_stages, run_name, stage_keys
-from .report import run_study
+from ..core.options import OptionError
+from .stages import RunSettings, check_run, check_writable, finished_stages, run_name, stage_keys
+from .study import run_study
 
 # %% ../../nbs/lib/pipeline/03_sweep.ipynb #cc526043
 class SweepError(StudyError):
@@ -100,11 +101,11 @@ class Sweep:
 def job_of(given):
     "The `Job` of some parameters, checked"
     values, dataset, inputs = check_run(given)
-    keys = {path.stem: key for path, (_, key) in stage_keys(values, inputs=inputs).items()}
+    keys = {name: key.key for name, key in stage_keys(values, inputs).items()}
     return Job(run_name(values, dataset), values, inputs, given, keys)
 
 def line_of(error, at, lines):
-    "The line of a `BadParameter`: that of its value, or of its name if the name itself is wrong"
+    "The line of a `OptionError`: that of its value, or of its name if the name itself is wrong"
     return lines.get(('grid', error.name) if 'no parameter' in str(error) else None, at.get(error.name, 1))
 
 def read_sweep(path):                       # A sweep's file
@@ -115,7 +116,7 @@ def read_sweep(path):                       # A sweep's file
     content, jobs, wrong = check_shape(content, lines, path.name), {}, {}
     for given, at in combinations(content, lines):
         try: job = job_of(given)
-        except BadParameter as e: wrong.setdefault(str(e), line_of(e, at, lines)); continue
+        except OptionError as e: wrong.setdefault(str(e), line_of(e, at, lines)); continue
         jobs.setdefault(job.name, job)
     if wrong: raise SweepError('\n'.join(f"{path.name}, line {line}: {message}" for message, line in sorted(wrong.items(), key=lambda w: w[1])))
     differ = [n for n in next(iter(jobs.values())).values if len({str(j.values[n]) for j in jobs.values()}) > 1]
@@ -187,7 +188,7 @@ def work(job, runs, threads=1, gpus=0, force=None):  # `Job`; folder of runs; th
     def result(status, error=''): return dict(run=job.name, status=status, seconds=round(time.time() - started, 1), error=error)
     try:
         with one_gpu(gpus) as device, environment(**dict.fromkeys(THREADS, str(threads)), **device):
-            run_study(Path(runs)/job.name, job.values, job.inputs, force=force, say=lambda _: None, progress=False)
+            run_study(Path(runs)/job.name, job.values, job.inputs, RunSettings(force=force, say=str, progress=False))
         return result('done')
     except StudyError as e: return result('failed', str(e))
     except Exception as e: return result('failed', f"{type(e).__name__}: {e}")

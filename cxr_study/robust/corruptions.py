@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from ..core.run import Run, StudyError, atomic_write, runs_folder, to_json
+from ..core.run import Run, StudyError, atomic_write, runs_folder, to_json, upgraded
 from ..core.style import MAPS, figure
 from ..data.images import Preprocess, resize
 from ..data.sets import load_dataset, sample_patients
@@ -123,12 +123,12 @@ def show_corruptions(image, severity=5):    # uint8 [H, W]
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #839f456b
 PUBLISHED_SIZE = 224                        # Side of MedMNIST-C's images, pixels
 
-def images_of(run, at=PUBLISHED_SIZE, split='test'):  # `Run` after its stage 02_data; side in pixels
+def images_of(run, at=PUBLISHED_SIZE, split='test'):  # `Run` after its stage 01_data; side in pixels
     "(uint8 [n, at, at], their rows of split.csv) of a split of the run, decoded from their sources"
-    asked, table = run.manifest['stages']['02_data']['parameters'], run.read('split.csv')
+    asked, table = run.stage('01_data')['parameters'], run.read('split.csv')
     part = table[table.split == split].reset_index(drop=True)
     images, spec = sample_patients(load_dataset(asked['dataset'], asked['positive']), asked['limit'], asked['seed']), Preprocess.from_dict(run.read('preprocess.json'))
-    if list(images.table.image_id.iloc[part.row]) != list(part.image_id): raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 02_data again.")
+    if list(images.table.image_id.iloc[part.row]) != list(part.image_id): raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 01_data again.")
     large = Preprocess(at, spec.geometry, spec.antialias)
     return np.stack([large(images.source(i)) for i in part.row]), part
 
@@ -256,7 +256,7 @@ def find_runs(runs=None, **wanted):         # Folder of runs; parameters that a 
     for path in sorted(Path(runs or runs_folder()).glob('*/manifest.json')):
         manifest = json.loads(path.read_text())
         asked = manifest['parameters'] | dict(dataset=manifest['data'].get('dataset'))
-        if '04_training' in manifest['stages'] and all(asked.get(k) == v for k, v in wanted.items()): found.setdefault(asked['seed'], Run(path.parent))
+        if '02_training' in upgraded(manifest)['stages'] and all(asked.get(k) == v for k, v in wanted.items()): found.setdefault(asked['seed'], Run(path.parent))
     return found
 
 def calibration_of(run):                    # A `Run` with predictions

@@ -17,6 +17,7 @@ from torch import nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save as save_tensors
 
+from ..core.options import OptionError
 from ..core.run import Run, StudyError
 from ..data.images import Preprocess
 
@@ -28,7 +29,7 @@ def check_arch(arch):                       # Name such as `resnet18` or `tf_eff
     known = {*RESNETS, *timm.list_models()}
     if arch in known: return arch
     near = difflib.get_close_matches(arch, known, n=5) or RESNETS
-    raise StudyError(f"There is no architecture {arch!r}. Close to it: {', '.join(near)}. "
+    raise OptionError('arch', f"There is no architecture {arch!r}. Close to it: {', '.join(near)}. "
                      "Any torchvision ResNet or timm model works; timm.list_models() names them.")
 
 # %% ../../nbs/lib/train/01_networks.ipynb #981770f9
@@ -47,7 +48,7 @@ def local_weights(arch):
 def no_weights(arch, reason):
     "The `StudyError` for weights that cannot be had, with the choices"
     looked = ', '.join(map(str, weight_places())) or "nowhere: neither CXR_WEIGHTS nor CXR_DATA is set"
-    return StudyError(f"ImageNet weights for {arch} cannot be had: {reason}. Looked in: {looked}. Choices: set CXR_WEIGHTS to a .safetensors file "
+    return OptionError('weights', f"ImageNet weights for {arch} cannot be had: {reason}. Looked in: {looked}. Choices: set CXR_WEIGHTS to a .safetensors file "
                       f"or to a folder that holds {arch}*.safetensors; give the file as weights=PATH; connect to the network once; or train from "
                       "scratch with weights=none.")
 
@@ -56,7 +57,7 @@ def resolve_weights(arch, weights):         # `imagenet`, `none`, or a path to a
     if weights == 'none': return None
     if weights == 'imagenet': return local_weights(arch) or 'download'
     if Path(weights).is_file(): return Path(weights)
-    raise StudyError(f"weights={weights!r} is neither 'imagenet' nor 'none' nor a file that exists.")
+    raise OptionError('weights', f"weights={weights!r} is neither 'imagenet' nor 'none' nor a file that exists.")
 
 # %% ../../nbs/lib/train/01_networks.ipynb #2eb9c91b
 def resnet_body(arch, source):
