@@ -228,8 +228,7 @@ def sections(run, figures):                 # `Run`; entries of `metrics.json`
     if rows := promises(run):
         head = ('Point', 'Measure', 'Promised by validation', 'Got on the test', 'Kept')
         found["Calibration and operating points"] |= dict(text=[point_in_use(run)], tables=[table(rows, head)])
-    links = notebook_links(run)
-    first = section("What was run", text=[links] if links else [], tables=[table(facts(run))])
+    first = section("What was run", tables=[table(facts(run))], note=notebook_links(run))
     last = [section("Other figures", pictures=pictures_of(run, other_figures(run), split)),
             section("Limits", bullets=limits(run)), section("Every parameter", tables=[parameters_table(run)]),
             section("Manifest", tables=manifest_tables(run), note=versions_note(run))]
