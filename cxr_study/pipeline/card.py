@@ -6,32 +6,33 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/card.html.md"""
 
 # %% auto #0
 __all__ = ['WRITERS', 'KEY_VERSIONS', 'INTENDED', 'OUT_OF_SCOPE', 'CHILDREN', 'UNKNOWN', 'HELD', 'CALIBRATION', 'ERRORS',
-           'DIFFERS', 'NO_PEOPLE', 'FAMILIES', 'ETHICS', 'open_part', 'part', 'not_here', 'table', 'bullets', 'details',
-           'kept_apart', 'training_data', 'performance', 'points_table', 'operating', 'calibrator_sentence',
-           'calibration_section', 'subgroup_section', 'elsewhere_table', 'elsewhere', 'ethics', 'heading',
-           'check_section', 'model_card', 'write_card']
+           'DIFFERS', 'NOT_COMPARED', 'NO_PEOPLE', 'FAMILIES', 'ETHICS', 'open_part', 'not_here', 'table', 'bullets',
+           'details', 'named', 'kept_apart', 'audit_sentences', 'who_is_in_it', 'training_data', 'performance',
+           'points_table', 'operating', 'calibrator_sentence', 'calibration_section', 'subgroup_row',
+           'subgroup_section', 'elsewhere_table', 'elsewhere', 'ethics', 'heading', 'check_section', 'model_card',
+           'write_card']
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #47f978f4
 from pathlib import Path
 
 import numpy as np
 
-from ..core.run import NOTICE, ManifestMismatch, Run, StudyError, atomic_write, sha256
+from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
+from ..core.pages import notices
+from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
 from ..evaluate.evaluation import number, quote, title
-from .report import MEASURES, PUBLISHED, SAID, SYNTHETIC, facts, limit_sentences, name_of, shown_split, told
+from .report import (
+    MEASURES, facts, few_images, limit_sentences, measure_title, of_children, part, results_rows, shown_split)
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #44b5e917
 def open_part(folder):                      # A run, or a published part of one
     "The `Run`; `StudyError` without a manifest, `ManifestMismatch` if a file that is there is not the one of the manifest"
     run = Run(folder, verify=False)
-    if not run.path('manifest.json').is_file(): raise StudyError(f"{folder} has no manifest.json: a card is written from a run.")
+    if not run.path('manifest.json').is_file():
+        raise StudyError(f"{folder} has no manifest.json: a card is written from a run.")
     changed = [n for n, a in run.manifest['artefacts'].items() if run.path(n).is_file() and sha256(run.path(n)) != a['sha256']]
     if changed: raise ManifestMismatch(f"{folder} does not match its manifest.json: {', '.join(changed)} changed. Restore these files first.")
     return run
-
-def part(run, name):
-    "A file of the run, or None if it is not there"
-    return run.read(name) if run.path(name).is_file() else None
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #188a3145
 WRITERS = {'metrics.json': '03_evaluation', 'calibration.json': '04_calibration', 'subgroups.json': '03_evaluation', 'model.json': '02_training'}
@@ -53,14 +54,19 @@ KEY_VERSIONS = ('python', 'torch', 'fastai', 'timm', 'numpy', 'scikit-learn')
 def details(run):
     "What the model is and what it was made with"
     said, asked = part(run, 'model.json') or {}, run.stage('02_training').get('parameters', {})
-    rows = [(k, v) for k, v in facts(run)]
-    rows += [(words, f"{said[k]:,}") for k, words in dict(parameters="Parameters", members="Networks").items() if k in said]
-    if 'best_epoch' in said: rows.append(("Epoch kept", f"{', '.join(map(str, np.atleast_1d(said['best_epoch'])))} (lowest validation loss)"))
+    rows = list(facts(run))
+    if 'parameters' in said: rows.append(("Parameters", f"{said['parameters']:,}"))
+    if 'members' in said: rows.append(("Networks", f"{said['members']:,}"))
+    if 'best_epoch' in said:
+        epochs = ', '.join(map(str, np.atleast_1d(said['best_epoch'])))
+        rows.append(("Epoch kept", f"{epochs} (lowest validation loss)"))
     if weights := run.manifest['artefacts'].get('model.safetensors'): rows.append(("SHA-256 of the weights", f"`{weights['sha256']}`"))
-    rows.append(("Software", ', '.join(f"{k} {v}" for k, v in run.manifest.get('versions', {}).items() if k in KEY_VERSIONS)))
-    recipe = ', '.join(f"`{k}={v}`" for k, v in asked.items())
-    words = f"\n\nTraining was asked for with {recipe}. A 0 of epochs or learning rate means the default of the recipe."
-    return table(('', ''), rows) + words*bool(recipe)
+    versions = run.manifest.get('versions', {})
+    rows.append(("Software", ', '.join(f"{name} {versions[name]}" for name in versions if name in KEY_VERSIONS)))
+    if not asked: return table(('', ''), rows)
+    recipe = ', '.join(f"`{name}={value}`" for name, value in asked.items())
+    words = f"Training was asked for with {recipe}. A 0 of epochs or learning rate means the default of the recipe."
+    return f"{table(('', ''), rows)}\n\n{words}"
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #2fa311f2
 INTENDED = ("Research and teaching: to study how such a classifier behaves, where it fails, and how it should be judged.",
@@ -72,28 +78,44 @@ OUT_OF_SCOPE = ("Any decision about a patient: diagnosis, triage, treatment, dis
                 "Other diseases. What is not called pneumonia is not thereby healthy.",
                 "A heat map as proof of where a disease is: it shows what the network used.")
 
+def named(run, sentences):
+    "The sentences with the names of the run's classes"
+    return [with_names(sentence, classes_of(run.manifest['data'])) for sentence in sentences]
+
 # %% ../../nbs/lib/pipeline/06_card.ipynb #a6b3ee09
 CHILDREN = ("Children aged one to five years of one hospital (Guangzhou Women and Children's Medical Center), films of routine care; "
             "labels are readings of the same film by physicians ([Kermany et al. 2018](https://doi.org/10.1016/j.cell.2018.02.010)). "
             "Age, sex, origin and severity of each child were not released.")
 UNKNOWN = "Which images show the same patient is not known: a patient may be in two splits, and intervals may be too narrow."
 
-def kept_apart(data):                       # What 02_data says of a run
+def kept_apart(data):                       # What 01_data says of a run
     "A sentence on whether patients are in one split alone"
     if tolerated := {k: len(v) for k, v in (data.get('tolerated') or {}).items() if v}:
         return f"As published, splits share what should be apart: {', '.join(f'{n} {k}' for k, n in tolerated.items())}."
     return "No patient is in two splits." if data.get('patients_known') else UNKNOWN
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #17d28206
+def audit_sentences(run):
+    "What the audit found grave"
+    audit = part(run, 'audit.json') or dict(findings=[])
+    return [f"Audit: {text}" for weight, text in audit['findings'] if weight == 'grave']
+
+def who_is_in_it(run):
+    "A sentence on the people of the data set"
+    if run.manifest['synthetic']: return "Nobody is in it."
+    return CHILDREN if of_children(run.manifest['data']) else "Who is in it stands with its publisher."
+
 def training_data(run):
     "Who is in it, how many, what was left out, and what the audit found"
-    data, audit = run.manifest['data'] | (part(run, 'data.json') or {}), part(run, 'audit.json')
-    counts = table(('split', *next(iter(data['counts'].values()))), [(s, *(f"{n:,}" for n in c.values())) for s, c in data['counts'].items()])
-    source = ', '.join(f"{k} {v}" for k, v in data.get('provenance', {}).items() if k in ('publisher', 'licence', 'md5', 'source'))
-    who = CHILDREN if data['dataset'] in PUBLISHED else "Nobody is in it." if run.manifest['synthetic'] else "Who is in it stands with its publisher."
+    data = run.manifest['data'] | (part(run, 'data.json') or {})
+    labels = [shown_name(key, classes_of(data)) for key in next(iter(data['counts'].values()))]
+    counts = table(('split', *labels), [(split, *(f"{n:,}" for n in c.values())) for split, c in data['counts'].items()])
+    provenance = data.get('provenance', {})
+    source = ', '.join(f"{name} {provenance[name]}" for name in provenance if name in ('publisher', 'licence', 'md5', 'source'))
+    name = f"**{data['dataset']}** ({source})." if source else f"**{data['dataset']}**."
     left = '; '.join(f"{why} ({n:,})" for why, n in data.get('excluded', {}).items()) or "nothing"
-    found = [f"Audit: {text}" for weight, text in audit['findings'] if weight == 'grave'] if audit else []
-    return '\n\n'.join([f"**{data['dataset']}** ({source}). {who}", counts, bullets([kept_apart(data), f"Left out: {left}.", *found])])
+    words = bullets([kept_apart(data), f"Left out: {left}.", *audit_sentences(run)])
+    return f"{name} {who_is_in_it(run)}\n\n{counts}\n\n{words}"
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #2f437bbc
 def performance(run):
@@ -101,33 +123,38 @@ def performance(run):
     report = part(run, 'metrics.json')
     if not report: return not_here('metrics.json')
     figures, split = report['figures'], shown_split(report['figures'])
-    others = [s for s in ('val',) if f'{s}.auc' in figures and s != split]
-    there = [m for m in MEASURES if f'{split}.{m}' in figures]
-    rows = [(name_of(m), *(told(figures[f'{s}.{m}']) for s in (split, *others)), figures[f'{split}.{m}']['n']) for m in there]
+    splits, rows = results_rows(figures)
+    shown = [metric for metric in MEASURES if f'{split}.{metric}' in figures]
+    counted = table(('', *splits, 'n'), [(*row, figures[f'{split}.{metric}']['n']) for metric, row in zip(shown, rows)])
+    words = f"In brackets 95 % intervals: {figures[f'{split}.auc']['method']}. Sensitivity and the like at a probability of one half; n is that of the {split}."
     size = report.get('splits', {}).get(split)
-    people = f"The {split} has {size['images']:,} images of {size['patients']:,} patients." if size and size['patients_known'] else ""
-    words = f"In brackets 95 % intervals: {figures[f'{split}.auc']['method']}. Sensitivity and the like at a probability of one half;"
-    return table(('', split, *others, 'n'), rows) + f"\n\n{words} n is that of the {split}. {people}".rstrip()
+    if size and size['patients_known']: words += f" The {split} has {size['images']:,} images of {size['patients']:,} patients."
+    if few := few_images(run): words += f" {few}"
+    return f"{counted}\n\n{words}"
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #0577cc54
 HELD = {True: "yes", False: "**no**", None: "–"}
 
-def points_table(calibration):
+def points_table(calibration, classes=CLASSES):
     "The operating points: rule, threshold, and each promise with what became of it"
     points = {p['name']: p for p in calibration['operating_points']}
     compared = calibration.get('promised_and_got', [])
     rows = [(r['point'], number(points[r['point']]['threshold']), title(r['metric']), quote(r['promised']), quote(r['got']), HELD[r['kept']])
             for r in compared if r['point'] in points]
-    rules = bullets(f"`{name}`: {p['rule'].replace('95%', '95 %')} (chosen on {p['chosen_on']})." for name, p in points.items())
-    if not rows: return f"{rules}\n\nNo promise was compared with a test."
-    return table(('point', 'threshold', '', 'promised by validation', 'got on the test', 'kept'), rows) + f"\n\n{rules}\n\nIntervals: {compared[0]['got']['method']}."
+    rules = []
+    for name, point in points.items():
+        rule = with_names(point['rule'], classes).replace('95%', '95 %')
+        rules.append(f"`{name}`: {rule} (chosen on {point['chosen_on']}).")
+    if not rows: return f"{bullets(rules)}\n\nNo promise was compared with a test."
+    head = ('point', 'threshold', '', 'promised by validation', 'got on the test', 'kept')
+    return f"{table(head, rows)}\n\n{bullets(rules)}\n\nIntervals: {compared[0]['got']['method']}."
 
 def operating(run):
     "The section of operating points"
     calibration = part(run, 'calibration.json')
     if not calibration: return not_here('calibration.json')
     words = f"In use: `{calibration['operating_point']}`. A promise is broken when the whole interval on the test lies on its wrong side."
-    return f"{words}\n\n{points_table(calibration)}"
+    return f"{words}\n\n{points_table(calibration, classes_of(run.manifest['data']))}"
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #8bc06ca8
 CALIBRATION = ('ece_debiased', 'slope', 'intercept', 'observed_expected', 'brier')
@@ -143,31 +170,40 @@ def calibration_section(run):
     if not found: return not_here('calibration.json')
     kind = found['calibrator']['kind']
     parts = [calibrator_sentence(kind, any(r['chosen'] and r['calibrator'] == kind for r in found.get('comparison', [])))]
+    classes = classes_of(run.manifest['data'])
     if measures := found.get('measures'):
         head = (k if 'test, after' in measures else k.removesuffix(', before') for k in measures)
-        parts.append(table(('', *head), [(SAID[m], *(quote(e[m]) for e in measures.values())) for m in CALIBRATION]))
+        parts.append(table(('', *head), [(measure_title(m, classes), *(quote(e[m]) for e in measures.values())) for m in CALIBRATION]))
     others = [r for r in found.get('promised_and_got', []) if r['point'] in ('probability', 'sets')]
-    rows = [(SAID.get(r['metric'], r['metric']), quote(r['promised']), quote(r['got']), HELD[r['kept']]) for r in others]
+    rows = [(measure_title(r['metric'], classes), quote(r['promised']), quote(r['got']), HELD[r['kept']]) for r in others]
     if rows: parts.append(table(('', 'promised by validation', 'got on the test', 'kept'), rows))
     return '\n\n'.join(parts)
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #895250f0
-ERRORS = dict(PNEUMONIA="Share of pneumonia that is missed, at a probability of one half",
-              NORMAL="Share of normal images that raise a false alarm, at a probability of one half")
+ERRORS = dict(PNEUMONIA="Share of {name} that is missed, at a probability of one half",
+              NORMAL="Share of {name} images that raise a false alarm, at a probability of one half")
 DIFFERS = "'Differs' marks groups whose rate is unlike that of the others of the class after Holm's correction for the number of looks."
+NOT_COMPARED = "No group was tested: each has too few patients, or there is no group."
 NO_PEOPLE = "Age and sex are not among the groups: the data do not give them. Nobody can say whether it serves girls and boys, or ages, alike."
+
+def subgroup_row(entry, known):             # An entry of `subgroups.json`; whether patients are known
+    "The cells of one subgroup"
+    differs = "**differs**" if entry.get('p_holm', 1) < .05 else ""
+    return entry['column'], entry['group'], quote(entry), entry['n'], entry['patients'] if known else '–', differs
 
 def subgroup_section(run):
     "Error rates by subgroup, with a word on those that differ beyond chance"
     found = part(run, 'subgroups.json')
     if not found: return not_here('subgroups.json')
-    entries, known, parts = list(found['figures'].values()), run.manifest['data'].get('patients_known'), []
+    data, entries, parts = run.manifest['data'], list(found['figures'].values()), []
     for truth, words in ERRORS.items():
-        mine = [(e['column'], e['group'], quote(e), e['n'], e['patients'] if known else '–', "**differs**"*(e.get('p_holm', 1) < .05))
-                for e in entries if e['truth'] == truth]
-        if mine: parts.append(f"**{words}**\n\n{table(('', 'group', 'share', 'images', 'patients', ''), mine)}")
-    hidden = not {'age', 'sex'} & {e['column'] for e in entries}
-    return '\n\n'.join([*parts, DIFFERS + f" {NO_PEOPLE}"*hidden])
+        rows = [subgroup_row(e, data.get('patients_known')) for e in entries if e['truth'] == truth]
+        if not rows: continue
+        name = in_prose(shown_name(truth, classes_of(data)))
+        parts.append(f"**{words.format(name=name)}**\n\n{table(('', 'group', 'share', 'images', 'patients', ''), rows)}")
+    words = DIFFERS if any('p_holm' in e for e in entries) else NOT_COMPARED
+    if not {'age', 'sex'} & {e['column'] for e in entries}: words += f" {NO_PEOPLE}"
+    return '\n\n'.join([*parts, words])
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #35b13999
 def elsewhere_table(report):                # Content of an `external-<data set>.json`
@@ -191,13 +227,16 @@ ETHICS = ("A missed pneumonia and a false alarm harm different people. What each
           "Whom it serves worse cannot be examined where age, sex, origin and means are hidden. That nothing was found here is no sign of fairness.",
           "A number with two decimals looks more certain than it is. Whoever shows it to somebody shows the interval and this card.")
 
-def ethics(run): return [*[FAMILIES]*(run.manifest['data'].get('dataset') in PUBLISHED), *ETHICS]
+def ethics(run):
+    "What is owed to those whose images these are"
+    families = [FAMILIES] if of_children(run.manifest['data']) else []
+    return families + named(run, ETHICS)
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #333147c8
 def heading(run):
     "Title and notices"
-    marks = [NOTICE] + [SYNTHETIC]*bool(run.manifest['synthetic'])
-    return '\n\n'.join([f"# Model card: {run.manifest['run']}", *(f"**{m}**" for m in marks)])
+    marks = '\n\n'.join(f"**{words}**" for words in notices(run.manifest['synthetic']))
+    return f"# Model card: {run.manifest['run']}\n\n{marks}"
 
 # %% ../../nbs/lib/pipeline/06_card.ipynb #f160db42
 def check_section(run):
@@ -209,7 +248,7 @@ def check_section(run):
 def model_card(run_folder):                 # A run, or a published part of one
     "The model card as Markdown, every number from the run's files"
     run = open_part(run_folder)
-    sections = {"What it is": details(run), "Intended use": bullets(INTENDED), "Out of scope": bullets(OUT_OF_SCOPE),
+    sections = {"What it is": details(run), "Intended use": bullets(INTENDED), "Out of scope": bullets(named(run, OUT_OF_SCOPE)),
                 "Training data": training_data(run), "How good it is": performance(run), "Operating points: promised and got": operating(run),
                 "Calibration": calibration_section(run), "In whom it errs": subgroup_section(run), "Elsewhere": elsewhere(run),
                 "Limits": bullets(limit_sentences(run)), "Ethical considerations": bullets(ethics(run)),
