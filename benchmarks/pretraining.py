@@ -1,5 +1,5 @@
 """Does self-supervised pretraining on the training images beat training from scratch? SimSiam (Chen and He, 2021) through lightly, judged on validation
-patients under stress (see nbs/04b_recipes), against scratch at the same number of fine-tuning epochs and at the same total number of passes.
+patients under stress (see nbs/results/04_recipes), against scratch at the same number of fine-tuning epochs and at the same total number of passes.
 
 usage: pretraining.py [--arch resnet18] [--epochs 3] [--pretrain 3] [--seeds 3] [--out results/pretraining.csv]
 Needs lightly (pip install --no-deps lightly) and chest_xray in CXR_DATA. Finished trainings are not repeated.
@@ -19,7 +19,7 @@ from cxr_study.core.run import atomic_write, seed_everything
 from cxr_study.data.images import Preprocess
 from cxr_study.train.recipe import Recipe
 from cxr_study.train.networks import Classifier, create_body
-# UNRESOLVED recipes: Cell, mean_interval, real_images, run_cell -> !results/04_recipes
+from compare_recipes import Cell, mean_interval, real_images, run_cell
 from cxr_study.train.training import Training
 
 

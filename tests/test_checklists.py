@@ -1,8 +1,8 @@
 """The reporting checklists: complete, and every link leads to what it promises."""
 import re
-import pytest
+import nbformat, pytest, yaml
 from conftest import ROOT
-from checklists import broken, checklists, follow, tally
+from checklists import anchor, broken, checklists, flaw, follow, headings, read_checklist, rendered, tally
 from cxr_study.core.run import StudyError
 
 EVERY = checklists(ROOT)
@@ -37,12 +37,37 @@ def test_what_cannot_be_known_is_said():
         assert item["status"] == "partly" and re.search(r"age", item["says"], re.I) and "sex" in item["says"] and "not released" in item["says"]
 
 
-def test_a_link_that_leads_nowhere_is_found():
-    for link in ("nbs/nowhere.ipynb", "nbs/00_core.ipynb#No such heading", "core.nothing", "results/nothing/metrics.json"):
-        with pytest.raises(StudyError): follow(link, ROOT)
+GOOD = dict(number=1, section="Title", topic="A title", status="present", links=["README.md"], says="It has one.")
+
+
+def test_an_item_that_is_wrong_is_named(tmp_path):
+    flaws = [flaw(GOOD), flaw(GOOD | dict(links=[])), flaw(dict(number=1, status="absent"))]
+    assert flaws == [None, "is present, but links to nothing", "lacks section, topic, says"]
+    for items, words in (([GOOD | dict(status="yes")], "item 1 has the status 'yes'"), ([GOOD, GOOD], "item 1 stands there twice")):
+        (tmp_path/"x.yml").write_text(yaml.safe_dump(dict(items=items)))
+        with pytest.raises(StudyError, match=words):
+            read_checklist(tmp_path/"x.yml")
+
+
+def test_links_lead_to_pages_headings_names_and_files():
+    assert follow("nbs/lib/evaluate/02_intervals.ipynb#Resampling patients", ROOT) == (
+        "02_intervals: Resampling patients", "lib/evaluate/02_intervals.ipynb#resampling-patients")
+    assert follow("evaluate.metrics.scored", ROOT) == ("`evaluate.metrics.scored`", "lib/evaluate/01_metrics.ipynb#scored")
+    assert follow("LICENSE", ROOT)[1].startswith("https://github.com/")
+    assert [anchor("Is it the label?"), anchor("ONNX, and `None`"), anchor("07 First")] == ["is-it-the-label", "onnx-and-none", "first"]
+    assert "The one rule" in headings(ROOT/"CONTRIBUTING.md")
+
+
+@pytest.mark.parametrize("link", ["nbs/nowhere.ipynb", "nbs/lib/core/01_run.ipynb#No such heading", "core.run.nothing",
+                                  "core.nothing.Run", "results/nothing/metrics.json"])
+def test_a_link_that_leads_nowhere_is_found(link):
+    with pytest.raises(StudyError): follow(link, ROOT)
+    assert broken(dict(items=[GOOD, GOOD | dict(number=2, links=["LICENSE", link])]), ROOT)[0][0] == "2"
 
 
 def test_the_pages_show_the_files_of_today():
     "The committed notebook was run after the last change of the checklists"
-    page = (ROOT/"nbs/12_checklists.ipynb").read_text()
-    for c in EVERY.values(): assert f"{tally(c)['present']} of {tally(c)['applicable']} applicable items are present" in page
+    cells = nbformat.read(ROOT/"nbs/howto/checklists.ipynb", 4).cells
+    shown = [o.data["text/markdown"] for c in cells if c.cell_type == "code" for o in c.outputs if "text/markdown" in o.get("data", {})]
+    assert sorted(shown) == sorted(rendered(c, "howto", ROOT) for c in EVERY.values())
+    assert shown[0].count("\n| ") - shown[0].count("\n| | item") == 44

@@ -1,14 +1,15 @@
 "Figures with intervals against independent implementations and against simulations with known truth"
 import json, subprocess, sys, time, warnings
-from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from cxr_study.evaluate import comparison as cp, misclassified as er, evaluation as ev, csv_tables as rp
-# UNRESOLVED cxr_study: ['coverage']
+from conftest import ROOT
+from marks import stale, unmarked
+from notebook_functions import functions_of
+from cxr_study.evaluate import comparison as cp, csv_tables as rp, evaluation as ev, intervals as iv, metrics as mt, misclassified as er
 from cxr_study.predict.decision import OperatingPoint, sigmoid
 from cxr_study.predict.table import PredictionError
 
@@ -18,7 +19,7 @@ EXACT = dict(rtol=0, atol=1e-10)
 def tables():
     "Random tables: continuous and heavily tied scores, single and repeated images, small and large"
     for seed in range(12):
-        table = ev.simulate(patients=int(np.random.default_rng(seed).integers(8, 300)), images=[1, 3][seed % 2], seed=seed)
+        table = mt.simulate(patients=int(np.random.default_rng(seed).integers(8, 300)), images=[1, 3][seed % 2], seed=seed)
         if table.label.nunique() < 2: continue
         yield table.assign(logit=table.logit.round()) if seed % 3 == 0 else table
     yield table.assign(logit=0.)                                  # constant
@@ -49,8 +50,8 @@ def by_sklearn(y, logit, threshold=.5):
 @pytest.mark.parametrize('table', TABLES)
 @pytest.mark.parametrize('threshold', [.5, .2])
 def test_points_agree_with_scikit_learn(table, threshold):
-    s = ev.scored(table)
-    ours = {k: v[0] for k, v in ev.metrics(s, s.ones, OperatingPoint('x', threshold, '')).items()}
+    s = mt.scored(table)
+    ours = {k: v[0] for k, v in mt.metrics(s, s.ones, OperatingPoint('x', threshold, '')).items()}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         theirs = by_sklearn(table.label.to_numpy(), table.logit.to_numpy(), threshold)
@@ -64,20 +65,20 @@ def test_points_agree_with_scikit_learn(table, threshold):
 @pytest.mark.parametrize('method', ['percentile', 'bca'])
 def test_intervals_agree_with_scipy(table, method):
     "scipy resamples patients by index with the same generator; every replicate, hence every bound, is the same"
-    s = ev.scored(table)
+    s = mt.scored(table)
     def statistic(*indices):
         weights = np.array([np.bincount(i, minlength=s.patients)[s.patient] for i in np.atleast_2d(indices[0])], float)
-        found = ev.metrics(s, weights)
+        found = mt.metrics(s, weights)
         return np.stack([found[k] for k in names])
-    names = [k for k, v in ev.metrics(s, s.ones).items() if np.isfinite(v[0])]
+    names = [k for k, v in mt.metrics(s, s.ones).items() if np.isfinite(v[0])]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         theirs = stats.bootstrap((np.arange(s.patients),), lambda i, axis=-1: statistic(i).squeeze(-1) if i.ndim == 1 else statistic(i),
                                  n_resamples=400, method={'bca': 'BCa'}.get(method, method), vectorized=True, rng=np.random.default_rng(3), axis=-1)
-    draws, without = ev.bootstrap(s, replicates=400, seed=3), ev.collect(s, ev.jackknife(s)) if method == 'bca' else {}
+    draws, without = iv.bootstrap(s, replicates=400, seed=3), iv.collect(s, iv.jackknife(s)) if method == 'bca' else {}
     compared = 0
     for name, low, high in zip(names, *theirs.confidence_interval):
-        lower, upper, reason = ev.interval(ev.metrics(s, s.ones)[name][0], draws[name], without.get(name))
+        lower, upper, reason = iv.interval(mt.metrics(s, s.ones)[name][0], draws[name], without.get(name))
         if reason is None and np.isfinite([low, high]).all() and np.isfinite(draws[name]).all():
             np.testing.assert_allclose([lower, upper], [low, high], **EXACT, err_msg=name)
             compared += 1
@@ -87,9 +88,9 @@ def test_intervals_agree_with_scipy(table, method):
 def test_wilson_agrees_with_statsmodels(hits, n):
     from statsmodels.stats.proportion import proportion_confint
     patient, hit = np.arange(n), np.arange(n) < hits
-    size = ev.effective_size(hit, patient)
+    size = iv.effective_size(hit, patient)
     np.testing.assert_allclose(size, n)
-    np.testing.assert_allclose(ev.wilson(hit, patient), proportion_confint(hits, n, method='wilson'), **EXACT)
+    np.testing.assert_allclose(iv.wilson(hit, patient), proportion_confint(hits, n, method='wilson'), **EXACT)
 
 
 @pytest.mark.parametrize('seed', range(8))
@@ -99,7 +100,7 @@ def test_delong_agrees_with_a_published_implementation(seed):
     y = np.r_[0, 0, 1, 1, rng.integers(0, 2, n)]
     a, b = y + rng.normal(size=n + 4), y*.5 + rng.normal(size=n + 4)
     if seed % 2: a, b = a.round(), b.round()                            # ties
-    auc, covariance = ev.delong(y == 1, np.stack([a, b]), np.arange(len(y)))
+    auc, covariance = iv.delong(y == 1, np.stack([a, b]), np.arange(len(y)))
     z, p, (low, high), _, first, second, info = MLstatkit.Delong_test(y, a, b)
     assert info['method'] == 'delong'
     np.testing.assert_allclose(auc, [first, second], **EXACT)
@@ -110,16 +111,16 @@ def test_delong_agrees_with_a_published_implementation(seed):
 
 def test_delong_is_the_cluster_form_of_obuchowski():
     "Every image twice, under its patient: the covariance must be that of the single images"
-    table = ev.simulate(images=1, seed=4)
+    table = mt.simulate(images=1, seed=4)
     y, x, patient = table.label.to_numpy() == 1, table.logit.to_numpy(), np.arange(len(table))
-    once, twice = ev.delong(y, x, patient), ev.delong(np.r_[y, y], np.r_[x, x], np.r_[patient, patient])
+    once, twice = iv.delong(y, x, patient), iv.delong(np.r_[y, y], np.r_[x, x], np.r_[patient, patient])
     np.testing.assert_allclose(twice[0], once[0], **EXACT)
     np.testing.assert_allclose(twice[1], once[1], **EXACT)
 
 
 def test_mcnemar_and_holm_come_from_statsmodels_and_paired_delong_from_the_package():
     MLstatkit = pytest.importorskip('MLstatkit')
-    one = ev.simulate(images=1, seed=1)
+    one = mt.simulate(images=1, seed=1)
     other = one.assign(logit=one.logit + np.random.default_rng(0).normal(size=len(one)))
     found = cp.delong_test(one, other)
     z, p = MLstatkit.Delong_test(one.label, other.logit, one.logit, return_ci=False, return_auc=False)
@@ -130,10 +131,10 @@ def test_mcnemar_and_holm_come_from_statsmodels_and_paired_delong_from_the_packa
 
 
 def test_paired_bootstrap_agrees_with_scipy():
-    one = ev.simulate(patients=80, seed=1)
+    one = mt.simulate(patients=80, seed=1)
     other = one.assign(logit=one.logit + np.random.default_rng(0).normal(size=len(one)))
-    pair = [ev.scored(t) for t in (one, other)]
-    def auc(i): return [ev.metrics(s, np.bincount(i, minlength=s.patients)[s.patient][None].astype(float))['auc'][0] for s in pair]
+    pair = [mt.scored(t) for t in (one, other)]
+    def auc(i): return [mt.metrics(s, np.bincount(i, minlength=s.patients)[s.patient][None].astype(float))['auc'][0] for s in pair]
     theirs = stats.bootstrap((np.arange(80),), lambda i: np.subtract(*auc(i)), n_resamples=300, vectorized=False, method='BCa', rng=np.random.default_rng(5))
     ours = cp.differences(one, other, replicates=300, seed=5, method='bca')['auc']
     np.testing.assert_allclose([ours['lower'], ours['upper']], theirs.confidence_interval, **EXACT)
@@ -147,19 +148,19 @@ def test_a_detectable_difference_is_found_four_times_in_five():
         hard = rng.normal(size=n)
         return [m*y + .8*hard + .6*rng.normal(size=n) for m in (1.5, 1.5 + gain)]
     def auc_of(m): return stats.norm.cdf(m/np.sqrt(2))
-    covariance = np.mean([ev.delong(y == 1, np.stack(draw(.25)), np.arange(n))[1] for _ in range(100)], axis=0)
+    covariance = np.mean([iv.delong(y == 1, np.stack(draw(.25)), np.arange(n))[1] for _ in range(100)], axis=0)
     error, correlation = np.diag(covariance).mean()**.5, covariance[0, 1]/np.diag(covariance).mean()
     wanted = ev.detectable(error, correlation)
     gain = np.sqrt(2)*stats.norm.ppf(auc_of(1.5) + wanted) - 1.5
     for _ in range(400):
-        auc, c = ev.delong(y == 1, np.stack(draw(gain)), np.arange(n))
+        auc, c = iv.delong(y == 1, np.stack(draw(gain)), np.arange(n))
         found.append(abs(auc[0] - auc[1])/np.sqrt(c[0, 0] + c[1, 1] - 2*c[0, 1]) > stats.norm.ppf(.975))
     assert .73 < np.mean(found) < .87, np.mean(found)
 
 
 def test_patient_intervals_cover_and_image_intervals_do_not():
     "A short version of the simulation in the notebook; 0.885 is three standard errors below 0.95 with 100 studies"
-    found = cv.coverage(simulations=100, replicates=250, patients=200, images=2)
+    found = functions_of('results/12_interval_coverage').coverage(simulations=100, replicates=250, patients=200, images=2)
     assert (found.loc['patients, BCa-t'] > .885).all(), found
     assert (found.loc['images, BCa-t'] < .88).all(), found
 
@@ -168,7 +169,7 @@ def test_no_finding_is_made_more_often_than_promised():
     "Subgroups that mean nothing: one study in twenty may have a finding after Holm's correction"
     findings = 0
     for seed in range(40):
-        rows = er.decisions(ev.simulate(patients=150, images=2, seed=seed))
+        rows = er.decisions(mt.simulate(patients=150, images=2, seed=seed))
         rng = np.random.default_rng(seed + 1000)
         patients = {p: rng.integers(0, 4, 3) for p in rows.patient_id.unique()}
         groups = pd.DataFrame([patients[p] for p in rows.patient_id]).astype(str)
@@ -197,7 +198,7 @@ def test_what_would_give_a_wrong_number_is_refused_and_leaves_nothing(tmp_path, 
 
 
 def test_an_empty_split_is_an_error():
-    with pytest.raises(PredictionError, match="no predictions of the split val"): ev.evaluate_at(ev.simulate(), split='val', replicates=10)
+    with pytest.raises(PredictionError, match="no predictions of the split val"): ev.evaluate_at(mt.simulate(), split='val', replicates=10)
 
 
 @pytest.mark.parametrize('columns', [dict(label=[1]*5, logit=np.arange(5.)), dict(label=[0]*5, logit=np.arange(5.)), dict(label=[0, 1, 0, 1], logit=[2.]*4),
@@ -218,7 +219,7 @@ def test_what_is_undefined_is_said_to_be(tmp_path, columns):
 @pytest.mark.parametrize('size', [28, 64])
 def test_medmnists_own_evaluator_gives_our_figures(tmp_path, size, monkeypatch):
     medmnist = pytest.importorskip('medmnist')
-    table = ev.simulate(patients=200, images=1, seed=6).assign(image_id=lambda t: [f"test-{i:04d}" for i in range(len(t))])
+    table = mt.simulate(patients=200, images=1, seed=6).assign(image_id=lambda t: [f"test-{i:04d}" for i in range(len(t))])
     np.savez(tmp_path/f"pneumoniamnist{'' if size == 28 else f'_{size}'}.npz", test_labels=table.label.to_numpy()[:, None])
     np.savez(tmp_path/'pneumoniamnist.npz', test_labels=table.label.to_numpy()[:, None])
     file = rp.write_medmnist(table.sample(frac=1, random_state=0), tmp_path, size=size, run='seed0')
@@ -242,17 +243,18 @@ def test_medmnist_labels_that_are_not_at_hand_name_the_places(tmp_path, monkeypa
 # --- speed and weight ---
 
 def test_import_is_light():
-    code = "import time; t = time.perf_counter(); import cxr_study.evaluation, cxr_study.reporting, sys; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    code = ("import time; t = time.perf_counter(); import cxr_study.evaluate.evaluation, cxr_study.evaluate.csv_tables, sys; "
+            "print(time.perf_counter() - t, 'torch' in sys.modules)")
     seconds, torch = min(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3))
     assert float(seconds) < 1 and torch == 'False'
 
 
 def test_ten_thousand_replicates_take_seconds():
-    s = ev.scored(ev.simulate(patients=431, images=1.45, seed=1))
+    s = mt.scored(mt.simulate(patients=431, images=1.45, seed=1))
     times = []
     for _ in range(3):
         start = time.process_time()                                     # not the wall's: tests may share the machine
-        ev.bootstrap(s, replicates=10_000)
+        iv.bootstrap(s, replicates=10_000)
         times.append(time.process_time() - start)
     assert min(times) < 2, times
 
@@ -260,10 +262,10 @@ def test_ten_thousand_replicates_take_seconds():
 # --- quotes ---
 
 def test_no_text_quotes_a_number_that_its_file_does_not_have():
-    root = Path(__file__).parent.parent
-    assert rp.stale([*root.glob('*.md'), *root.glob('nbs/*.ipynb'), *root.glob('docs/*.md')], root) == []
+    texts = [*ROOT.glob('*.md'), *(ROOT/'nbs').rglob('*.ipynb')]
+    assert len(texts) > 50, "are the notebooks read?"
+    assert stale(texts, ROOT) == []
 
 
 def test_the_front_page_has_no_number_without_a_source():
-    readme = Path(__file__).parent.parent/'README.md'
-    if readme.exists(): assert rp.unmarked(readme.read_text()) == []
+    assert unmarked((ROOT/'README.md').read_text()) == []

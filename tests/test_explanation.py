@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from torch.optim.swa_utils import update_bn
 from pytorch_grad_cam import GradCAM
 
-# UNRESOLVED belief: randomised, similarity -> !results/07_maps
+from notebook_functions import functions_of
 from cxr_study.data.cache import decoded
 from cxr_study.data.sets import load_dataset, phantom, sample_patients
 from cxr_study.data.splits import make_split
@@ -13,8 +13,6 @@ from cxr_study.explain.attribution import Inside, by_library, cam, explain, feat
 from cxr_study.data.images import Preprocess
 from cxr_study.train.recipe import Recipe
 from cxr_study.train.networks import Classifier, Ensemble, create_body
-# UNRESOLVED cxr_study: ['pointing']
-# UNRESOLVED pointing: marker_test, moved, planted, steady -> !results/11_planted_lesions
 from cxr_study.predict.heat_map import colours, evidence, heat_map
 from cxr_study.train.training import Training, predict_logits, train
 
@@ -60,7 +58,7 @@ def test_plain_map_on_radiographs(data, monkeypatch):
 
 def test_without_torch():
     "What the service needs for a heat map loads neither torch nor matplotlib"
-    code = "import sys; from cxr_study.prediction import evidence, heat_map, overlay; assert not {'torch', 'matplotlib', 'captum', 'pytorch_grad_cam'} & set(sys.modules)"
+    code = "import sys; from cxr_study.predict.heat_map import evidence, heat_map, overlay; assert not {'torch', 'matplotlib', 'captum', 'pytorch_grad_cam'} & set(sys.modules)"
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
@@ -73,33 +71,36 @@ def test_colours():
 
 def test_forgetting():
     "EigenCAM does not notice that the head forgot all; the plain map does, and forgetting leaves the original as it was"
+    maps = functions_of('results/07_maps')
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (8, 96, 96), np.uint8)
     inside = Inside(awake('test_resnet', Preprocess(size=96), images))
     before = explain(inside, images)
-    other = randomised(inside, 0, inside.normalised(images))
-    assert similarity(explain(inside, images, 'EigenCAM'), explain(other, images, 'EigenCAM'))['spearman'].min() > .999
-    assert similarity(before, explain(other, images))['spearman'].mean() < .9
+    other = maps.randomised(inside, 0, inside.normalised(images))
+    assert maps.similarity(explain(inside, images, 'EigenCAM'), explain(other, images, 'EigenCAM'))['spearman'].min() > .999
+    assert maps.similarity(before, explain(other, images))['spearman'].mean() < .9
     assert np.array_equal(before, explain(inside, images))
 
 
 def test_planted_marker(tmp_path):
     "A network that learned with the marker turns with it, and its maps lie in the corners"
+    lesions = functions_of('results/11_planted_lesions')
     spec, drawn = Preprocess(size=64, standardise='image'), phantom(images=200, pixels=64)
     images, index, _ = decoded(drawn, spec, tmp_path)
     table, _ = make_split(drawn, index.sha256)
-    marked = planted(images, drawn.table.label)
+    marked = lesions.planted(images, drawn.table.label)
     recipe = Recipe(epochs=6, batch_size=16, lr=5e-3, augment='none', precision='fp32')
     model, _ = train(Training('test_resnet', recipe=recipe), marked, table, spec, tmp_path/'c.pt', say=str, device=torch.device('cpu'))
     test = table[table.split == 'test']
-    found = marker_test(model, images[test.row], test.label, test.patient_id, has_marker=True)
+    found = lesions.marker_test(model, images[test.row], test.label, test.patient_id, has_marker=True)
     assert found['inserted']['value'] >= .8 and found['removed']['value'] >= .8, found
 
 
 def test_steady_map(monkeypatch):
     "Evidence that a network puts beside what it saw lies on it again after mirroring and shifting"
+    lesions = functions_of('results/11_planted_lesions')
     images = np.zeros((1, 64, 64), np.uint8)
     images[0, 27:34, 17:24] = 200
-    monkeypatch.setattr(pointing, 'explain', lambda model, x, method: moved((x > 0).astype(np.float32), 0, 2))
-    down, right = np.unravel_index(steady(None, images).argmax(), (64, 64))
+    monkeypatch.setattr(lesions, 'explain', lambda model, x, method: lesions.moved((x > 0).astype(np.float32), 0, 2))
+    down, right = np.unravel_index(lesions.steady(None, images).argmax(), (64, 64))
     assert abs(down - 30) <= 1 and abs(right - 20) <= 1

@@ -1,8 +1,9 @@
 """The tree itself: notebooks, library, README and site belong together."""
-import json, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
+from marks import stale
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,11 @@ def copy(tmp_path_factory):
 def changes(folder): return subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
+def notebooks(root):
+    "Every notebook of the project, in whatever folder"
+    return sorted(p for p in (root/"nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts))
+
+
 def tool(name): return str(Path(sys.executable).parent/name)
 
 
@@ -33,7 +39,7 @@ def test_docs_can_be_built_up_to_quarto(copy):
     code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list((copy/"_proc").glob("*.ipynb"))) == len(list((ROOT/"nbs").glob("*.ipynb")))
+    assert len(list((copy/"_proc").rglob("*.ipynb"))) == len(notebooks(ROOT)) > 50
 
 
 def test_readme_is_the_index_notebook(copy):
@@ -47,33 +53,133 @@ def test_nbdev_test_is_a_command():
     assert done.returncode == 0 and "--n-workers" in done.stdout
 
 
+# --- Checks of the whole tree: each gives a list of what is wrong, and each finds what is planted below
+
+HEAVY = 300*1024
+# A module imports from its own room's lower numbers and from rooms further down; rooms of one line do not know each other
+LEVELS = [["core"], ["data"], ["predict"], ["train", "evaluate"], ["calibrate"], ["explain", "robust"], ["serve"], ["pipeline"], ["cli"]]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+NEED_TORCH = {"pipeline.export"}
+
+
+def heavy(root):
+    return [p.name for p in notebooks(root) if p.stat().st_size > HEAVY]
+
+
+def pictures(root):
+    "(notebook, code cell) of every cell with a picture in its outputs"
+    found = []
+    for path in notebooks(root):
+        for cell in json.loads(path.read_text())["cells"]:
+            shown = [mime for output in cell.get("outputs", []) for mime in output.get("data", {})]
+            if any(mime.startswith("image/") for mime in shown):
+                found.append((path.name, cell))
+    return found
+
+
+def undescribed(root):
+    return [(name, cell["id"]) for name, cell in pictures(root) if not re.search(r"^#\| fig-alt: ?\S", "".join(cell["source"]), re.M)]
+
+
+def not_in_sidebar(root):
+    "Notebooks that the sidebar does not name, and names that are no notebook"
+    named = re.findall(r"[\w/]+\.ipynb", (root/"_quarto.yml").read_text())
+    there = [p.relative_to(root/"nbs").as_posix() for p in notebooks(root)]
+    return sorted(set(named) ^ set(there)) + [name for name in set(named) if named.count(name) > 1]
+
+
+def library_notebooks(root):
+    "Module such as `data.images` -> number of its notebook in `nbs/lib`"
+    found = {}
+    for path in (root/"nbs/lib").rglob("*.ipynb"):
+        if module := re.search(r"#\| default_exp ([\w.]+)", path.read_text()):
+            found[module[1]] = int(path.name[:2])
+    return found
+
+
+def imports(root, module):
+    "Modules of the project that a module imports, at its top or inside a function"
+    path = root/"cxr_study"/f"{module.replace('.', '/')}.py"
+    package = ["cxr_study", *module.split(".")[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            start = package[:len(package) - node.level + 1] if node.level else []
+            name = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("cxr_study.") for name in found if name.startswith("cxr_study.")}
+
+
+def upward(root):
+    "(module, what it imports) of every import that does not go down"
+    number = library_notebooks(root)
+    room = {module: module.split(".")[0] for module in number}
+    found = []
+    for module in number:
+        for name in sorted(imports(root, module) & set(number)):
+            own = room[name] == room[module] and number[name] < number[module]
+            if not own and LEVEL[room[name]] >= LEVEL[room[module]]:
+                found.append((module, name))
+    return found
+
+
 def test_notebooks_are_light():
-    heavy = {p.name: p.stat().st_size//1024 for p in (ROOT/"nbs").glob("*.ipynb") if p.stat().st_size > 300*1024}
-    assert not heavy
+    assert heavy(ROOT) == []
 
 
 def test_figures_have_alternative_texts():
-    cells = [(p.stem, cell) for p in (ROOT/"nbs").glob("*.ipynb") for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "code"]
-    pictured = [(name, cell) for name, cell in cells if any(mime.startswith("image/") for output in cell["outputs"] for mime in output.get("data", {}))]
-    assert len(pictured) > 50, "are the figures read?"
-    assert not [(name, cell["id"]) for name, cell in pictured if not re.search(r"^#\| fig-alt: ?\S", "".join(cell["source"]), re.M)]
+    assert len(pictures(ROOT)) > 50, "are the figures read?"
+    assert undescribed(ROOT) == []
 
 
 def test_every_notebook_is_in_the_sidebar():
-    assert sorted(re.findall(r"\w+\.ipynb", (ROOT/"_quarto.yml").read_text())) == sorted(p.name for p in (ROOT/"nbs").glob("*.ipynb"))
+    assert not_in_sidebar(ROOT) == []
 
 
 def test_modules_import_only_from_lower_numbers():
-    sources = {p.stem: p.read_text() for p in (ROOT/"nbs").glob("[0-9]*.ipynb")}
-    order = {re.search(r"#\| default_exp (\w+)", text)[1]: stem for stem, text in sources.items() if "#| default_exp" in text}
-    imports = [(module, name) for module in order for name in re.findall(r"^\s*from (?:cxr_study)?\.(\w+) import", (ROOT/f"cxr_study/{module}.py").read_text(), re.M)]
-    assert len(order) > 30 and len(imports) > 100, "are the imports read?"
-    assert not [(module, name) for module, name in imports if order[name] >= order[module] and module != "cli"]
+    modules = library_notebooks(ROOT)
+    assert len(modules) > 30 and sum(len(imports(ROOT, m)) for m in modules) > 100, "are the imports read?"
+    assert upward(ROOT) == []
 
 
-@pytest.mark.parametrize("module", ["core", "images", "data", "prediction", "evaluation", "calibration", "measures", "decision", "abstention", "promises",
-                                    "seeds", "shift", "batch", "report", "sweep", "summary", "reproduce", "card", "checklists",
-                                    "serving", "bundle", "predictor", "dicomsr", "guard", "workers", "page", "inference", "service", "container", "results"])
-def test_no_torch_outside_training(module):
-    code = f"import sys, cxr_study.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_every_module_has_its_notebook():
+    rooms = [p for p in (ROOT/"cxr_study").rglob("*.py") if not p.name.startswith("_")]
+    modules = {".".join(p.relative_to(ROOT/"cxr_study").with_suffix("").parts) for p in rooms}
+    exporting = {m[1] for p in notebooks(ROOT) if (m := re.search(r"#\| default_exp ([\w.]+)", p.read_text()))}
+    assert modules == exporting
+
+
+@pytest.mark.parametrize("room", ["core", "data", "predict", "evaluate", "calibrate", "serve", "pipeline", "cli"])
+def test_no_torch_outside_training(room):
+    modules = [m for m in library_notebooks(ROOT) if m.split(".")[0] == room and m not in NEED_TORCH]
+    assert modules
+    code = f"""
+import importlib, sys
+for module in {sorted(modules)}:
+    importlib.import_module("cxr_study." + module)
+    if "torch" in sys.modules: sys.exit(module + " imports torch")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_planted_in_nested_folders_is_found(copy):
+    "A heavy notebook, a picture without a text, a notebook missing from the sidebar, an upward import, a stale figure"
+    before = {check: check(copy) for check in (heavy, undescribed, not_in_sidebar, upward)}
+    figure = dict(output_type="display_data", metadata={}, data={"image/png": "A"*HEAVY})
+    code = dict(cell_type="code", id="planted", metadata={}, execution_count=None, source=["draw()"], outputs=[figure])
+    text = dict(cell_type="markdown", id="quoted", metadata={},
+                source=["<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q-->"])
+    planted = copy/"nbs/lib/data/99_planted.ipynb"
+    planted.write_text(json.dumps(dict(cells=[code, text], metadata={}, nbformat=4, nbformat_minor=5)))
+    module = copy/"cxr_study/data/formats.py"
+    kept = module.read_text()
+    module.write_text(kept + "\ndef late():\n    from ..evaluate import metrics\n")
+    new = {check.__name__: [x for x in check(copy) if x not in found] for check, found in before.items()}
+    assert new == dict(heavy=["99_planted.ipynb"], undescribed=[("99_planted.ipynb", "planted")],
+                       not_in_sidebar=["lib/data/99_planted.ipynb"], upward=[("data.formats", "evaluate.metrics")])
+    assert [shown for _, shown, _ in stale(notebooks(copy), copy)] == ["".join(text["source"])]
+    planted.unlink()
+    module.write_text(kept)

@@ -3,6 +3,7 @@ import json, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from conftest import ROOT
+from notebook_functions import functions_of
 
 from cxr_study.core.run import Run, to_json
 from cxr_study.evaluate.metrics import simulate
@@ -136,7 +137,7 @@ def test_a_gate_of_another_network_is_refused():
 def test_gate_needs_numpy_alone():
     "Neither torch nor scikit-learn nor scipy is loaded where it is applied"
     import subprocess, sys
-    code = ("import sys, json, numpy as np; from cxr_study.prediction import Familiarity; g = Familiarity.from_dict(json.load(sys.stdin)); "
+    code = ("import sys, json, numpy as np; from cxr_study.predict.familiarity import Familiarity; g = Familiarity.from_dict(json.load(sys.stdin)); "
             "print(g.unfamiliar(np.zeros(6), np.zeros((32, 32), np.uint8))); assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], input=to_json(gate().to_dict()), text=True, capture_output=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -194,7 +195,7 @@ def test_external_writes_beside_the_other_stages(tmp_path):
 
 
 def test_every_sweep_leaves_the_film_as_it_is_at_its_still_point(films):
-    # UNRESOLVED stress: SWEEPS -> !results/03_shape
+    SWEEPS = functions_of('results/03_shape').SWEEPS
     for name, sweep in SWEEPS.items():
         away = abs(sweep.change(films[0], sweep.still).astype(int) - films[0]).max()
         assert away <= (4 if name == "compression" else 0), name
@@ -204,7 +205,7 @@ def test_published_logits_hold_what_the_notebooks_say():
     "Every file of results/robustness has the labels of the official test and finite logits"
     from cxr_study.robust.corruptions import read_logits, settings
     files = sorted((ROOT/"results/robustness").glob("*.npz"))
-    if not files: pytest.skip("results/robustness is empty: run the notebooks 08_robustness and 08d_stress")
+    if not files: pytest.skip("results/robustness is empty: run the notebooks results/10_corruptions and results/03_shape")
     for file in files:
         table, logits = read_logits(file)
         assert len(table) == 624 and table.label.sum() == 390 and all(np.isfinite(z).all() for z in logits.values())
@@ -216,7 +217,7 @@ def test_clean_logits_are_those_of_the_published_predictions(data):
     from cxr_study.predict.table import read_predictions
     from cxr_study.robust.corruptions import read_logits
     file, published = ROOT/"results/robustness/pneumoniamnist-seed0-at64.npz", ROOT/"results/pneumoniamnist-resnet18-standard/seed0/predictions.csv"
-    if not file.exists(): pytest.skip("results/robustness has no pneumoniamnist-seed0-at64.npz: run the notebook 08_robustness")
+    if not file.exists(): pytest.skip("results/robustness has no pneumoniamnist-seed0-at64.npz: run the notebook results/10_corruptions")
     table, logits = read_logits(file)
     theirs = read_predictions(published).query("split == 'test'").set_index("image_id").logit
     assert np.corrcoef(theirs[table.image_id], logits["clean"])[0, 1] > .999

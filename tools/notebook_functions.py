@@ -1,5 +1,5 @@
 """The functions that a study notebook defines, for tests and benchmarks: these notebooks export nothing."""
-import ast, json, re, types
+import ast, json, re, sys, types
 from pathlib import Path
 
 NBS = Path(__file__).parent.parent/"nbs"
@@ -17,6 +17,7 @@ def _is_definition(statement):
 def functions_of(name):
     "Module with the imports, functions and constants of `nbs/<name>.ipynb`; no other cell is executed"
     module = types.ModuleType(name.replace("/", "."))
+    sys.modules[module.__name__] = module               # dataclasses and timm look there
     cells = json.loads((NBS/f"{name}.ipynb").read_text())["cells"]
     for cell in cells:
         if cell["cell_type"] != "code":

@@ -143,7 +143,7 @@ def _merged(entries):
 
 def upgraded(manifest):                     # Content of a manifest.json of any schema
     "The manifest in today's schema: schema 1 had other names of stages"
-    if manifest['schema'] == SCHEMA: return manifest
+    if manifest.get('schema', SCHEMA) == SCHEMA: return manifest
     stages, artefacts = {}, {}
     for name, entry in manifest['stages'].items():
         stages.setdefault(STAGES_OF_SCHEMA_1.get(name, name), []).append(entry)

@@ -91,7 +91,7 @@ def build_cache(image_set, spec, folder):
 def open_cache(folder, verify=True):        # Cache folder; compare the checksums?
     "(images as a read-only memory map, index, meta); `DataError` if they are not what was written"
     try: meta = json.loads((folder/'meta.json').read_text())
-    except (OSError, ValueError): raise DataError(f"There is no cache of decoded images at {folder}. Run the notebook 02_data again.") from None
+    except (OSError, ValueError): raise DataError(f"There is no cache of decoded images at {folder}. Run the notebook 01_data again.") from None
     wrong = [n for n in ('images.npy', 'index.csv') if verify and not ((folder/n).is_file() and sha256(folder/n) == meta[f"{n.split('.')[0]}_sha256"])]
     if wrong: raise DataError(f"{' and '.join(wrong)} in {folder} changed since the images were decoded. Delete this folder; it is then made again.")
     return np.load(folder/'images.npy', mmap_mode='r'), read_table(folder/'index.csv', dict(image_id=str, sha256=str)), meta

@@ -113,11 +113,11 @@ def make_split(image_set,
     return table, tolerated
 
 # %% ../../nbs/lib/data/07_splits.ipynb #4f786f44
-def open_data(run):                         # A `Run` whose stage 02_data is finished
+def open_data(run):                         # A `Run` whose stage 01_data is finished
     "(images, table): uint8 memory map [N, H, W] and split.csv, image of row `r` of the table is `images[r.row]`; refuses leaks"
     facts, table = run.read('data.json'), run.read('split.csv')
     images, _, meta = open_cache(cache_folder()/facts['cache'])
-    if meta['images_sha256'] != facts['cache_sha256']: raise DataError(f"The cache {facts['cache']} is not the one this run was made from. Run 02_data again.")
+    if meta['images_sha256'] != facts['cache_sha256']: raise DataError(f"The cache {facts['cache']} is not the one this run was made from. Run 01_data again.")
     return images, check_disjoint(table, facts['tolerated'])
 
 # %% ../../nbs/lib/data/07_splits.ipynb #0bc7ec75

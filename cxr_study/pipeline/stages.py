@@ -21,7 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from ..core.options import STAGES, OptionError, check_options, defaults
+from ..core.options import RESNETS, STAGES, OptionError, check_options
 from ..core.run import Run, StudyError, digest, file_sha256, root, to_json, upgraded
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #1a10bd86
@@ -332,6 +332,7 @@ def _check_images(name, positive):
 
 def _check_network(values):
     "`OptionError` for a network or for weights that cannot be had; weights that have to be downloaded are downloaded"
+    if values['arch'] in RESNETS and values['weights'] == 'none': return  # Known without importing torch
     with warnings.catch_warnings():         # Of packages that training imports
         warnings.simplefilter('ignore')
         from cxr_study.train.networks import check_arch, create_body, resolve_weights

@@ -115,7 +115,7 @@ def to_dict(self: Familiarity):
 @patch(cls_method=True)
 def from_dict(cls: Familiarity, values):    # Content of `familiarity.json`
     "The `Familiarity` of a dictionary from `to_dict`; what cannot be applied is refused"
-    if values.get('schema') != 1: raise PredictionError("This gate was written by another version: run the notebook 08c_familiarity again.")
+    if values.get('schema') != 1: raise PredictionError("This gate was written by another version: run the notebook 06_robustness again.")
     try:
         i, f = values['image'], values['features']
         return cls(Neighbours(unpack(i['bank'])/STEP, int(i['k']), float(i['scale'])),
