@@ -96,8 +96,7 @@ def promised_and_got(calibration, table, split='test', cost=9., replicates=1000,
             *of_sets(calibration, table, split)]
 
 # %% ../../nbs/lib/calibrate/05_transfer.ipynb #75397ac6
-METRICS = dict(ece_debiased="Calibration error (debiased)", net_benefit="Net benefit, standardised",
-               coverage_NORMAL="Coverage of NORMAL", coverage_PNEUMONIA="Coverage of PNEUMONIA")
+METRICS = dict(ece_debiased="Calibration error (debiased)", net_benefit="Net benefit, standardised")
 KEPT = {True: "yes", False: "no", None: "–"}
 
 def metric_title(metric, classes=CLASSES):  # As in a row of `promised_and_got`; names of the classes
