@@ -31,7 +31,7 @@ from ..core.classes import CLASSES
 from ..core.style import figure
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #d8443701
-NOTE = "Attribution is not localisation: the map shows what raised this network's answer, not where a pneumonia is."
+NOTE = "Attribution is not localisation: the map shows what raised this network's answer, not where a disease is."
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #26ff9bb6
 class Bodies(nn.Module):
