@@ -20,7 +20,7 @@ from markupsafe import Markup
 from ..core.classes import classes_of, in_prose, shown_name
 from ..core.options import options
 from ..core.pages import filled, flow_diagram, inline_picture, link, notices, render, section, table, templates_key
-from ..core.run import Run, digest, sha256
+from ..core.run import digest, sha256
 from ..calibrate.transfer import verdict
 from ..evaluate.csv_tables import caption_of
 from ..evaluate.evaluation import quote, title, too_few

@@ -221,7 +221,7 @@ def arms_table(means, best):
     "Arms with mean ± standard deviation over seeds; the best one in bold"
     rows = []
     for arm, part in means.groupby('arm', sort=False):
-        cells = {(r.split, r.metric): f"{r.value:.3f}" + (f" ± {r.sd:.3f}" if pd.notna(r.sd) else '') for r in part.itertuples()}
+        cells = {(r.split, r.metric): f"{r.value:.3f}" + (f"\u00a0±\u00a0{r.sd:.3f}" if pd.notna(r.sd) else '') for r in part.itertuples()}
         shown = [('val', 'auc'), *(('test', metric) for metric in SHOWN)]
         rows.append((arm, part.seeds.max(), *(cells.get(which, '–') for which in shown)))
     head = ('Arm', 'Seeds', 'AUC on validation', *(f"{title(m.split('@')[0])} on test" for m in SHOWN))
