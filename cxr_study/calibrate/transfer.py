@@ -112,9 +112,8 @@ def metric_title(metric, classes=CLASSES):  # As in a row of `promised_and_got`;
 def promise_table(rows, classes=CLASSES):
     "The rows of `promised_and_got` for people"
     import pandas as pd
-    shown = [dict(promise=r['point'], metric=metric_title(r['metric'], classes), promised=quote(r['promised']), got=quote(r['got']),
-                  kept=verdict(r)) for r in rows]
-    return pd.DataFrame(shown)
+    shown = [(r['point'], metric_title(r['metric'], classes), quote(r['promised']), quote(r['got']), verdict(r)) for r in rows]
+    return pd.DataFrame(shown, columns=['promise', 'metric', 'promised', 'got', 'kept'])
 
 # %% ../../nbs/lib/calibrate/05_transfer.ipynb #33ef5289
 PANELS = (('sensitivity',), ('specificity',), ('accuracy',)), (('coverage_NORMAL', 'coverage_PNEUMONIA'), ('net_benefit',), ('ece_debiased',))
@@ -133,7 +132,7 @@ def _row_name(row, classes):
     if row['point'] in POINTS: return row['point']
     return shown_name(row['metric'].removeprefix('coverage_'), classes)
 
-def draw_panel(ax, each, names):            # Rows of the metrics of one panel, a list a seed; what stands at the left of each row
+def draw_panel(ax, each, names):            # Rows of one panel, a list a seed; what stands at the left of each row
     "All promises of one panel, the seeds below each other"
     steps, size = (np.linspace(-.3, .3, len(each)), 5) if len(each) > 1 else ([0.], 7)
     for step, rows in zip(steps, each):
@@ -161,7 +160,8 @@ def promises_title(rows):                   # From `promised_and_got`
     known = [r for r in rows if r['kept'] is not None]
     if not known: return "No promise could be compared with the test"
     if any(r['got']['n'] < FEW for r in known):
-        return f"The test contradicts {sum(not r['kept'] for r in known)} of {len(known)} promises; it has too few images to confirm any"
+        broken = sum(not r['kept'] for r in known)
+        return f"The test contradicts {broken} of {len(known)} promises; it has too few images to confirm any"
     return f"The test keeps {sum(r['kept'] for r in known)} of {len(known)} promises of validation"
 
 def plot_promises(rows, classes=CLASSES):   # From `promised_and_got`; names of the classes

@@ -6,11 +6,11 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/report.html.md"""
 
 # %% auto #0
 __all__ = ['STARTS', 'HEADLINE', 'MEASURES', 'FIGURES', 'HIDDEN', 'SAID', 'INTERVALS', 'LABELS', 'SHARE', 'NOT_TESTED',
-           'PUBLISHED', 'CHILDREN', 'PUBLIC', 'PATIENTS', 'part', 'facts', 'notebook_links', 'flow_of', 'shown_split',
-           'told', 'name_of', 'tiles', 'results_rows', 'intervals_note', 'figures_of', 'pictures_of', 'other_figures',
-           'measure_title', 'promises', 'point_in_use', 'of_children', 'broken_points', 'limit_sentences', 'limits',
-           'parameters_table', 'manifest_tables', 'versions_note', 'sections', 'few_images', 'report_html',
-           'report_key', 'write_report']
+           'PUBLISHED', 'CHILDREN', 'PUBLIC', 'BROKEN', 'PATIENTS', 'part', 'facts', 'notebook_links', 'flow_of',
+           'shown_split', 'told', 'name_of', 'tiles', 'results_rows', 'intervals_note', 'figures_of', 'pictures_of',
+           'other_figures', 'measure_title', 'promises', 'point_in_use', 'of_children', 'broken_points',
+           'limit_sentences', 'limits', 'parameters_table', 'manifest_tables', 'versions_note', 'sections',
+           'few_images', 'report_html', 'report_key', 'write_report']
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #2f9a8ae7
 from pathlib import Path
@@ -46,7 +46,8 @@ def facts(run):
     seconds = sum(stage['seconds'] for stage in stages)
     rows = [("Data set", name), ("Network", parameters.get('arch')),
             ("Starts from", STARTS.get(parameters.get('weights'), parameters.get('weights'))),
-            ("Image side", f"{size} pixels" if size else None), ("Split", data.get('split')), ("Seed", parameters.get('seed')),
+            ("Image side", f"{size} pixels" if size else None),
+            ("Split", data.get('split')), ("Seed", parameters.get('seed')),
             ("Machine", f"{training['hardware']['device']}, {training['hardware']['cores']} cores"), ("Code", commit),
             ("Computed", f"{finished} UTC, in {seconds:.0f} s")]
     return [(name, value) for name, value in rows if value is not None]
@@ -69,8 +70,8 @@ def flow_of(run):
 # %% ../../nbs/lib/pipeline/02_report.ipynb #179e2530
 HEADLINE = ('auc', 'sensitivity@half', 'specificity@half', 'brier')
 MEASURES = ('auc', 'average_precision', 'sensitivity@half', 'specificity@half', 'ppv@half', 'npv@half',
-            'balanced_accuracy@half', 'accuracy@half', 'mcc@half', 'lr_positive@half', 'lr_negative@half', 'log_loss', 'brier',
-            'detectable_auc')
+            'balanced_accuracy@half', 'accuracy@half', 'mcc@half', 'lr_positive@half', 'lr_negative@half',
+            'log_loss', 'brier', 'detectable_auc')
 
 def shown_split(figures):
     "The test, or the first split if there are no figures of a test"
@@ -109,10 +110,12 @@ FIGURES = {
     "Images and patients": dict(examples="Examples of each class and split", shift="How far the splits differ"),
     "Training": dict(history="Training, epoch by epoch"),
     "Results": {name: None for name in ('confusion_matrix', 'roc', 'precision_recall', 'probabilities', 'metrics')},
-    "Errors": dict(misclassified=None, doubtful="Least certain images and suspected labels", subgroups="Error rates by subgroup"),
+    "Errors": dict(
+        misclassified=None, doubtful="Least certain images and suspected labels", subgroups="Error rates by subgroup"),
     "Calibration and operating points": dict(
         promised_and_got="What validation promised (open) and what the test gave (filled)",
-        reliability="Reliability: probability said and share found", decision_curve="Net benefit of treating by this model",
+        reliability="Reliability: probability said and share found",
+        decision_curve="Net benefit of treating by this model",
         abstention="Abstention: what is left to people, and what errors remain"),
     "What the model looks at": dict(explanations="What raised the network's answer; attribution is not localisation"),
     "Where it breaks": dict(familiarity="How far images are from those it was trained on")}
@@ -135,12 +138,13 @@ def other_figures(run):
     return {name: None for name in figures_of(run) if name not in known}
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #e1ff1661
-SAID = dict(ece_debiased="Calibration error (debiased)", slope="Slope", intercept="Intercept", observed_expected="Observed : expected",
-            brier="Brier score", net_benefit="Net benefit, standardised")
+SAID = dict(ece_debiased="Calibration error (debiased)", slope="Slope", intercept="Intercept",
+            observed_expected="Observed : expected", brier="Brier score", net_benefit="Net benefit, standardised")
 
 def measure_title(metric, classes):         # Of calibration; names of the classes
     "The name of a measure for people"
-    if metric.startswith('coverage_'): return f"Coverage of {shown_name(metric.removeprefix('coverage_'), classes)} by the sets"
+    kind, _, name = metric.partition('_')
+    if kind == 'coverage': return f"Coverage of {shown_name(name, classes)} by the sets"
     return SAID.get(metric) or title(metric, classes)
 
 def promises(run):
@@ -148,7 +152,10 @@ def promises(run):
     classes = classes_of(run.manifest['data'])
     compared = (part(run, 'calibration.json') or {}).get('promised_and_got', [])
     rows = [r for r in compared if {'point', 'metric', 'promised', 'got'} <= set(r) and 'value' in r['promised']]
-    return [(r['point'], measure_title(r['metric'], classes), quote(r['promised']), quote(r['got']), verdict(r)) for r in rows]
+    shown = []
+    for r in rows:
+        shown.append((r['point'], measure_title(r['metric'], classes), quote(r['promised']), quote(r['got']), verdict(r)))
+    return shown
 
 def point_in_use(run):
     "A sentence on the operating point in use; an empty text without calibration"
@@ -165,6 +172,7 @@ NOT_TESTED = "It was not tested prospectively, nor together with readers."
 PUBLISHED = ('chest_xray', 'pneumoniamnist')  # Sets of the children of one hospital
 CHILDREN = "It says nothing of adults, of infants, or of other hospitals than the one of these children."
 PUBLIC = "The official test has been public for years, and whoever designs a model has read what others found on it."
+BROKEN = "The test did not keep what validation promised at: {points}. Expect the same elsewhere."
 PATIENTS = "The data set does not say which images belong to one patient: intervals may be too narrow."
 
 def of_children(data):                      # The section `data` of a manifest
@@ -186,7 +194,7 @@ def limit_sentences(run):
     if of_children(data): found.append(CHILDREN)
     if of_children(data) and data.get('split') != 'fresh': found.append(PUBLIC)
     if not data.get('patients_known', True): found.append(PATIENTS)
-    if broken := broken_points(run): found.append(f"The test did not keep what validation promised at: {', '.join(broken)}. Expect the same elsewhere.")
+    if broken := broken_points(run): found.append(BROKEN.format(points=', '.join(broken)))
     return found
 
 def limits(run):
@@ -206,11 +214,13 @@ def manifest_tables(run):
     "Stages with their time and key, and files with the beginning of their SHA-256"
     stages, files = [], []
     for name, entry in run.manifest['stages'].items():
-        stages.append((name, f"{entry['seconds']:.0f} s", entry['finished'][:19].replace('T', ' '), entry.get('key', '')))
+        finished = entry['finished'][:19].replace('T', ' ')
+        stages.append((name, f"{entry['seconds']:.0f} s", finished, entry.get('key', '')))
     for name, artefact in run.manifest['artefacts'].items():
         checksum = Markup("<code>{}</code>").format(artefact['sha256'][:16])
         files.append((link(name, name), artefact['stage'], checksum))
-    return [table(stages, ('Stage', 'Time', 'Finished (UTC)', 'Key')), table(files, ('File', 'Stage', 'SHA-256'), "Files")]
+    return [table(stages, ('Stage', 'Time', 'Finished (UTC)', 'Key')),
+            table(files, ('File', 'Stage', 'SHA-256'), "Files")]
 
 def versions_note(run):
     "The versions of the packages"
@@ -220,7 +230,9 @@ def versions_note(run):
 def sections(run, figures):                 # `Run`; entries of `metrics.json`
     "The sections of the page, without those that have no content"
     split = shown_split(figures) if figures else 'test'
-    found = {heading: section(heading, pictures=pictures_of(run, captions, split)) for heading, captions in FIGURES.items()}
+    found = {}
+    for heading, captions in FIGURES.items():
+        found[heading] = section(heading, pictures=pictures_of(run, captions, split))
     found["Images and patients"]['flow'] = flow_of(run)
     if figures:
         splits, rows = results_rows(figures)
@@ -244,13 +256,14 @@ def few_images(run):
 def report_html(run):
     "The page of a run"
     figures = (part(run, 'metrics.json') or {}).get('figures', {})
-    return render('report', heading=run.manifest['run'], notices=notices(run.manifest['synthetic']), too_few=few_images(run),
-                  tiles=tiles(figures) if figures else [], sections=sections(run, figures))
+    return render('report', heading=run.manifest['run'], notices=notices(run.manifest['synthetic']),
+                  too_few=few_images(run), tiles=tiles(figures) if figures else [], sections=sections(run, figures))
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #f7ba9727
 def report_key(run):
     "Digest of what the report shows and of the code and templates that write it"
-    files = {name: artefact['sha256'] for name, artefact in run.manifest['artefacts'].items() if artefact['stage'] != 'report'}
+    artefacts = run.manifest['artefacts'].items()
+    files = {name: artefact['sha256'] for name, artefact in artefacts if artefact['stage'] != 'report'}
     code = sha256(__file__) if '__file__' in globals() else ''
     return digest([code, templates_key(), files, run.manifest['parameters']])
 
