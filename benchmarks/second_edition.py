@@ -637,6 +637,7 @@ def run(plan, kept, pool, tiny):
         plan.took[plan.kind(asked)] = max(plan.took.get(plan.kind(asked), 0), time.time() - began)
         if logits is None: kept.fail(job, facts)
         else: kept.add(job, logits, facts)
+        if len(kept.facts['failed']) > 5 and not kept.facts['jobs']: raise RuntimeError(f"the first jobs all failed: {facts}")
         if job.part in ('seeds', 'distil'): kept.pack()
         print(f"[{time.time() - kept.started:5.0f} s] {job.key} {line_of(logits, facts)}", flush=True)
 
