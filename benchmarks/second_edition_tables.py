@@ -9,60 +9,77 @@ For each training: OUT/<part>/<data>-<network>-<recipe>/seed<k>/ with
 
 usage: second_edition_tables.py FOLDER --out OUT [--parts seeds,distil,candidates,grid]
 """
-import argparse, json
+
+import argparse
+import json
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 
 from cxr_study.core import atomic_write, to_json
 from cxr_study.prediction import write_predictions
 
-TEST = -2                                   # `fold` of a test film
+TEST = -2  # `fold` of a test film
 
 
-def read(folder):                           # Where the script wrote
+def read(folder):  # Where the script wrote
     "(facts, key of a logit array -> float32 [n])"
     folder, logits = Path(folder), {}
     for name in ('seeds', 'search'):
-        if (folder/f'{name}.npz').is_file():
-            with np.load(folder/f'{name}.npz') as z: logits |= dict(z)
-    return json.loads((folder/'second_edition.json').read_text()), logits
+        if (folder / f'{name}.npz').is_file():
+            with np.load(folder / f'{name}.npz') as z:
+                logits |= dict(z)
+    return json.loads((folder / 'second_edition.json').read_text()), logits
 
 
-def films_of(facts, data):                  # A data set's name
+def films_of(facts, data):  # A data set's name
     "Table of its films; `ratio` is NaN where it is not known"
     return pd.DataFrame(facts['films'][data]).astype(dict(patient_id=str))
 
 
-def rows_of(films, job):                    # Table from `films_of`; a job's fields
+def rows_of(films, job):  # Table from `films_of`; a job's fields
     "(validation films, test films) of a training, in the order of its logits"
-    return [films[films.fold == k].drop(columns=['fold', 'official']).assign(split=split) for k, split in ((job['fold'], 'val'), (TEST, 'test'))]
+    return [
+        films[films.fold == k].drop(columns=['fold', 'official']).assign(split=split)
+        for k, split in ((job['fold'], 'val'), (TEST, 'test'))
+    ]
 
 
-def stacked(parts):                         # Name of a version -> table with `logit`
+def stacked(parts):  # Name of a version -> table with `logit`
     "One table; the version is appended to image_id, and is a column"
     named = [t.assign(image_id=t.image_id + f'#{name}', version=name) for name, t in parts.items()]
     return pd.concat(named, ignore_index=True)
 
 
-def tables_of(facts, logits, entry):        # From `read`; one of `facts['jobs']`
+def tables_of(facts, logits, entry):  # From `read`; one of `facts['jobs']`
     "Name of a file -> table of predictions of one training"
     job = entry['job']
     val, test = rows_of(films_of(facts, job['data']), job)
     looked = entry['key'].replace('candidates', 'looks', 1) if job['part'] == 'candidates' else entry['key']
-    def of(key): return {k.removeprefix(f'{key}/'): v.astype(float) for k, v in logits.items() if k.startswith(f'{key}/')}
+
+    def of(key):
+        return {k.removeprefix(f'{key}/'): v.astype(float) for k, v in logits.items() if k.startswith(f'{key}/')}
+
     mine, seen = of(entry['key']), of(looked)
-    found = {'predictions.csv': pd.concat([val.assign(logit=mine['val/plain']), *([test.assign(logit=seen['test/1'])] if 'test/1' in seen else [])], ignore_index=True),
-             'versions.csv': stacked({k[4:]: val.assign(logit=z) for k, z in mine.items() if k.startswith('val/')})}
+    found = {
+        'predictions.csv': pd.concat(
+            [val.assign(logit=mine['val/plain']), *([test.assign(logit=seen['test/1'])] if 'test/1' in seen else [])],
+            ignore_index=True,
+        ),
+        'versions.csv': stacked({k[4:]: val.assign(logit=z) for k, z in mine.items() if k.startswith('val/')}),
+    }
     shapes = {k[5:]: test.assign(logit=z) for k, z in seen.items() if k.startswith('test/')}
-    if len(shapes) > 1: found['shapes.csv'] = stacked(shapes)
-    if 'nih' in mine: found['other.csv'] = films_of(facts, 'nih_chestxray14').assign(split='test', logit=mine['nih'])
+    if len(shapes) > 1:
+        found['shapes.csv'] = stacked(shapes)
+    if 'nih' in mine:
+        found['other.csv'] = films_of(facts, 'nih_chestxray14').assign(split='test', logit=mine['nih'])
     return found
 
 
 def folder_of(job):
     "Where a training's tables go"
-    return Path(job['part'])/f"{job['data']}-{job['arch']}-{job['name']}"/f"seed{job['seed']}"
+    return Path(job['part']) / f"{job['data']}-{job['arch']}-{job['name']}" / f"seed{job['seed']}"
 
 
 def write_tables(folder, out, parts=('seeds', 'distil', 'candidates', 'grid')):
@@ -70,13 +87,19 @@ def write_tables(folder, out, parts=('seeds', 'distil', 'candidates', 'grid')):
     facts, logits = read(folder)
     written = []
     for entry in facts['jobs']:
-        if entry['job']['part'] not in parts: continue
-        place = Path(out)/folder_of(entry['job'])
-        for name, table in tables_of(facts, logits, entry).items(): write_predictions(table, place/name)
+        if entry['job']['part'] not in parts:
+            continue
+        place = Path(out) / folder_of(entry['job'])
+        for name, table in tables_of(facts, logits, entry).items():
+            write_predictions(table, place / name)
         history = pd.DataFrame(entry['history'])
-        with atomic_write(place/'history.csv') as f: history.to_csv(f, index=False)
-        about = {k: v for k, v in entry.items() if k != 'history'} | {k: facts.get(k) for k in ('versions', 'git', 'hardware', 'gpu')}
-        with atomic_write(place/'training.json') as f: f.write_text(to_json(about, indent=1) + "\n")
+        with atomic_write(place / 'history.csv') as f:
+            history.to_csv(f, index=False)
+        about = {k: v for k, v in entry.items() if k != 'history'} | {
+            k: facts.get(k) for k in ('versions', 'git', 'hardware', 'gpu')
+        }
+        with atomic_write(place / 'training.json') as f:
+            f.write_text(to_json(about, indent=1) + "\n")
         written.append(place)
     return written
 
@@ -91,4 +114,5 @@ def main(arguments=None):
     print(f"{len(written)} trainings in {options.out}")
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
