@@ -1,4 +1,4 @@
-"""The films of ANALYSIS_PLAN.md: tables with children, folds and shapes; pixels squashed, cropped, marked, perturbed."""
+"""The films of ANALYSIS_PLAN.md: tables with children, folds and shapes; pixels squashed, cropped or perturbed."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
