@@ -49,10 +49,10 @@ def standard_error(parts, children):  # Differences [n] a training, and the chil
     return max(float(over_trainings), float(np.sqrt((np.concatenate(sums) ** 2).sum()) / n))
 
 
-def choose(
-    found, names
-):  # (name, fold) -> dict(parts [n], children [n], wide_specificity, valid_auc); names, simple to complex
-    "(name of the recipe, a row a candidate) by the plan's rule"
+def choose(found, names):
+    """(name of the recipe, a row a candidate) by the plan's rule
+
+    `found`: (name, fold) -> dict(parts [n], children [n], wide_specificity, valid_auc); `names`: simple to complex"""
     folds = sorted({f for _, f in found if all((n, f) in found for n in names)})
     if not folds:
         return names[0], []
@@ -72,6 +72,6 @@ def choose(
             )
         )
     ties = [r for r in rows if r['excess'] <= r['error']]
-    top = max(r['wide_specificity'] for r in ties)
-    chosen = next(r['candidate'] for r in ties if r['wide_specificity'] >= top - SPARE)
+    found_well = {r['candidate']: np.nan_to_num(r['wide_specificity']) for r in ties}  # NaN: no wide normals
+    chosen = next(n for n, share in found_well.items() if share >= max(found_well.values()) - SPARE)
     return chosen, [r | dict(tie=r in ties, chosen=r['candidate'] == chosen) for r in rows]

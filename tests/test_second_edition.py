@@ -72,6 +72,7 @@ def test_choice_prefers_the_lowest_then_wide_normals_then_the_simplest():
     )  # All tie: wide normals decide
     chosen, table = choose(all_of(a=(0.31, 0.5, 0.895), b=(0.3, 0.5, 0.9), c=(0.9, 0.5, 1.0)), names)
     assert chosen == 'a' and [r['tie'] for r in table] == [True, True, False]  # Within 0.01: the simpler; c is no tie
+    assert choose(all_of(a=(0.3, 0, np.nan), b=(0.3, 0, np.nan)), ['a', 'b'])[0] == 'a'  # No wide normals at hand
     found = all_of(a=(0.3, 0, 0.5), b=(0.3, 0, 0.9), c=(0.2, 0, 0.5))
     del found['c', 2]
     assert choose(found, names)[1][0]['folds'] == [0, 1]  # Only folds that all finished
