@@ -174,7 +174,8 @@ def register():
         ]
 
     loaders.AUGMENTATIONS['stretch_wide'] = wide
-    recipes.CHOICES['augment'] = tuple(loaders.AUGMENTATIONS)
+    choices = next(v for v in vars(recipes).values() if isinstance(v, dict) and 'augment' in v)
+    choices['augment'] = tuple(loaders.AUGMENTATIONS)
 
 
 def training_pixels(films, job):
