@@ -15,6 +15,7 @@ CXR_DATA has to hold chest_xray, chest_xray_matches.csv, pneumoniamnist, nih_che
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import json
@@ -37,7 +38,6 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from cxr_study import batches as loaders
-from cxr_study import learner as recipes
 from cxr_study.core import atomic_write, git_state, hardware, to_json, versions
 from cxr_study.data import decoded, load_dataset, sample_patients
 from cxr_study.images import Preprocess
@@ -161,21 +161,26 @@ def smaller(job, tiny):
     return dataclasses.replace(job, arch=arch, weights='none', size=32, epochs=min(job.epochs, 3))
 
 
-def register():
-    "The plan's wider stretching, as an augmentation of the library"
-    if 'stretch_wide' in loaders.AUGMENTATIONS:
+@contextlib.contextmanager
+def augmentation(name):
+    "Lend a name that `Recipe` takes for an augmentation: the plan's wider stretching in the place of `stretch`"
+    if name in loaders.AUGMENTATIONS:
+        yield name
         return
+    before = loaders.AUGMENTATIONS['stretch']
+    loaders.AUGMENTATIONS['stretch'] = wide
+    try:
+        yield 'stretch'
+    finally:
+        loaders.AUGMENTATIONS['stretch'] = before
 
-    def wide():
-        return [
-            *loaders.affine(loaders.stretched(0.7)),
-            *loaders.lighting(0.3),
-            loaders.Drawn(loaders.equalise, 1.0, 0.3),
-        ]
 
-    loaders.AUGMENTATIONS['stretch_wide'] = wide
-    choices = next(v for v in vars(recipes).values() if isinstance(v, dict) and 'augment' in v)
-    choices['augment'] = tuple(loaders.AUGMENTATIONS)
+def wide():
+    "As `stretch`, but width over height changes by a factor of up to e^0.7 instead of e^0.4"
+    equalised = loaders.Drawn(loaders.equalise, 1.0, 0.3)
+    if hasattr(loaders, 'Augmentation'):
+        return [loaders.Augmentation(equalised, light=0.3, stretch=0.7)]
+    return [*loaders.affine(loaders.stretched(0.7)), *loaders.lighting(0.3), equalised]
 
 
 def training_pixels(films, job):
@@ -244,7 +249,6 @@ class Bench:
     def __init__(self, folder, limit, tiny):
         self.folder, self.limit, self.tiny, self.device, self.kept = Path(folder), limit, tiny, default_device(), {}
         self.checkpoint = self.folder / f'checkpoint-{os.getpid()}.pt'
-        register()
 
     def films(self, data):
         if data not in self.kept:
@@ -290,13 +294,15 @@ class Bench:
         trained = dataclasses.replace(job, part='candidates') if job.part == 'looks' else job
         return self.folder / 'weights' / f'{trained.key}.pt'
 
-    def taught(self, training, job, *images):  # What `learner` takes besides the training
-        "As `train`, with the mean of the teachers as labels"
-        learn = learner(training, *images, self.device)
+    def fit(self, training, job, pixels, table):
+        "(network, history) of a training, by its labels or by its teachers"
+        self.checkpoint.unlink(missing_ok=True)
+        spec = Preprocess(job.size, standardise='image')
+        if not job.teachers:
+            return train(training, pixels, table, spec, self.checkpoint, str, self.device)
+        learn = learner(training, pixels, table, spec, self.device)
         members = [Job(**m['job']) for m in job.teachers]
-        networks = [network_of(m, self.path(m), self.device) for m in members]
-        for network in networks:
-            network.requires_grad_(False)
+        networks = [network_of(m, self.path(m), self.device).requires_grad_(False) for m in members]
         learn.add_cb(Teacher(networks, [(m['slope'], m['intercept']) for m in job.teachers]))
         history = fit(learn, training.recipe, self.checkpoint, job.seed, False, job.key, str)
         model = learn.model.eval()
@@ -318,13 +324,9 @@ class Bench:
         table, epochs = training_table(films, job, len(pixels))
         tests = {} if job.part == 'candidates' else self.tests(job)
         clock.append(time.time())
-        recipe = Recipe(epochs=epochs, lr=job.lr, augment=job.augment, ema=job.ema)
-        training, spec = Training(job.arch, job.weights, recipe, job.seed), Preprocess(job.size, standardise='image')
-        self.checkpoint.unlink(missing_ok=True)
-        if job.teachers:
-            model, history = self.taught(training, job, pixels, table, spec)
-        else:
-            model, history = train(training, pixels, table, spec, self.checkpoint, str, self.device)
+        with augmentation(job.augment) as name:
+            recipe = Recipe(epochs=epochs, lr=job.lr, augment=name, ema=job.ema)
+            model, history = self.fit(Training(job.arch, job.weights, recipe, job.seed), job, pixels, table)
         clock.append(time.time())
         self.path(job).parent.mkdir(exist_ok=True)
         torch.save({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job))
