@@ -49,6 +49,7 @@ from second_edition_rule import choose, criterion, platt_line, wide_specificity
 
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
 ROUNDS = 20  # Seeds of each network, at most
+TEACHERS = 3  # Seeds of each of two networks
 SHARE = dict(candidates=0.3, grid=0.15)  # Of the seconds, at most
 FILE_BYTES, ALL_BYTES = 15 * 2**20, 46 * 2**20  # Of a file of weights; of all, so that four files hold them
 
@@ -312,7 +313,9 @@ class Bench:
 
     def look(self, job):
         "The test's logits of a candidate that is trained"
-        return self.logits(network_of(job, self.path(job), self.device), self.tests(job))
+        found = self.logits(network_of(job, self.path(job), self.device), self.tests(job))
+        self.path(job).unlink()
+        return found
 
     def train(self, job):
         "(logits by name, facts) of a training"
@@ -328,8 +331,9 @@ class Bench:
             recipe = Recipe(epochs=epochs, lr=job.lr, augment=name, ema=job.ema)
             model, history = self.fit(Training(job.arch, job.weights, recipe, job.seed), job, pixels, table)
         clock.append(time.time())
-        self.path(job).parent.mkdir(exist_ok=True)
-        torch.save({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job))
+        if job.part in ('candidates', 'distil') or job.part == 'seeds' and job.seed < TEACHERS:
+            self.path(job).parent.mkdir(exist_ok=True)
+            torch.save({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job))
         found = self.logits(model, {f'val/{k}': x for k, x in versions_.items()} | tests)
         clock.append(time.time())
         seconds = dict(zip(('prepare', 'train', 'predict'), np.diff(clock).round(2).tolist()))
@@ -593,7 +597,7 @@ class Plan:
 
     def taught(self):
         "Whether all teachers are there"
-        return len(self.teachers()) == (2 if self.tiny else 6)
+        return len(self.teachers()) == (2 if self.tiny else 2 * TEACHERS)
 
     def fits(self, job):
         return self.left() > 1.2 * self.took.get(self.kind(job), 0)
@@ -609,7 +613,7 @@ class Plan:
         jobs = [
             j
             for j in self.kept.of(part='seeds', data='chest_xray')
-            if j['job']['seed'] < 3 and 'resnet50' not in j['job']['arch']
+            if j['job']['seed'] < TEACHERS and 'resnet50' not in j['job']['arch']
         ]
         return [dict(job=j['job'], slope=j['slope'], intercept=j['intercept']) for j in jobs]
 
