@@ -127,14 +127,17 @@ def keep_freed_memory():
     return bool(mallopt and mallopt(max_mapped, 0) and mallopt(trim_above, 2**31 - 1))
 
 # %% ../nbs/03d_learner.ipynb #600cca6c
+def _rank(): return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
 class SeedEpochs(Callback):
-    "Seed the shuffling, the augmentation and dropout of each epoch from the run's seed and the epoch's number"
+    "Seed the shuffling, the augmentation and dropout of each epoch from the run's seed, the epoch's number and the process"
     order = 80
     def __init__(self, seed): self.seed = seed
     def before_epoch(self):
-        seed_everything(1000 * self.seed + self.epoch)
+        seed = 1000 * self.seed + self.epoch
+        seed_everything(seed + 10**9 * _rank())
         loader = getattr(self.dls.train, 'dl', self.dls.train)  # In several processes the loader is inside another
-        loader.rng = random.Random(1000 * self.seed + self.epoch)
+        loader.rng = random.Random(seed)    # All processes agree on the order of images
 
 # %% ../nbs/03d_learner.ipynb #4c6a31fd
 def plain(model): return getattr(model, 'module', model)  # Without the wrapper of several processes
@@ -226,7 +229,7 @@ def resume(self: Keeper, learn):
 def groups(model):
     "Parameters of the body, of the head, each divided into those that decay and those that do not"
     def split(part):
-        fixed = {id(p) for m in part.modules() for n, p in m.named_parameters(recurse=False) if n == 'bias' or isinstance(m, norm_types)}
+        fixed = {id(p) for m in part.modules() for n, p in m.named_parameters(recurse=False) if n == 'bias' or isinstance(m, (*norm_types, nn.SyncBatchNorm))}
         return [p for p in part.parameters() if id(p) not in fixed], [p for p in part.parameters() if id(p) in fixed]
     return [*split(model.body), *split(model.head)]
 

@@ -87,6 +87,30 @@ def test_two_processes_divide_the_images(tmp_path):
     assert sorted(ranks[0]['val'] + ranks[1]['val']) == list(range(64, 100))
 
 
+DRAWN = """
+import os, sys, json, torch
+from pathlib import Path
+from types import SimpleNamespace
+from cxr_study.learner import SeedEpochs
+if int(os.environ.get('WORLD_SIZE', 1)) > 1: torch.distributed.init_process_group('gloo')
+loader = SimpleNamespace()
+seeds = SeedEpochs(3)
+seeds.learn = SimpleNamespace(epoch=2, dls=SimpleNamespace(train=loader))
+seeds.before_epoch()
+Path(sys.argv[1], os.environ.get('RANK', 'alone')).write_text(json.dumps(dict(torch=float(torch.rand(())), order=loader.rng.random())))
+"""
+
+
+def test_two_processes_draw_differently(tmp_path):
+    "Augmentation and dropout differ between the ranks, the order of images does not; rank 0 draws as one process does"
+    subprocess.run([sys.executable, '-c', DRAWN, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--no-python', sys.executable, '-c', DRAWN, str(tmp_path)],
+                   check=True, capture_output=True, timeout=120)
+    alone, first, second = (json.loads((tmp_path/name).read_text()) for name in ('alone', '0', '1'))
+    assert first == alone
+    assert second['torch'] != alone['torch'] and second['order'] == alone['order']
+
+
 def test_two_processes_learn_as_one(data, tmp_path):
     images, table = data
     training = Training('test_resnet', recipe=Recipe(epochs=2, batch_size=16, lr=1e-3, precision='fp32', augment='none', dropout=0.))
