@@ -24,7 +24,7 @@ from .core import Run, StudyError, atomic_write, digest, root, seed_everything, 
 from .images import Preprocess
 from .data import BOOKKEEPING, open_data
 from .prediction import check_predictions
-from .networks import Classifier, Ensemble, check_arch, create_body, load_model, resolve_weights, save_model
+from .networks import Classifier, Ensemble, check_arch, create_body, load_model, on_device, resolve_weights, save_model
 from .batches import BatchLoader, ImageRows, dataloaders
 from .learner import Recipe, fit, make_learner, recipe_of
 
@@ -75,18 +75,17 @@ def train(training, images, table, spec, checkpoint, say=partial(print, file=sys
 # %% ../nbs/04_training.ipynb #c175beb3
 def predict_logits(model,                   # `Classifier` or `Ensemble`
                    images, rows,            # uint8 [N, H, W], and which of them
-                   bs=64, device=None):
+                   bs=64, device=None):     # The model is lent to this device; default: the best there is
     "Logits [len(rows)] float32 of these images"
-    device = device or next(model.parameters()).device
-    loader = BatchLoader(ImageRows(images, rows, np.zeros(len(rows))), bs=bs, after_batch=[IntToFloatTensor()], device=device)
-    model.eval().to(memory_format=torch.channels_last)
-    with torch.inference_mode(): return torch.cat([model(torch.Tensor(x))[:, 0].float().cpu() for x, _ in loader]).numpy()
+    with on_device(model, device) as device, torch.inference_mode():
+        loader = BatchLoader(ImageRows(images, rows, np.zeros(len(rows))), bs=bs, after_batch=[IntToFloatTensor()], device=device)
+        return torch.cat([model(torch.Tensor(x))[:, 0].float().cpu() for x, _ in loader]).numpy()
 
 # %% ../nbs/04_training.ipynb #f7a73bb7
-def predict_table(model, images, table, splits=('val', 'test')):
+def predict_table(model, images, table, splits=('val', 'test'), device=None):
     "The table of predictions of these splits: `table` without its bookkeeping, with `logit`"
     part = table[table.split.isin(splits)].reset_index(drop=True)
-    return check_predictions(part.drop(columns=list(BOOKKEEPING)).assign(logit=predict_logits(model, images, part.row).astype(float)))
+    return check_predictions(part.drop(columns=list(BOOKKEEPING)).assign(logit=predict_logits(model, images, part.row, device=device).astype(float)))
 
 # %% ../nbs/04_training.ipynb #236ae741
 def fold_tables(table, folds, seed=0):      # A row an image; number of folds
@@ -100,14 +99,17 @@ def train_all(training, images, table, spec, checkpoint, folds=0, say=partial(pr
     "(model, history, table of predictions of val and test) of one split, or of `folds` out-of-fold networks"
     if not folds:
         model, history = train(training, images, table, spec, checkpoint, say, device)
-        return model, history, predict_table(model, images, table)
+        return model, history, predict_table(model, images, table, device=device)
     members, histories, predictions = [], [], []
     for k, part in enumerate(fold_tables(table, folds, training.seed)):
         say(f"fold {k + 1} of {folds}")
         model, history = train(training, images, part, spec, checkpoint.with_stem(f"{checkpoint.stem}-fold{k}"), say, device)
-        members.append(model.cpu()); histories.append(history.assign(fold=k)); predictions.append(predict_table(model, images, part, ['val']))
+        members.append(model.cpu())
+        histories.append(history.assign(fold=k))
+        predictions.append(predict_table(model, images, part, ['val'], device))
     model = Ensemble(members)
-    return model, pd.concat(histories, ignore_index=True), check_predictions(pd.concat([*predictions, predict_table(model, images, table, ['test'])], ignore_index=True))
+    predictions.append(predict_table(model, images, table, ['test'], device))
+    return model, pd.concat(histories, ignore_index=True), check_predictions(pd.concat(predictions, ignore_index=True))
 
 # %% ../nbs/04_training.ipynb #0be7164d
 class ShardedLoader(DistributedDL):
