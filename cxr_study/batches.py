@@ -11,6 +11,7 @@ __all__ = ['AUGMENTATIONS', 'STRESS', 'RESHAPED', 'ImageRows', 'BatchLoader', 'B
            'at_hand', 'need_classes', 'dataloaders']
 
 # %% ../nbs/03c_batches.ipynb #3455271d
+import warnings
 from contextlib import contextmanager
 from functools import partial
 
@@ -22,6 +23,7 @@ from fastai.vision.all import (AffineCoordTfm, Category, DataLoaders, IntToFloat
                                aug_transforms, default_device)
 
 from .core import StudyError
+from .networks import check_device
 from .prediction import CLASSES
 
 # %% ../nbs/03c_batches.ipynb #a2b39d92
@@ -206,10 +208,17 @@ def reshape(x, high, wide):                 # uint8 [N, H, W]; factors of at lea
 RESHAPED = dict(wider=partial(reshape, high=1, wide=1.25), narrower=partial(reshape, high=1.25, wide=1))
 
 # %% ../nbs/03c_batches.ipynb #c3af27a7
+def _free_memory(device):
+    "Bytes that can still be had on a GPU, those that torch keeps for itself included"
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
 def at_hand(images, device):                # uint8 [N, H, W]
     "The array as a tensor on a GPU with room for it, otherwise as it is"
-    if device.type != 'cuda' or images.nbytes > torch.cuda.mem_get_info(device)[0]/2: return images
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    if device.type != 'cuda': return images
+    free = _free_memory(device)
+    if images.nbytes <= free/2: return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    warnings.warn(f"The images take {images.nbytes/2**30:.1f} GB and {device} has {free/2**30:.1f} GB free: batches are read from memory and sent one by one.")
+    return images
 
 # %% ../nbs/03c_batches.ipynb #b2d720ad
 def need_classes(table, split):             # DataFrame with `split` and `label`
@@ -229,8 +238,10 @@ def dataloaders(images,                     # uint8 [N, H, W]
                 stress=False,               # Validate on the images as they are and under `STRESS`
                 num_workers=0):
     "fastai `DataLoaders` over the train and val rows of `table`"
-    device = device or default_device()
+    device = check_device(device or default_device())
     images, tfms = at_hand(images, device), [IntToFloatTensor(), *AUGMENTATIONS[augment]()]
+    if num_workers and isinstance(images, torch.Tensor) and images.device.type != 'cpu':
+        raise StudyError(f"num_workers={num_workers} would copy the images out of {images.device}, where they lie already. Set num_workers to 0.")
     def loader(split, cls, train, tables=None):
         rows = need_classes(table, split)
         return cls(ImageRows(images, table.row.iloc[rows], table.label.iloc[rows], train, tables), bs=min(bs, len(rows)), shuffle=train, drop_last=train,

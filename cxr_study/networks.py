@@ -150,13 +150,12 @@ def check_device(device):
 
 # %% ../nbs/03b_networks.ipynb #5b0c0b05
 @contextmanager
-def exact_float32(device):
-    "Multiply float32 as float32 on `device`: TF32 and autocast are off for a while"
+def exact_float32():
+    "Multiply float32 as float32: TF32 is off for a while"
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        with torch.autocast(torch.device(device).type, enabled=False): yield
+    try: yield
     finally: cudnn.allow_tf32, matmul.allow_tf32 = before
 
 @contextmanager
@@ -165,5 +164,5 @@ def on_device(model, device=None):          # Default: the best there is
     before, device = next(model.parameters()).device, check_device(device or default_device())
     model.eval().to(device, memory_format=torch.channels_last)
     try:
-        with exact_float32(device): yield device
+        with exact_float32(), torch.autocast(device.type, enabled=False): yield device
     finally: model.to(before)

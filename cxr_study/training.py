@@ -24,9 +24,9 @@ from .core import Run, StudyError, atomic_write, digest, root, seed_everything, 
 from .images import Preprocess
 from .data import BOOKKEEPING, open_data
 from .prediction import check_predictions
-from .networks import Classifier, Ensemble, check_arch, create_body, load_model, on_device, resolve_weights, save_model
+from .networks import Classifier, Ensemble, check_arch, check_device, create_body, load_model, on_device, resolve_weights, save_model
 from .batches import BatchLoader, ImageRows, dataloaders
-from .learner import Recipe, fit, make_learner, recipe_of
+from .learner import Recipe, fit, make_learner, out_of_memory, recipe_of
 
 # %% ../nbs/04_training.ipynb #5b0c0de3
 def check_processes(processes, device=None):
@@ -62,14 +62,22 @@ def learner(training, images, table, spec,  # images: uint8 [N, H, W]; table: a 
             device=None):
     "The seeded fastai `Learner` of a training"
     seed_everything(training.seed)
-    recipe = training.recipe
+    recipe, device = training.recipe, check_device(device or default_device())
     model = Classifier(create_body(training.arch, training.weights), spec, recipe.dropout)
-    return make_learner(dataloaders(images, table, recipe.batch_size, recipe.augment, device, recipe.sampling, recipe.validate == 'stress'), model, recipe)
+    with out_of_memory(device, f"the network and {len(images)} images do not fit. Free the device, or take a smaller size."):
+        dls = dataloaders(images, table, recipe.batch_size, recipe.augment, device, recipe.sampling, recipe.validate == 'stress')
+        return make_learner(dls, model, recipe)
+
+def _let_go(learn):
+    "Free the images on the device and the optimiser's state; a `Learner` and its callbacks name each other and would keep them"
+    for loader in learn.dls.loaders: loader.dataset.images = None
+    learn.opt = None
 
 def train(training, images, table, spec, checkpoint, say=partial(print, file=sys.stderr), device=None):
     "(trained `Classifier`, history as a DataFrame); resumes from `checkpoint` if it was interrupted"
     learn = learner(training, images, table, spec, device)
-    history = fit(learn, training.recipe, checkpoint, training.seed, training.weights != 'none', training.key(table), say)
+    try: history = fit(learn, training.recipe, checkpoint, training.seed, training.weights != 'none', training.key(table), say)
+    finally: _let_go(learn)
     return learn.model.eval(), history
 
 # %% ../nbs/04_training.ipynb #c175beb3
@@ -77,7 +85,8 @@ def predict_logits(model,                   # `Classifier` or `Ensemble`
                    images, rows,            # uint8 [N, H, W], and which of them
                    bs=64, device=None):     # The model is lent to this device; default: the best there is
     "Logits [len(rows)] float32 of these images"
-    with on_device(model, device) as device, torch.inference_mode():
+    device = check_device(device or default_device())
+    with out_of_memory(device, f"{bs} images at a time are too many. Give a smaller bs."), on_device(model, device), torch.inference_mode():
         loader = BatchLoader(ImageRows(images, rows, np.zeros(len(rows))), bs=bs, after_batch=[IntToFloatTensor()], device=device)
         return torch.cat([model(torch.Tensor(x))[:, 0].float().cpu() for x, _ in loader]).numpy()
 
