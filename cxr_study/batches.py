@@ -37,19 +37,29 @@ class ImageRows:
                  tables=None):              # uint8 [K, 256]: every image K times, its grey levels mapped by each table
         self.images, self.rows, self.labels, self.split_idx = images, np.asarray(rows), np.asarray(labels, np.float32), 0 if train else 1
         self.tables = tables
+        if isinstance(images, torch.Tensor):  # Then what says which image is drawn lies beside them
+            self._rows, self._labels = (torch.as_tensor(a, device=images.device) for a in (self.rows, self.labels))
+            self._tables = None if tables is None else torch.as_tensor(tables, device=images.device)
     def __len__(self): return len(self.rows) * (1 if self.tables is None else len(self.tables))
     def __getitem__(self, i): return self.batch([i])
     def decode(self, item, full=True): return item[0], Category(CLASSES[int(item[1])])
 
 # %% ../nbs/03c_batches.ipynb #e7b003d2
 @patch
-def batch(self: ImageRows, idxs):           # Positions: row i % n seen through table i // n
+def batch(self: ImageRows, idxs):           # Positions, also as a tensor: row i % n seen through table i // n
     "Images [B, 1, H, W] uint8 and labels [B] of these positions"
+    if isinstance(self.images, torch.Tensor): return self._resident_batch(torch.as_tensor(idxs, device=self.images.device))
     table, at = np.divmod(np.asarray(idxs), len(self.rows))
-    rows = self.rows[at]
-    x = self.images[torch.as_tensor(rows)] if isinstance(self.images, torch.Tensor) else torch.from_numpy(self.images[rows])
-    if self.tables is not None: x = torch.as_tensor(self.tables, device=x.device)[torch.as_tensor(table, device=x.device)[:, None, None], x.long()]
+    x = torch.from_numpy(self.images[self.rows[at]])
+    if self.tables is not None: x = torch.as_tensor(self.tables)[torch.as_tensor(table)[:, None, None], x.long()]
     return TensorImageBW(x[:, None]), TensorCategory(torch.from_numpy(self.labels[at]))
+
+@patch
+def _resident_batch(self: ImageRows, idxs):  # Tensor on the images' device
+    at = idxs % len(self.rows)
+    x = self.images.index_select(0, self._rows[at])
+    if self._tables is not None: x = self._tables[(idxs // len(self.rows))[:, None, None], x.long()]
+    return TensorImageBW(x[:, None]), TensorCategory(self._labels[at])
 
 @patch
 @contextmanager
@@ -65,6 +75,14 @@ class BatchLoader(TfmdDL):
     def __init__(self, dataset, num_workers=0, **kwargs): super().__init__(dataset, num_workers=num_workers, **kwargs)
     def do_item(self, i): return i or 0
     def do_batch(self, idxs): return self.dataset.batch(list(idxs))
+    def create_batches(self, samps):
+        "Batches of these positions; of resident images, the order of an epoch is sent to the device once"
+        if not isinstance(self.dataset.images, torch.Tensor):
+            yield from super().create_batches(samps)
+            return
+        order = torch.tensor(list(samps), device=self.dataset.images.device)
+        for part in order.split(self.bs):
+            if len(part) == self.bs or not self.drop_last: yield self.dataset.batch(part)
 
 class BalancedLoader(BatchLoader):
     "Draws both classes equally often, with replacement"

@@ -10,7 +10,7 @@ __all__ = ['CHOICES', 'LEAST', 'BELOW', 'SMALLEST_HALF', 'FULL', 'Recipe', 'chec
            'Keeper', 'numbers', 'groups', 'rates', 'callbacks', 'make_learner', 'fit', 'out_of_memory']
 
 # %% ../nbs/03d_learner.ipynb #aa6a78a0
-import ctypes, dataclasses, random, sys, time, warnings
+import copy, ctypes, dataclasses, random, sys, time, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import sigmoid_focal_loss
 from fastcore.basics import patch
 from sklearn.metrics import roc_auc_score
-from fastai.vision.all import (AccumMetric, Callback, CancelFitException, CutMix, GradientAccumulation, GradientClip, Learner, MixedPrecision, MixUp,
+from fastai.vision.all import (AccumMetric, AvgSmoothLoss, Callback, CancelFitException, CutMix, GradientAccumulation, GradientClip, Learner, MixedPrecision, MixUp,
                                OptimWrapper, norm_types, L)
 
 from .core import StudyError, atomic_write, seed_everything
@@ -184,11 +184,12 @@ class Average(Callback):
 # %% ../nbs/03d_learner.ipynb #c4e73cd5
 class Keeper(Callback):
     "Keep the history, the weights of the epoch with the lowest validation loss, and a checkpoint to resume from"
-    order = 90
+    order, every = 90, 30.                  # Seconds between two checkpoints
     def __init__(self, checkpoint, key, say, patience=0):
         self.checkpoint, self.key, self.say, self.patience = Path(checkpoint), key, say, patience
         self.rows, self.losses, self.best, self.failed = [], [], None, None
         self.scaling, self.nondeterministic = None, []
+        self.state, self.written = None, time.time()
     def before_fit(self):                   # After the callback that makes the scaler
         if self.scaling: self.learn.scaler.load_state_dict(self.scaling)
     def before_epoch(self): self.started, self.losses = time.time(), []
@@ -208,10 +209,11 @@ def after_epoch(self: Keeper):
         kept = f"The checkpoint of epoch {self.epoch - 1} is kept." if self.rows else "There is no earlier checkpoint."
         self.failed = f"The loss is not a number in epoch {self.epoch}: lower the learning rate, or clip the gradient (clip=1). {kept}"
         raise CancelFitException
-    if not self.rows or valid_loss < min(row['valid_loss'] for row in self.rows): self.best = {k: v.cpu().clone() for k, v in self.kept().items()}
+    if not self.rows or valid_loss < min(row['valid_loss'] for row in self.rows): self.best = {k: v.clone() for k, v in self.kept().items()}
     self.rows.append(dict(epoch=self.epoch, train_loss=self.train_loss, valid_loss=float(valid_loss), valid_auc=float(valid_auc),
                           images_per_second=round(len(self.losses) * self.dls.train.bs * getattr(self.dls.train, 'world_size', 1) / self.seconds, 1)))
-    self.save()
+    self.remember()
+    if time.time() - self.written >= self.every: self.save()
     self.say("epoch {epoch}/{last}  train loss {train_loss:.4f}  val loss {valid_loss:.4f}  val AUC {valid_auc:.4f}  {images_per_second:.0f} images/s".format(
         last=self.n_epoch - 1, **self.rows[-1]))
     if self.stopped(): raise CancelFitException
@@ -230,12 +232,18 @@ def numbers(x):
     return x.item() if isinstance(x, np.generic) else x
 
 @patch
-def save(self: Keeper):
-    "Write the checkpoint whole, in the first of several processes"
-    if torch.distributed.is_initialized() and torch.distributed.get_rank(): return
+def remember(self: Keeper):
+    "Copy, on the device, what a checkpoint of this epoch holds"
     average, scaler = getattr(self.learn, 'average', None), getattr(self.learn, 'scaler', None)
     state = dict(key=self.key, rows=self.rows, best=self.best, model=plain(self.model).state_dict(), opt=numbers(self.opt.state_dict()),
                  average=average.state_dict() if average else None, scaler=scaler.state_dict() if scaler else None, nondeterministic=self.nondeterministic)
+    self.state = copy.deepcopy(state)
+
+@patch
+def save(self: Keeper):
+    "Write the last epoch's checkpoint whole, in the first of several processes, if it is not written yet"
+    state, self.state, self.written = self.state, None, time.time()
+    if state is None or _rank(): return
     with atomic_write(self.checkpoint) as f: torch.save(state, f)
 
 # %% ../nbs/03d_learner.ipynb #b1db6c74
@@ -276,6 +284,18 @@ def callbacks(recipe, model, device):
              recipe.accumulate > 1 and GradientAccumulation(recipe.batch_size * recipe.accumulate)]
     return [cb for cb in found if cb] + mixed_precision(recipe.precision, model, device)
 
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's running loss, left on the device: the host waits for it nowhere"
+    def accumulate(self, learn):
+        loss = learn.loss.detach()
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+class _PlainTensors(Callback):
+    "Hand the network plain tensors: fastai's types cost a detour in each of its operations"
+    order = 90
+    def before_batch(self): self.learn.xb = tuple(x.as_subclass(torch.Tensor) for x in self.xb)
+
 def make_learner(dls, model, recipe=Recipe()):
     "A fastai `Learner` of the recipe: channels last, fused AdamW, cross-entropy and AUC on validation after each epoch"
     keep_freed_memory()
@@ -285,8 +305,10 @@ def make_learner(dls, model, recipe=Recipe()):
     model = model.to(dls.device, memory_format=torch.channels_last)
     if recipe.compile: model.compile()
     optimiser = partial(OptimWrapper, opt=AdamW, fused=dls.device.type in ('cuda', 'cpu'), betas=(.9, .99), eps=1e-5)
-    return Learner(dls, model, loss_func=Loss(recipe, dls.train.dataset.labels), opt_func=optimiser, splitter=groups, metrics=metrics,
-                   cbs=callbacks(recipe, model, dls.device))
+    learn = Learner(dls, model, loss_func=Loss(recipe, dls.train.dataset.labels), opt_func=optimiser, splitter=groups, metrics=metrics,
+                    cbs=[*callbacks(recipe, model, dls.device), _PlainTensors()])
+    learn.recorder.smooth_loss = _SmoothLoss()
+    return learn
 
 # %% ../nbs/03d_learner.ipynb #b7094a69
 def fit(learn, recipe, checkpoint,
@@ -299,7 +321,8 @@ def fit(learn, recipe, checkpoint,
     start = keeper.resume(learn)
     if start < recipe.epochs and not keeper.stopped():
         with learn.no_bar(), learn.no_logging(), _guarded(learn, keeper.nondeterministic):
-            learn.fit_one_cycle(recipe.epochs, lr, wd=wd, start_epoch=start, reset_opt=start == 0, cbs=[SeedEpochs(seed), keeper])
+            try: learn.fit_one_cycle(recipe.epochs, lr, wd=wd, start_epoch=start, reset_opt=start == 0, cbs=[SeedEpochs(seed), keeper])
+            finally: keeper.save()
     if keeper.failed: raise StudyError(keeper.failed)
     learn.model.load_state_dict(keeper.best)
     history = pd.DataFrame(keeper.rows)
