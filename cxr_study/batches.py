@@ -297,6 +297,7 @@ AUGMENTATIONS = {
     'texture': lambda: [Augmentation(Drawn(blur, 1.5, .3), Drawn(noise, .06, .3))],
     'equalise': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3)],
     'stretch': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3, stretch=.4)],
+    'stretch_wide': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3, stretch=.7)],
     'erase': lambda: [Augmentation(Drawn(erase, .5), light=.3)],
     'shift': lambda: [Augmentation(Drawn(gamma, .7), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3), Drawn(erase, .4, .3), light=.5)],
     'artefacts': lambda: [Augmentation(Drawn(grid_lines, .08, .3), Drawn(detector_rows, .06, .3), Drawn(grain, .1, .5), Drawn(scatter, .3, .3), Drawn(motion, 1., .4),
