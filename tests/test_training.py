@@ -131,3 +131,15 @@ def test_a_large_array_is_held_once(tmp_path):
     before = anonymous()
     for _, (x, y) in zip(range(200), dataloaders(images, table, 64, 'none', torch.device('cpu')).train): assert x.shape == (64, 1, 64, 64)
     assert images.nbytes/2**20 > 400 and anonymous() - before < 100
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_processor(tmp_path):
+    "All parts in small, none of which may fail; with no time left, none begins"
+    script = Path(__file__).parent.parent/'benchmarks/gpu.py'
+    subprocess.run([sys.executable, str(script), '--tiny', '--out', str(tmp_path/'gpu.json')], check=True, capture_output=True, timeout=300)
+    found = json.loads((tmp_path/'gpu.json').read_text())
+    assert not [name for name, part in found.items() if name != 'tiny' and ('error' in str(part) or 'skipped' in str(part))]
+    assert all(found['same']['found'].values())
+    assert all(part['largest_difference'] < 1e-4 for part in found['parity']['found'].values())
+    subprocess.run([sys.executable, str(script), 'speed', '--tiny', '--seconds', '-1', '--out', str(tmp_path/'none.json')], check=True, capture_output=True, timeout=120)
+    assert 'skipped' in json.loads((tmp_path/'none.json').read_text())['speed']
