@@ -23,7 +23,7 @@ from .core import StudyError
 from .errors import decisions, draw_image
 from .evaluation import HALF, Scored, entry, jackknife, resample, undefined
 from .images import Preprocess
-from .networks import Classifier, create_body
+from .networks import Classifier, create_body, on_device
 from .prediction import evidence, heat_map, overlay
 from .style import figure
 
@@ -125,9 +125,10 @@ def explain_all(model,                      # `Classifier`, `Ensemble` or `Insid
     "Method -> maps of what speaks for pneumonia, float32 [N, H, W], each from 0 to 1"
     if unknown := set(methods) - set(METHODS): raise StudyError(f"There is no method {', '.join(unknown)}; there are {', '.join(METHODS)}.")
     inside, found = model if isinstance(model, Inside) else Inside(model), {method: [] for method in methods}
-    for i in range(0, len(images), bs):
-        z = inside.normalised(images[i:i + bs])
-        for method in methods: found[method].append(METHODS[method](inside, z))
+    with on_device(inside):
+        for i in range(0, len(images), bs):
+            z = inside.normalised(images[i:i + bs])
+            for method in methods: found[method].append(METHODS[method](inside, z))
     return {method: np.concatenate(maps) for method, maps in found.items()}
 
 # %% ../nbs/07_explanation.ipynb #01c9a7c0

@@ -23,6 +23,7 @@ from .core import StudyError
 from .evaluation import quote, wilson
 from .images import resize
 from .data import batches, phantom
+from .networks import on_device
 from .phantom import clouds
 from .prediction import Familiarity, Neighbours, Subspace, eighth_bit, thumbnail
 from .style import COLOURS, figure
@@ -32,9 +33,8 @@ def pooled(model,                           # `Classifier` or `Ensemble`
            images,                          # uint8 [n, H, W] of the network's size
            bs=64):
     "(means of the last feature map [n, C], logits [n]), float32; an ensemble's members one after the other"
-    device, members = next(model.parameters()).device, getattr(model, 'members', [model])
-    model.eval(); found = []
-    with torch.inference_mode():
+    members, found = getattr(model, 'members', [model]), []
+    with on_device(model) as device, torch.inference_mode():
         for _, x in batches(images, bs):
             x = torch.from_numpy(x)[:, None].to(device).float()/255
             maps = [m.maps(x) for m in members]
