@@ -89,7 +89,7 @@ DATA = Stage('01_data', (), (
 
 # %% ../../nbs/lib/core/03_options.ipynb #6249ce3c
 RESNETS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
-AUGMENTATIONS = ('none', 'affine', 'standard', 'exposure', 'texture', 'equalise', 'stretch', 'erase', 'shift', 'artefacts')
+AUGMENTATIONS = ('none', 'affine', 'standard', 'exposure', 'texture', 'equalise', 'stretch', 'stretch_wide', 'erase', 'shift', 'artefacts')
 
 RECIPE = (
     Option('epochs', 0, "Passes over the training images; 0: 12 from scratch, 6 from pretrained weights", least=0),

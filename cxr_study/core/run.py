@@ -87,6 +87,8 @@ def seed_everything(seed):                  # Any whole number
     if torch := sys.modules.get('torch'):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # It fills memory that is about to be written
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     return np.random.default_rng(seed)
 
@@ -109,12 +111,22 @@ def git_state(folder='.'):                  # Any folder of a checkout
     except (OSError, subprocess.CalledProcessError): return dict(commit=None, dirty=None)
 
 # %% ../../nbs/lib/core/01_run.ipynb #3fdff61b
+def _driver():
+    "Version of NVIDIA's driver, or None"
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    try: return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, IndexError, subprocess.SubprocessError): return None
+
 def hardware():
-    "Machine, cores and, where torch is loaded, the accelerator and the number of threads"
+    "Machine, cores and, where torch is loaded, the accelerator, its software, the number of threads and the flags that change results"
     found = dict(machine=platform.machine(), system=platform.system(), cores=os.cpu_count(), device='cpu')
     if torch := sys.modules.get('torch'):
         found['threads'] = torch.get_num_threads()
-        if torch.cuda.is_available(): found['device'] = torch.cuda.get_device_name()
+        found['tf32'] = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        found['deterministic'] = torch.are_deterministic_algorithms_enabled()
+        if torch.cuda.is_available():
+            found['device'] = torch.cuda.get_device_name()
+            found.update(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), driver=_driver())
         elif torch.backends.mps.is_available(): found['device'] = 'mps'
     return found
 

@@ -25,7 +25,7 @@ from ..evaluate.metrics import HALF, Scored
 from ..evaluate.evaluation import entry, undefined
 from ..evaluate.intervals import jackknife, resample
 from ..data.images import Preprocess
-from ..train.networks import Classifier, create_body
+from ..train.networks import Classifier, create_body, on_device
 from ..predict.heat_map import evidence, heat_map, overlay
 from ..core.classes import CLASSES
 from ..core.style import figure
@@ -128,9 +128,10 @@ def explain_all(model,                      # `Classifier`, `Ensemble` or `Insid
     "Method -> maps of what speaks for pneumonia, float32 [N, H, W], each from 0 to 1"
     if unknown := set(methods) - set(METHODS): raise StudyError(f"There is no method {', '.join(unknown)}; there are {', '.join(METHODS)}.")
     inside, found = model if isinstance(model, Inside) else Inside(model), {method: [] for method in methods}
-    for i in range(0, len(images), bs):
-        z = inside.normalised(images[i:i + bs])
-        for method in methods: found[method].append(METHODS[method](inside, z))
+    with on_device(inside):
+        for i in range(0, len(images), bs):
+            z = inside.normalised(images[i:i + bs])
+            for method in methods: found[method].append(METHODS[method](inside, z))
     return {method: np.concatenate(maps) for method, maps in found.items()}
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #01c9a7c0

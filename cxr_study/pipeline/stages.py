@@ -332,11 +332,13 @@ def _check_images(name, positive):
 
 def _check_network(values):
     "`OptionError` for a network or for weights that cannot be had; weights that have to be downloaded are downloaded"
-    if values['arch'] in RESNETS and values['weights'] == 'none': return  # Known without importing torch
+    if values['arch'] in RESNETS and values['weights'] == 'none' and values['processes'] == 1: return  # Known without importing torch
     with warnings.catch_warnings():         # Of packages that training imports
         warnings.simplefilter('ignore')
         from cxr_study.train.networks import check_arch, create_body, resolve_weights
+        from cxr_study.train.training import check_processes
         if resolve_weights(check_arch(values['arch']), values['weights']) == 'download': create_body(values['arch'], values['weights'])
+        check_processes(values['processes'])
 
 def check_run(given: dict) -> tuple[dict, str, str]:  # Name -> value
     "(all options, name of the data set, digest of what its images depend on); `OptionError` for anything that could not work"

@@ -25,6 +25,7 @@ from ..evaluate.intervals import wilson
 from ..data.images import resize
 from ..data.cache import batches
 from ..data.sets import phantom
+from ..train.networks import on_device
 from ..data.phantom import clouds
 from ..predict.familiarity import Familiarity, Neighbours, Subspace, eighth_bit, thumbnail
 from ..core.style import COLOURS, figure
@@ -34,9 +35,8 @@ def pooled(model,                           # `Classifier` or `Ensemble`
            images,                          # uint8 [n, H, W] of the network's size
            bs=64):
     "(means of the last feature map [n, C], logits [n]), float32; an ensemble's members one after the other"
-    device, members = next(model.parameters()).device, getattr(model, 'members', [model])
-    model.eval(); found = []
-    with torch.inference_mode():
+    members, found = getattr(model, 'members', [model]), []
+    with on_device(model) as device, torch.inference_mode():
         for _, x in batches(images, bs):
             x = torch.from_numpy(x)[:, None].to(device).float()/255
             maps = [m.maps(x) for m in members]

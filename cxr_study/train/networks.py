@@ -6,14 +6,17 @@ Docs: https://cxr-study.github.io/cxr_study/lib/train/networks.html.md"""
 
 # %% auto #0
 __all__ = ['check_arch', 'weight_places', 'local_weights', 'no_weights', 'resolve_weights', 'resnet_body', 'timm_body',
-           'create_body', 'Classifier', 'features', 'Ensemble', 'save_model', 'load_model']
+           'create_body', 'Classifier', 'features', 'Ensemble', 'save_model', 'load_model', 'check_device',
+           'exact_float32', 'on_device']
 
 # %% ../../nbs/lib/train/01_networks.ipynb #8127cb6d
-import difflib, os
+import difflib, os, re
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm, torch, torchvision
 from torch import nn
+from fastai.torch_core import default_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save as save_tensors
 
@@ -129,3 +132,36 @@ def load_model(run):
     except (RuntimeError, SafetensorError) as e:
         raise StudyError(f"{run.path('model.safetensors')} does not hold the {facts['arch']} that model.json names: {str(e).splitlines()[0]}") from None
     return model.eval()
+
+# %% ../../nbs/lib/train/01_networks.ipynb #5b0c0b02
+def check_device(device):
+    "The same device, or a `StudyError` if it is a GPU for which this build of torch holds no code"
+    device = torch.device(device)
+    if device.type != 'cuda': return device
+    if not torch.cuda.is_available(): raise StudyError(f"There is no GPU for {device}: torch {torch.__version__} sees none. Choose the device cpu, or install a build for CUDA.")
+    card, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    numbers = [(name, divmod(int(re.search(r'\d+', name)[0]), 10)) for name in built]
+    runs = any(card[0] == major and card[1] >= minor for name, (major, minor) in numbers if name.startswith('sm_'))
+    compiles = any(card >= version for name, version in numbers if name.startswith('compute_'))
+    if runs or compiles: return device
+    raise StudyError(f"{torch.cuda.get_device_name(device)} (sm_{card[0]}{card[1]}) is not supported by this build of torch, which holds {', '.join(built)}. "
+                     "Install a build of torch for this card, or choose the device cpu.")
+
+# %% ../../nbs/lib/train/01_networks.ipynb #5b0c0b05
+@contextmanager
+def exact_float32():
+    "Multiply float32 as float32: TF32 is off for a while"
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try: yield
+    finally: cudnn.allow_tf32, matmul.allow_tf32 = before
+
+@contextmanager
+def on_device(model, device=None):          # Default: the best there is
+    "Lend `model` to a device, channels last, in evaluation mode and exact float32; yields the device"
+    before, device = next(model.parameters()).device, check_device(device or default_device())
+    model.eval().to(device, memory_format=torch.channels_last)
+    try:
+        with exact_float32(), torch.autocast(device.type, enabled=False): yield device
+    finally: model.to(before)
