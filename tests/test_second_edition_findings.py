@@ -66,7 +66,7 @@ def test_two_way_interval_covers_where_students_t_does_not():
 
 
 def returned(folder, lost=2.0):
-    "A folder as second_edition.py leaves it: 300 films a set; films of one kind of normals have logits higher by `lost`"
+    "A folder as second_edition.py leaves it: 300 films a set; logits of one kind of normals are higher by `lost`"
     rng, facts, logits = np.random.default_rng(0), dict(jobs=[], films={}, choice={}), dict(seeds={}, search={})
     matches = []
     for data in ('chest_xray', 'pneumoniamnist'):
