@@ -50,7 +50,6 @@ from second_edition_rule import choose, criterion, platt_line, wide_specificity
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
 ROUNDS = 20  # Seeds of each network, at most
 TEACHERS = 3  # Seeds of each of two networks
-SHARE = dict(candidates=0.3, grid=0.15)  # Of the seconds, at most
 FILE_BYTES, ALL_BYTES = 15 * 2**20, 46 * 2**20  # Of a file of weights; of all, so that four files hold them
 
 
@@ -558,6 +557,7 @@ class Plan:
         self.fixed, self.first_seed = dict(c.split('=') for c in options.chosen.split(',') if c), options.first_seed
         self.seconds = options.seconds - (time.time() - kept.started)
         self.started, self.running, self.took = time.time(), [], {}
+        self.shares = [float(x) for x in options.shares.split(',')]
         parts, tiny = self.parts, self.tiny
         self.waiting = dict(
             candidates=candidate_jobs(tiny) if 'candidates' in parts else [],
@@ -573,7 +573,7 @@ class Plan:
 
     def in_time(self, part):
         "Whether a part may still start jobs"
-        share = SHARE['candidates'] + (SHARE['grid'] if part == 'grid' else 0)
+        share = self.shares[0] + (self.shares[1] if part == 'grid' else 0)
         return time.time() - self.started < share * self.seconds
 
     def next(self):
@@ -690,22 +690,16 @@ def line_of(logits, facts):
 
 def prepare(kept, folder, limit, tiny, parts):
     "Decode every film once, for all processes; returns the tables by data set"
-    tables = {}
-    bench = Bench(folder, limit, tiny)
+    tables, bench = {}, Bench(folder, limit, tiny)
     for data in ('chest_xray', 'pneumoniamnist'):
         films = bench.films(data)
         tables[data] = films.table()
         jobs = [smaller(j, tiny) for j in candidate_jobs() + (grid_jobs() if 'grid' in parts else []) if j.data == data]
-        for size, geometry in sorted(
-            {(j.size, j.geometry) for j in jobs}
-            | ({(224, 'squash'), (224, 'crop')} if data == 'chest_xray' and not tiny else set())
-        ):
+        for size, geometry in sorted({(films.native, 'squash')} | {(j.size, j.geometry) for j in jobs}):
             films.images(size, geometry)
         kept.facts['films'][data] = tables[data].drop(columns='row').to_dict('list')
     nih = sample_patients(load_dataset('nih_chestxray14'), limit).table
     kept.facts['films']['nih_chestxray14'] = nih[['image_id', 'patient_id', 'label', 'view']].to_dict('list')
-    for size in {32} if tiny else {64, 128, 224}:
-        bench.elsewhere(size)
     kept.write()
     print(f"[{time.time() - kept.started:5.0f} s] films decoded", flush=True)
     return tables
@@ -723,6 +717,7 @@ def main(arguments=None):
     )
     parser.add_argument('--limit', type=int, default=0, help="about so many films of each data set")
     parser.add_argument('--tiny', action='store_true', help="tiny networks, one seed, two recipes")
+    parser.add_argument('--shares', default='0.3,0.15', help="of the seconds for candidates and grid, at most")
     parser.add_argument('--parts', default='candidates,grid,looks,seeds,distil')
     parser.add_argument(
         '--chosen', default='', help="recipes of an earlier call, such as chest_xray=wide,pneumoniamnist=wide"
