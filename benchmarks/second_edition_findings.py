@@ -1,8 +1,8 @@
 """What ANALYSIS_PLAN.md asks of the logits: goals, hypotheses and the ladder of candidates, with intervals.
 
-FOLDER holds what second_edition.py wrote. Written are findings.json and findings.md; nothing is chosen here.
+A FOLDER holds what one call of second_edition.py wrote. findings.json and findings.md are written; nothing is chosen.
 
-usage: second_edition_findings.py FOLDER --matches chest_xray_matches.csv --out OUT [--replicates 2000]
+usage: second_edition_findings.py FOLDER [FOLDER ...] --matches chest_xray_matches.csv --out OUT [--replicates 2000]
 """
 
 import argparse
@@ -384,9 +384,9 @@ def in_shapes(network):
     return found
 
 
-def findings(folder, matches, replicates=2000):
+def findings(folders, matches, replicates=2000):
     "Everything that the plan asks of these logits"
-    facts, logits = read(folder)
+    facts, logits = read(*folders)
     films = {d: with_sets(films_of(facts, d), d, matches) for d in SETS}
     seeds, grid, tried, distilled = (
         networks_of(facts, logits, films, p) for p in ('seeds', 'grid', 'candidates', 'distil')
@@ -489,13 +489,13 @@ def plain(x):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path)
+    parser.add_argument('folders', type=Path, nargs='+')
     parser.add_argument('--matches', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--replicates', type=int, default=2000)
     options = parser.parse_args(arguments)
     matches = pd.read_csv(options.matches, keep_default_na=False)
-    found = plain(findings(options.folder, matches, options.replicates))
+    found = plain(findings(options.folders, matches, options.replicates))
     with atomic_write(options.out / 'findings.json') as f:
         f.write_text(to_json(found, indent=1) + "\n")
     with atomic_write(options.out / 'findings.md') as f:

@@ -25,7 +25,8 @@ from second_edition_findings import (
     threshold_in_use,
     two_way,
 )
-from cxr_study.core import to_json
+from second_edition_tables import read
+from cxr_study.core import StudyError, to_json
 
 
 def test_weighted_auc_is_that_of_repeated_films():
@@ -67,7 +68,11 @@ def test_two_way_interval_covers_where_students_t_does_not():
 
 def returned(folder, lost=2.0):
     "A folder as second_edition.py leaves it: 300 films a set; logits of one kind of normals are higher by `lost`"
-    rng, facts, logits = np.random.default_rng(0), dict(jobs=[], films={}, choice={}), dict(seeds={}, search={})
+    rng, facts, logits = (
+        np.random.default_rng(0),
+        dict(jobs=[], failed=[], films={}, choice={}),
+        dict(seeds={}, search={}),
+    )
     matches = []
     for data in ('chest_xray', 'pneumoniamnist'):
         n = 300
@@ -127,7 +132,7 @@ def returned(folder, lost=2.0):
 
 
 def test_findings_recover_what_was_put_in(tmp_path):
-    found = plain(findings(tmp_path, returned(tmp_path), replicates=300))
+    found = plain(findings([tmp_path], returned(tmp_path), replicates=300))
     told = found['hypotheses']
     for e in told['H1'].values():
         assert e['lower'] > 0.05 and e['seeds'] == 3  # Logits of the 66 are two higher
@@ -152,6 +157,22 @@ def test_findings_recover_what_was_put_in(tmp_path):
 
 
 def test_findings_see_nothing_where_nothing_is(tmp_path):
-    told = findings(tmp_path, returned(tmp_path, lost=0.0), replicates=300)['hypotheses']
+    told = findings([tmp_path], returned(tmp_path, lost=0.0), replicates=300)['hypotheses']
     assert all(e['lower'] < 0.05 for e in told['H1'].values())
     assert all(e['lower'] < 0.7 for views in told['H8'].values() for e in views.values())
+
+
+def test_calls_are_read_together(tmp_path):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    first.mkdir(), second.mkdir()
+    returned(first), returned(second)
+    facts = json.loads((second / 'second_edition.json').read_text())
+    for entry_ in facts['jobs'][:2]:
+        entry_['key'] += '0'  # Trainings that only the second call finished
+    (second / 'second_edition.json').write_text(to_json(facts))
+    whole, logits = read(first, second)
+    assert len(whole['jobs']) == len(facts['jobs']) + 2 and len({j['key'] for j in whole['jobs']}) == len(whole['jobs'])
+    facts['films']['chest_xray']['label'][0] = 1 - facts['films']['chest_xray']['label'][0]
+    (second / 'second_edition.json').write_text(to_json(facts))
+    with pytest.raises(StudyError, match="other films"):
+        read(first, second)
