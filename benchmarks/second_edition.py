@@ -48,6 +48,7 @@ from second_edition_films import SHAPES, VERSIONS, Films, independent, marked, s
 from second_edition_rule import choose, criterion, platt_line, wide_specificity
 
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
+NEAR = 0.002  # Validation AUC that a distilled network may lose
 ROUNDS = 20  # Seeds of each network, at most
 TEACHERS = 3  # Seeds of each of two networks
 FILE_BYTES, ALL_BYTES = 15 * 2**20, 46 * 2**20  # Of a file of weights; of all, so that four files hold them
@@ -330,7 +331,7 @@ class Bench:
             recipe = Recipe(epochs=epochs, lr=job.lr, augment=name, ema=job.ema)
             model, history = self.fit(Training(job.arch, job.weights, recipe, job.seed), job, pixels, table)
         clock.append(time.time())
-        if job.part in ('candidates', 'distil') or job.part == 'seeds' and job.seed < TEACHERS:
+        if job.part != 'grid':
             self.path(job).parent.mkdir(exist_ok=True)
             torch.save({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job))
         found = self.logits(model, {f'val/{k}': x for k, x in versions_.items()} | tests)
@@ -418,13 +419,23 @@ class Kept:
         return [j for j in self.facts['jobs'] if all(j['job'][k] == v for k, v in wanted.items())]
 
     def shipped(self):
-        "Keys of the weights to keep: the best distilled network (or the first ResNet-18), then a seed of each network"
+        "Keys of the weights to keep: the network that the plan's rule ships, then a seed of each network"
+        plain = sorted(self.of(part='seeds', data='chest_xray', arch='resnet18'), key=lambda j: j['criterion'])
         distilled = sorted(self.of(part='distil'), key=lambda j: j['criterion'])
-        order = distilled[:1] or self.of(part='seeds', seed=0, data='chest_xray')[:1]
+        near = [j for j in distilled if j['valid_auc'] >= self.teacher_auc(j) - NEAR]
+        order = near[:1] or plain[:1]
         order += sorted(
             self.of(part='seeds', seed=0), key=lambda j: ('efficientnet' not in j['job']['arch'], j['job']['data'])
         )
         return list(dict.fromkeys(j['key'] for j in order))
+
+    def teacher_auc(self, distilled):
+        "Validation AUC of the mean of the teachers' calibrated logits"
+        films = pd.DataFrame(self.facts['films']['chest_xray'])
+        label = films.label[films.fold == distilled['job']['fold']]
+        members = [(Job(**m['job']).key, m['slope'], m['intercept']) for m in distilled['job']['teachers']]
+        logits = [slope * self.logits['seeds'][f'{key}/val/plain'] + shift for key, slope, shift in members]
+        return roc_auc_score(label, np.mean(logits, 0))
 
     def pack(self):
         "Half-precision weights of `shipped`, in files of at most `FILE_BYTES`, as many networks as `ALL_BYTES` hold"
