@@ -189,7 +189,7 @@ def test_a_truncated_local_file_is_an_error_even_for_auto(tmp_path, monkeypatch)
 BUILD = """
 import sys, time
 from cxr_study import data
-from cxr_study.images import Preprocess
+from cxr_study.data.images import Preprocess
 p = data.phantom(images=600); draw = p.source
 def slow(i): time.sleep(.01); return draw(i)
 p.source = slow
@@ -227,8 +227,9 @@ LIMITED = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from cxr_study.data import decoded, phantom
-from cxr_study.images import Preprocess
+from cxr_study.data.cache import decoded
+from cxr_study.data.sets import phantom
+from cxr_study.data.images import Preprocess
 decoded(phantom(images=400), Preprocess(32))
 """
 
@@ -272,12 +273,12 @@ def test_open_data_refuses_a_leak(tmp_path):
     data.open_data(run)
     table = run.read('split.csv')
     table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[table.split == 'test'].iloc[0]
-    run.begin('02_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
+    run.begin('01_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
     with pytest.raises(LeakError): data.open_data(run)
 
 
 def leaky_run(tmp_path):
-    p, run = phantom(images=100), Run(tmp_path / 'run').begin('02_data')
+    p, run = phantom(images=100), Run(tmp_path / 'run').begin('01_data')
     _, index, meta = decoded(p, SPEC)
     table, tolerated = make_split(p, index.sha256)
     run.facts = dict(cache=data.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
