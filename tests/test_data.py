@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from cxr_study.data import audit as audits
+from cxr_study.data import cache
 from cxr_study.data import sets as data
 from cxr_study.core.run import Run, StudyError
-from cxr_study.data.sets import DataError, LeakError, MissingData, load_dataset, phantom, take
+from cxr_study.data.sets import DataError, LeakError, MissingData, load_dataset, phantom, sample_patients, take
 from cxr_study.data.cache import decoded
-from cxr_study.data.splits import make_split
+from cxr_study.data.splits import make_split, open_data
 from cxr_study.data.images import Preprocess, resize
 
 SPEC = Preprocess(32)
@@ -242,7 +243,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     while not part() or part().read_text().count('\n') < 60: time.sleep(.02)
     build.send_signal(signal.SIGKILL); build.wait()
     p = phantom(images=600)
-    before = data.images_done(part().parent, (600, 32, 32))
+    before = cache.images_done(part().parent, (600, 32, 32))
     assert 50 <= before < 600
     drawn, draw = [], p.source
     p.source = lambda i: drawn.append(i) or draw(i)
@@ -252,9 +253,9 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
 
 
 def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, monkeypatch):
-    fill = data.fill
+    fill = cache.fill
     def full(*args): fill(*args); raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(data, 'fill', full)
+    monkeypatch.setattr(cache, 'fill', full)
     with pytest.raises(StudyError, match='the disk is full'): decoded(phantom(images=20), SPEC)
     assert not list((tmp_path / 'cache').glob('*.part'))
 
@@ -263,8 +264,9 @@ LIMITED = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from cxr_study.data import decoded, phantom
-from cxr_study.images import Preprocess
+from cxr_study.data.cache import decoded
+from cxr_study.data.images import Preprocess
+from cxr_study.data.sets import phantom
 decoded(phantom(images=400), Preprocess(32))
 """
 
@@ -282,10 +284,10 @@ def test_two_processes_build_once(tmp_path):
 
 def test_another_file_or_size_is_another_cache(tmp_path):
     own = folder(tmp_path / 'own', 2)
-    paths = {data.cache_path(load_dataset(own), s) for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))}
-    assert data.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
+    paths = {cache.cache_path(load_dataset(own), s) for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))}
+    assert cache.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
     picture(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
-    paths.add(data.cache_path(load_dataset(own), SPEC))
+    paths.add(cache.cache_path(load_dataset(own), SPEC))
     assert len(paths) == 4
 
 
@@ -305,18 +307,18 @@ def test_folds_are_disjoint_by_patient_and_copy_over_many_random_sets():
 
 def test_open_data_refuses_a_leak(tmp_path):
     run = leaky_run(tmp_path)
-    data.open_data(run)
+    open_data(run)
     table = run.read('split.csv')
     table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[table.split == 'test'].iloc[0]
     run.begin('02_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
-    with pytest.raises(LeakError): data.open_data(run)
+    with pytest.raises(LeakError): open_data(run)
 
 
 def leaky_run(tmp_path):
     p, run = phantom(images=100), Run(tmp_path / 'run').begin('02_data')
     _, index, meta = decoded(p, SPEC)
     table, tolerated = make_split(p, index.sha256)
-    run.facts = dict(cache=data.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
+    run.facts = dict(cache=cache.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
     run.write('split.csv', table[table.split != '']); run.write('data.json', run.facts); run.finish()
     return run
 
@@ -339,7 +341,7 @@ def plant(image_set):
 
 @pytest.mark.parametrize('name', ('phantom', 'chest_xray'))
 def test_planted_leaks_are_found(name):
-    image_set = phantom(images=400) if name == 'phantom' else data.sample_patients(real(name), 600)
+    image_set = phantom(images=400) if name == 'phantom' else sample_patients(real(name), 600)
     planted, patient = plant(image_set)
     facts, t = audits.audit(planted), planted.table
     assert patient in facts['patients']['both_sides']
