@@ -38,7 +38,7 @@ def components(*columns):                   # Columns of ids, such as patients a
 
 # %% ../../nbs/lib/data/07_splits.ipynb #7f7aa61b
 def shared(table):                          # Table with `split, patient_id` and `image_hash`
-    "Patients and image hashes that stand in more than one split"
+    "Patients and image hashes that are in more than one split"
     def across(column):
         splits = table.groupby(column).split.nunique()
         return splits.index[splits > 1].tolist()

@@ -25,7 +25,7 @@ def sigmoid(logit):                         # Numbers, any shape
 # %% ../../nbs/lib/predict/02_decision.ipynb #a140c576
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    "A threshold on the probability, the rule it follows, and what it promises"
+    "A threshold on the probability, the rule it follows, and what it reached"
     name: str                               # Short name, such as `sensitivity_0.98`
     threshold: float                        # Images at or above it are called pneumonia
     rule: str                               # How it was chosen, in words
