@@ -117,7 +117,8 @@ def open_cache(folder, verify=True):        # Cache folder; compare the checksum
     if wrong:
         raise DataError(f"{' and '.join(wrong)} in {folder} changed since the images were decoded. "
                         "Delete this folder; it is then made again.")
-    return np.load(folder/'images.npy', mmap_mode='r'), read_table(folder/'index.csv', dict(image_id=str, sha256=str)), meta
+    index = read_table(folder/'index.csv', dict(image_id=str, sha256=str))
+    return np.load(folder/'images.npy', mmap_mode='r'), index, meta
 
 # %% ../../nbs/lib/data/06_cache.ipynb #fd97bdcb
 def decoded(image_set, spec, cache=None):

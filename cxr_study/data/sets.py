@@ -51,7 +51,9 @@ class ImageSet:
     classes: tuple = CLASSES                # Names of label 0 and label 1, as the data set has them
 
     def __len__(self): return len(self.table)
-    def __repr__(self): return f"ImageSet({self.name!r}, {len(self)} images, {self.table.patient_id.nunique()} patients)"
+
+    def __repr__(self):
+        return f"ImageSet({self.name!r}, {len(self)} images, {self.table.patient_id.nunique()} patients)"
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d4942ee3
 def take(image_set: ImageSet, rows) -> ImageSet:  # Row numbers, in order
@@ -69,8 +71,8 @@ def phantom(images: int = 1200, seed: int = 0,
     rows = list(table.itertuples(index=False))
     made = dict(images=images, seed=seed, pixels=pixels, version=1)
     provenance = dict(source="drawn by this program", licence="Apache-2.0", **made)
-    return ImageSet('phantom', table, lambda i: draw_phantom(rows[i], seed, pixels)[0], provenance, files_key=made, synthetic=True,
-                    default_size=64)
+    return ImageSet('phantom', table, lambda i: draw_phantom(rows[i], seed, pixels)[0], provenance, files_key=made,
+                    synthetic=True, default_size=64)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #86018d00
 def data_folders() -> list[Path]:
@@ -128,7 +130,8 @@ def _download(url, path, md5):              # Address, file to make, its MD5
             pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=part, downloader=get)
             os.replace(part/path.name, path)
         except ValueError:
-            raise DataError(f"What {url} sent has not the MD5 {md5} that its publisher names. It was deleted; try again.") from None
+            raise DataError(f"What {url} sent has not the MD5 {md5} that its publisher names. "
+                            "It was deleted; try again.") from None
         except OSError as e:
             if e.errno in _DISK_ERRORS: raise write_error(path, e) from e
             raise
@@ -137,8 +140,10 @@ def _download(url, path, md5):              # Address, file to make, its MD5
     return path
 
 # %% ../../nbs/lib/data/05_sets.ipynb #553c8caa
-PNEUMONIAMNIST = dict(url='https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1', bytes=4_170_669,
-                      md5='28209eda62fecd6e6a2d98b1501bb15f', licence="CC BY 4.0", publisher="MedMNIST v2 (Yang et al. 2023), from Kermany et al. 2018")
+PNEUMONIAMNIST = dict(
+    url='https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1', bytes=4_170_669,
+    md5='28209eda62fecd6e6a2d98b1501bb15f', licence="CC BY 4.0",
+    publisher="MedMNIST v2 (Yang et al. 2023), from Kermany et al. 2018")
 
 # %% ../../nbs/lib/data/05_sets.ipynb #a3be27ef
 def _find_pneumoniamnist():
@@ -163,7 +168,8 @@ def _verify_npz(path, facts):               # File; its `bytes` and `md5`
     size, rest = path.stat().st_size, "Delete it; it is then downloaded again, or copy it anew."
     if size < facts['bytes']: raise DataError(f"{path} is truncated: {size:,} of {facts['bytes']:,} bytes. {rest}")
     md5 = pooch.file_hash(path, alg='md5')
-    if md5 != facts['md5']: raise DataError(f"{path} has the wrong checksum: MD5 {md5} instead of {facts['md5']}. {rest}")
+    if md5 != facts['md5']:
+        raise DataError(f"{path} has the wrong checksum: MD5 {md5} instead of {facts['md5']}. {rest}")
     return path
 
 # %% ../../nbs/lib/data/05_sets.ipynb #8c0026ef
@@ -181,12 +187,13 @@ def pneumoniamnist() -> ImageSet:
     ids = [f"{split}-{i:04d}" for split, i in zip(official, number)]
     table = pd.DataFrame(dict(image_id=ids, patient_id=ids, label=labels, official=official))
     provenance = dict(PNEUMONIAMNIST, file=path.name, sha256=sha256(path))
-    return ImageSet('pneumoniamnist', table, lambda i: images[i], provenance, files_key=PNEUMONIAMNIST['md5'], patients_known=False,
-                    default_size=64)
+    return ImageSet('pneumoniamnist', table, lambda i: images[i], provenance, files_key=PNEUMONIAMNIST['md5'],
+                    patients_known=False, default_size=64)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d0910fb3
 _SUFFIXES = ('.jpeg', '.jpg', '.png', '.dcm', '.dicom')
-_SPLIT_NAMES = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')
+_SPLIT_NAMES = dict(train='train', training='train', val='val', valid='val', validation='val', test='test',
+                    testing='test')
 _LABELS = {'normal': 0, 'negative': 0, '0': 0, 'pneumonia': 1, 'positive': 1, '1': 1}
 
 def _subfolders(folder):
@@ -198,12 +205,14 @@ def _label_of(names,                        # Names of the classes
               positive=''):                 # Name of the positive class, if it is not called PNEUMONIA
     "Name -> 0 or 1; `DataError` if these are not two classes, or if it is not clear which is which"
     names = list(names)
-    if positive and positive not in names: raise DataError(f"There is no class {positive!r}; the classes are {', '.join(names)}.")
+    if positive and positive not in names:
+        raise DataError(f"There is no class {positive!r}; the classes are {', '.join(names)}.")
     labels = {n: int(n == positive) if positive else _LABELS.get(n.strip().lower()) for n in names}
     if strange := [n for n in names if labels[n] is None]:
-        raise DataError(f"The label {', '.join(map(repr, strange[:5]))} is neither NORMAL nor PNEUMONIA. If it is one of two classes "
-                        f"of your own, name the positive one: positive={strange[0]!r}.")
-    if sorted(labels.values()) != [0, 1]: raise DataError(f"Two classes are needed; found {', '.join(names) or 'none'}.")
+        raise DataError(f"The label {', '.join(map(repr, strange[:5]))} is neither NORMAL nor PNEUMONIA. If it is one of "
+                        f"two classes of your own, name the positive one: positive={strange[0]!r}.")
+    if sorted(labels.values()) != [0, 1]:
+        raise DataError(f"Two classes are needed; found {', '.join(names) or 'none'}.")
     return labels
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1aa8da83
@@ -215,8 +224,10 @@ def _class_names(labels):                   # Name -> 0 or 1, from `_label_of`
 # %% ../../nbs/lib/data/05_sets.ipynb #4860b00b
 def _list_class(folder):
     "Image files anywhere below a class folder, by their suffix; an empty one is an error"
-    files = [f for f in folder.rglob('*') if f.is_file() and f.suffix.lower() in _SUFFIXES and not f.name.startswith('.')]
-    if not files: raise DataError(f"{folder} holds no image ({', '.join(_SUFFIXES)}). Put the images of this class there.")
+    found = [f for f in folder.rglob('*') if f.suffix.lower() in _SUFFIXES and f.is_file()]
+    files = [f for f in found if not f.name.startswith('.')]
+    if not files:
+        raise DataError(f"{folder} holds no image ({', '.join(_SUFFIXES)}). Put the images of this class there.")
     return sorted(files)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b8dafcd6
@@ -224,8 +235,8 @@ def _list_folder(folder, positive=''):      # Two class folders, or splits that 
     "(table of `file, label, official` of a folder of images, names of the two classes)"
     parts = _subfolders(folder)
     if not parts:
-        raise DataError(f"{folder} has neither two class folders (NORMAL, PNEUMONIA), nor train, val and test with them, "
-                        "nor a labels.csv.")
+        raise DataError(f"{folder} has neither two class folders (NORMAL, PNEUMONIA), nor train, val and test with "
+                        "them, nor a labels.csv.")
     splits = {d: _SPLIT_NAMES[d.name.lower()] for d in parts if d.name.lower() in _SPLIT_NAMES}
     rows = []
     for place, split in (splits or {folder: ''}).items():
@@ -257,7 +268,8 @@ def image_files(folder: Path,
     "The `ImageSet` of a table with a column `file`; image ids are the paths below `folder`"
     files = [Path(f) for f in table.file]
     ids = pd.Series([f.relative_to(folder).as_posix() for f in files], table.index)
-    if ids.duplicated().any(): raise DataError(f"{ids[ids.duplicated()].iloc[0]} is listed more than once. Keep one row a file.")
+    if ids.duplicated().any():
+        raise DataError(f"{ids[ids.duplicated()].iloc[0]} is listed more than once. Keep one row a file.")
     known = 'patient_id' in table
     patients = table.patient_id.astype(str) if known else pd.Series('', table.index)
     table = table.drop(columns='file').assign(image_id=ids, patient_id=patients.where(patients != '', ids))
@@ -277,12 +289,13 @@ def _class_folders(folder, positive='', name=None, **provenance):
 
 # %% ../../nbs/lib/data/05_sets.ipynb #fa32ad3c
 def chest_xray() -> ImageSet:
-    "Kermany's 5,856 radiographs of children in Kaggle's folders, patients from the file names; Kaggle's `val` of 16 is part of train"
+    "Kermany's 5,856 radiographs of children in Kaggle's folders, patients from the file names"
     names = ('chest_xray', 'chest-xray-pneumonia/chest_xray')
     places = [folder/name for folder in data_folders() for name in names]
     places.append(Path('/kaggle/input/chest-xray-pneumonia/chest_xray'))
     folder = _first_there(*places) or _kagglehub_folder(places)
-    return _class_folders(folder, name='chest_xray', publisher="Kermany et al. 2018, doi:10.17632/rscbjbr9sj", licence="CC BY 4.0")
+    publisher = "Kermany et al. 2018, doi:10.17632/rscbjbr9sj"
+    return _class_folders(folder, name='chest_xray', publisher=publisher, licence="CC BY 4.0")
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b55be71a
 def _kagglehub_folder(places):
@@ -296,7 +309,8 @@ def _kagglehub_folder(places):
             "Set CXR_DATA to a folder that holds chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}, "
             "or give the path of chest_xray itself as the data set.",
             "On Kaggle, add the data set paultimothymooney/chest-xray-pneumonia to the notebook.",
-            "pip install 'cxr-study[kaggle]' and connect to the network: kagglehub then downloads it (1.2 GB)."]) from None
+            "pip install 'cxr-study[kaggle]' and connect to the network: kagglehub then downloads it (1.2 GB)."
+        ]) from None
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b4e15a41
 def _read_labels(path):                     # A csv file
@@ -379,9 +393,10 @@ def public_set(name: str,                   # Of the data set and of its folder 
     places = [folder/name for folder in data_folders()]
     folder = _first_there(*places)
     if not folder:
-        raise _missing(title, places, [f"Download it from {address} into a folder of your own and give its path as the data set.",
-                                       f"Set CXR_DATA to a folder that holds it as {name}.",
-                                       "Take dataset='phantom' to try the study without data."])
+        raise _missing(title, places, [
+            f"Download it from {address} into a folder of your own and give its path as the data set.",
+            f"Set CXR_DATA to a folder that holds it as {name}.",
+            "Take dataset='phantom' to try the study without data."])
     found = own_data(folder)
     return dataclasses.replace(found, name=name, provenance=facts | found.provenance)
 
@@ -389,16 +404,18 @@ def public_set(name: str,                   # Of the data set and of its folder 
 def _rsna_official(folder):
     "RSNA Pneumonia Detection Challenge in its official layout"
     boxes = read_table(folder/'stage_2_train_labels.csv', dict(patientId=str, Target='int64'))
-    table = boxes.groupby('patientId', as_index=False).Target.max().rename(columns=dict(patientId='patient_id', Target='label'))
+    table = boxes.groupby('patientId', as_index=False).Target.max()
+    table = table.rename(columns=dict(patientId='patient_id', Target='label'))
     table = table.assign(file=[folder/'stage_2_train_images'/f'{p}.dcm' for p in table.patient_id], official='')
     detail = folder/'stage_2_detailed_class_info.csv'
     if detail.exists():
-        classes = read_table(detail, {'patientId': str, 'class': str}).drop_duplicates('patientId').set_index('patientId')['class']
+        rows = read_table(detail, {'patientId': str, 'class': str}).drop_duplicates('patientId')
+        classes = rows.set_index('patientId')['class']
         table = table.assign(subtype=table.patient_id.map(classes).fillna('not given'))
     reason = pd.Series(['' if f.is_file() else "image file not there" for f in table.file])
     table, left_out = usable(table, reason)
-    return image_files(folder, table, 'rsna', publisher="RSNA Pneumonia Detection Challenge 2018", licence="RSNA: research use",
-                       left_out=left_out)
+    return image_files(folder, table, 'rsna', publisher="RSNA Pneumonia Detection Challenge 2018",
+                       licence="RSNA: research use", left_out=left_out)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d6082343
 def rsna() -> ImageSet:
@@ -411,7 +428,8 @@ _CHEXPERT_PATH = re.compile(r'(?:.*/)?((?:train|valid)/(patient\d+)/.*)')
 def _chexpert_official(folder):
     "CheXpert (or CheXpert-small) in its official layout"
     lists = {'train': folder/'train.csv', 'val': folder/'valid.csv'}
-    read = [read_table(f, {'Path': str, 'Frontal/Lateral': str}).assign(official=s) for s, f in lists.items() if f.exists()]
+    kinds = {'Path': str, 'Frontal/Lateral': str}
+    read = [read_table(f, kinds).assign(official=split) for split, f in lists.items() if f.exists()]
     rows = pd.concat(read, ignore_index=True)
     found = rows.Path.str.extract(_CHEXPERT_PATH)
     sick = pd.to_numeric(rows['Pneumonia'], errors='coerce') == 1
@@ -423,8 +441,8 @@ def _chexpert_official(folder):
     reason = np.select([rows['Frontal/Lateral'] != 'Frontal', ~(sick | well), ~there],
                        ["lateral view", "neither pneumonia nor no finding", "image file not there"], '')
     table, left_out = usable(table, pd.Series(reason))
-    return image_files(folder, table, 'chexpert', publisher="Stanford ML Group (Irvin et al. 2019)", licence="Stanford: research use",
-                       left_out=left_out)
+    return image_files(folder, table, 'chexpert', publisher="Stanford ML Group (Irvin et al. 2019)",
+                       licence="Stanford: research use", left_out=left_out)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #79862916
 def chexpert() -> ImageSet:
@@ -451,8 +469,9 @@ def auto() -> ImageSet:
     try:
         return pneumoniamnist()
     except MissingData:
-        print("*** PneumoniaMNIST is neither at hand nor can it be downloaded: this run uses SYNTHETIC images (phantom). ***\n"
-              "*** Its figures say nothing about patients. Set CXR_DATA or connect to the network for real images.    ***")
+        print("*** PneumoniaMNIST is neither at hand nor can it be downloaded: this run uses SYNTHETIC images (phantom). "
+              "***\n*** Its figures say nothing about patients. Set CXR_DATA or connect to the network for real images.    "
+              "***")
         return phantom()
 
 # %% ../../nbs/lib/data/05_sets.ipynb #6b11ca71
@@ -463,7 +482,8 @@ def load_dataset(name: str | Path,          # A name, `auto`, or the path of a f
     if known: return known()
     path = _first_there(Path(name).expanduser(), root()/name)
     if path: return own_data(path.resolve(), positive)
-    raise DataError(f"{name} is neither a data set ({', '.join(['auto', *DATASETS])}) nor the path of a folder or csv file.")
+    names = ', '.join(['auto', *DATASETS])
+    raise DataError(f"{name} is neither a data set ({names}) nor the path of a folder or csv file.")
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b099537f
 def at_hand(name: str) -> ImageSet | None:

@@ -41,7 +41,8 @@ class Neighbours:
 
     def __post_init__(self):
         if np.ndim(self.bank) != 2 or not 1 <= self.k <= len(self.bank) or not self.scale > 0:
-            raise PredictionError("These are no neighbours: a table of at least k descriptions and a scale above 0 are needed.")
+            raise PredictionError("These are no neighbours: a table of at least k descriptions and a scale above 0 "
+                                  "are needed.")
 
     def distance(self, x):                  # Descriptions [..., d]
         "Euclidean distance from the k-th nearest [...], about 1 at the border of what is usual"
@@ -61,12 +62,16 @@ class Subspace:
 
     def __post_init__(self):
         k, d = np.shape(self.axes)
-        if np.shape(self.mean) != (d,) or np.shape(self.variances) != (k,) or not (np.min(self.variances) > 0 and self.rest > 0 and self.scale > 0):
-            raise PredictionError("This is no subspace of familiar images: its shapes do not fit or a variance is not above 0.")
+        fits = np.shape(self.mean) == (d,) and np.shape(self.variances) == (k,)
+        if not fits or not (np.min(self.variances) > 0 and self.rest > 0 and self.scale > 0):
+            raise PredictionError("This is no subspace of familiar images: its shapes do not fit or a variance is not "
+                                  "above 0.")
 
     def distance(self, x):                  # Descriptions [..., d]
         "Distance from the familiar ones [...], about 1 at the border of what is usual"
-        if np.shape(x)[-1] != len(self.mean): raise PredictionError(f"The description has {np.shape(x)[-1]} numbers; the gate was fitted on {len(self.mean)}.")
+        if np.shape(x)[-1] != len(self.mean):
+            raise PredictionError(f"The description has {np.shape(x)[-1]} numbers; "
+                                  f"the gate was fitted on {len(self.mean)}.")
         x = np.asarray(x, float) - self.mean
         z = x @ self.axes.T
         beyond = np.maximum((x**2).sum(-1) - (z**2).sum(-1), 0)
@@ -77,7 +82,7 @@ class Subspace:
 class Familiarity:
     "Whether an image looks like those the network was trained on"
     image: Neighbours                       # Of thumbnails
-    features: Subspace                      # Of the mean of the last feature map; networks of an ensemble one after the other
+    features: Subspace                      # Of the mean of the last feature map; an ensemble's one after the other
     threshold: float                        # Scores above it are unfamiliar
 
     def parts(self, features, image):       # Means of the last feature map [..., C]; preprocessed uint8 [..., H, W]
@@ -99,7 +104,10 @@ def eighth_bit(x):                          # Thumbnails
     "The nearest numbers that can be stored"
     return np.clip(np.rint(np.asarray(x)*STEP), -127, 127)/STEP
 
-def pack(x, kind='<f4'): return dict(shape=list(np.shape(x)), kind=kind, base64=base64.b64encode(np.asarray(x, kind).tobytes()).decode())
+def pack(x, kind='<f4'):
+    "Shape, kind and base64 of an array, for JSON"
+    text = base64.b64encode(np.asarray(x, kind).tobytes()).decode()
+    return dict(shape=list(np.shape(x)), kind=kind, base64=text)
 def unpack(v):
     if v['kind'] not in ('<f4', 'i1'): raise ValueError(f"numbers of kind {v['kind']}")
     return np.frombuffer(base64.b64decode(v['base64'], validate=True), v['kind']).reshape(v['shape']).astype(float)
@@ -109,15 +117,21 @@ def unpack(v):
 def to_dict(self: Familiarity):
     "Plain values for `familiarity.json`"
     i, f = self.image, self.features
-    return dict(schema=1, threshold=float(self.threshold), image=dict(bank=pack(np.rint(i.bank*STEP), 'i1'), k=int(i.k), scale=float(i.scale)),
-                features=dict(mean=pack(f.mean), axes=pack(f.axes), variances=pack(f.variances), rest=float(f.rest), scale=float(f.scale)))
+    image = dict(bank=pack(np.rint(i.bank*STEP), 'i1'), k=int(i.k), scale=float(i.scale))
+    features = dict(mean=pack(f.mean), axes=pack(f.axes), variances=pack(f.variances),
+                    rest=float(f.rest), scale=float(f.scale))
+    return dict(schema=1, threshold=float(self.threshold), image=image, features=features)
 
 @patch(cls_method=True)
 def from_dict(cls: Familiarity, values):    # Content of `familiarity.json`
     "The `Familiarity` of a dictionary from `to_dict`; what cannot be applied is refused"
-    if values.get('schema') != 1: raise PredictionError("This gate was written by another version: run the notebook 06_robustness again.")
+    if values.get('schema') != 1:
+        raise PredictionError("This gate was written by another version: run the notebook 06_robustness again.")
     try:
         i, f = values['image'], values['features']
-        return cls(Neighbours(unpack(i['bank'])/STEP, int(i['k']), float(i['scale'])),
-                   Subspace(*(unpack(f[k]) for k in ('mean', 'axes', 'variances')), float(f['rest']), float(f['scale'])), float(values['threshold']))
-    except (KeyError, TypeError, ValueError) as e: raise PredictionError(f"This is no gate for unfamiliar images: {e}.") from None
+        image = Neighbours(unpack(i['bank'])/STEP, int(i['k']), float(i['scale']))
+        arrays = [unpack(f[name]) for name in ('mean', 'axes', 'variances')]
+        features = Subspace(*arrays, float(f['rest']), float(f['scale']))
+        return cls(image, features, float(values['threshold']))
+    except (KeyError, TypeError, ValueError) as e:
+        raise PredictionError(f"This is no gate for unfamiliar images: {e}.") from None

@@ -25,7 +25,7 @@ def _stretch(n, size):                       # Cells; pixels
 
 def heat_map(evidence,                      # From `evidence` [..., h, w]
              size):                         # Side of the picture, pixels
-    "Evidence for pneumonia from 0 (none) to 1 (the most in this image), float32 [..., size, size], normalised as Grad-CAM's"
+    "Evidence from 0 (none) to 1 (the most in this image), float32 [..., size, size], normalised as Grad-CAM's"
     h, w = evidence.shape[-2:]
     found = _stretch(h, size) @ np.maximum(evidence, 0) @ _stretch(w, size).T
     found = found - found.min((-2, -1), keepdims=True)

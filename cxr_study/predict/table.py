@@ -52,6 +52,9 @@ def write_predictions(table, path):
 
 def read_predictions(path):
     "Read a table of predictions and check it; ids are text, logits round-trip exactly"
-    try: return check_predictions(read_table(path, TABLES['predictions.csv']), str(path))
-    except FileNotFoundError: raise PredictionError(f"{path} is not there. A run's stage 02_training writes predictions.csv.") from None
-    except ValueError as e: raise PredictionError(f"{path} cannot be read as a table of predictions: {e}") from None
+    try:
+        return check_predictions(read_table(path, TABLES['predictions.csv']), str(path))
+    except FileNotFoundError:
+        raise PredictionError(f"{path} is not there. A run's stage 02_training writes predictions.csv.") from None
+    except ValueError as e:
+        raise PredictionError(f"{path} cannot be read as a table of predictions: {e}") from None
