@@ -14,7 +14,7 @@ class Running:
     log: Path                               # What it wrote: a line of JSON a request
     ready_seconds: float                    # From the start of the process until it said that it is ready
 
-CODE = "import json, sys; from cxr_study.service import serve, Settings; a = json.loads(sys.argv[1]); serve(a.pop('bundle'), Settings(**a.pop('settings')), **a)"
+CODE = "import json, sys; from cxr_study.serve.service import serve, Settings; a = json.loads(sys.argv[1]); serve(a.pop('bundle'), Settings(**a.pop('settings')), **a)"
 
 def free_port():
     "A port of this machine on which nobody listens"
