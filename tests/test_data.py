@@ -310,12 +310,12 @@ def test_open_data_refuses_a_leak(tmp_path):
     open_data(run)
     table = run.read('split.csv')
     table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[table.split == 'test'].iloc[0]
-    run.begin('02_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
+    run.begin('01_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
     with pytest.raises(LeakError): open_data(run)
 
 
 def leaky_run(tmp_path):
-    p, run = phantom(images=100), Run(tmp_path / 'run').begin('02_data')
+    p, run = phantom(images=100), Run(tmp_path / 'run').begin('01_data')
     _, index, meta = decoded(p, SPEC)
     table, tolerated = make_split(p, index.sha256)
     run.facts = dict(cache=cache.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
