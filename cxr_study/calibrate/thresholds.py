@@ -20,6 +20,7 @@ from ..evaluate.metrics import counts, rates, scored, why_undefined
 from ..evaluate.evaluation import entry, quote, second_opinions, undefined
 from ..evaluate.intervals import jackknife, resample
 from ..predict.decision import OperatingPoint, sigmoid
+from ..core.classes import CLASSES, in_prose
 from ..core.style import COLOURS, MODELS, figure
 
 # %% ../../nbs/lib/calibrate/03_thresholds.ipynb #164e52a5
@@ -154,7 +155,7 @@ def draw_decision(ax, s, colour, prevalence=None):
 
 # %% ../../nbs/lib/calibrate/03_thresholds.ipynb #7cb853b8
 def decision_figure(tables,                 # Name of a panel -> table of predictions, logits calibrated
-                    split='test', cost=9.):
+                    split='test', cost=9., classes=CLASSES):
     "Decision curves with bands, and the number needed to evaluate"
     fig, axes = figure(len(tables) + 1, width='wide', height=3.)
     better = {}
@@ -170,6 +171,6 @@ def decision_figure(tables,                 # Name of a panel -> table of predic
     for ax in axes[:-1]: ax.set_ylim(top=max(a.get_ylim()[1] for a in axes[:-1]))
     for ax in axes: ax.axvline(1/(1 + cost), color='black', lw=.8, ls=':')
     axes[-1].set(xlabel="Threshold probability", xlim=(0, 1))
-    axes[-1].set_title("Alarms per pneumonia found", weight='normal')
+    axes[-1].set_title(f"Alarms per {in_prose(classes[1])} found", weight='normal')
     fig.suptitle(f"The band lies above treating all and none at {' and '.join(f'{v:.0%} ({k})' for k, v in better.items())} of the thresholds", x=.01, ha='left', weight='bold', size=10)
     return fig

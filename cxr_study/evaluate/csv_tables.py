@@ -163,12 +163,18 @@ def short_names(paths):
     raise StudyError("The same predictions were given twice.")
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #575fc6b4
-CAPTIONS = dict(roc="ROC curve on the {split}, with its 95 % band", precision_recall="Precision and recall on the {split}",
-                confusion_matrix="Confusion matrix on the {split}", probabilities="Probabilities of each class",
-                metrics="Every metric with its interval", misclassified="The most confident errors, with their probabilities",
-                roc_models="ROC curves of all models on the {split}", precision_recall_models="Precision and recall of all models on the {split}",
-                seeds="Each seed with its interval, and the ensemble", common_errors="Images that every seed gets wrong",
-                differences="Differences of ROC-AUC between models")
+CAPTIONS = dict(
+    roc="ROC curve on the {split}, with its 95 % band",
+    precision_recall="Precision and recall on the {split}",
+    confusion_matrix="Confusion matrix on the {split}",
+    probabilities="Probabilities of each class",
+    metrics="Every metric with its interval",
+    misclassified="The most confident errors, with their probabilities",
+    roc_models="ROC curves of all models on the {split}",
+    precision_recall_models="Precision and recall of all models on the {split}",
+    seeds="Each seed with its interval, and the ensemble",
+    common_errors="Images that every seed gets wrong",
+    differences="Differences of ROC-AUC between models")
 
 def caption_of(name, split='test'):         # Such as 'figures/roc'
     "The caption of a figure"
@@ -192,7 +198,8 @@ def images_near(path):
 
 OUTPUTS = dict(roc='roc_curve', confusion_matrix='confusion_matrix', misclassified='misclassified_examples')
 
-def write_figures(run, model, split, prefix='', classes=CLASSES):  # `Run` begun; `Model`; prefix of the files; names of the classes
+def write_figures(run, model, split,        # `Run` begun; `Model`
+                  prefix='', classes=CLASSES):  # Of the files; names of the classes
     "Write one model's figures and the four files of the container evaluation; returns name of a figure -> caption"
     tables, figures = {model.name: model.table}, {model.name: model.report['figures']}
     drawn = dict(
@@ -207,13 +214,17 @@ def write_figures(run, model, split, prefix='', classes=CLASSES):  # `Run` begun
     return {f'figures/{prefix}{name}': caption_of(name, split) for name in drawn}
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #38fd1eae
-def evaluation_page(run, heading, tables, pictures, notes):  # `Run`; text; heading -> DataFrame; heading -> figure -> caption; sentences
+def evaluation_page(run, heading,           # `Run`; text
+                    tables,                 # Heading -> DataFrame
+                    pictures,               # Heading -> name of a figure -> caption
+                    notes):                 # Sentences
     "The page of an evaluation"
     sections = [section(name, tables=[frame_table(table, index=False)]) for name, table in tables.items()]
     for name, figures in pictures.items():
         shown = [inline_picture(run.path(f'{figure}.png'), caption) for figure, caption in figures.items()]
         sections.append(section(name, pictures=shown))
-    return render('evaluation', heading=heading, notices=notices(run.manifest['synthetic']), notes=notes, sections=filled(sections))
+    return render('evaluation', heading=heading, notices=notices(run.manifest['synthetic']), notes=notes,
+                  sections=filled(sections))
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d0e02545
 def flat(reports, differences=(), seeds=None, split='test', point=HALF):  # Model -> report; from `compare`; from `over_seeds`
@@ -265,8 +276,8 @@ def start_report(paths, out, **parameters):
     run.manifest['synthetic'] = True if any(manifest_near(path).get('synthetic') for path in paths) else None
     return run.begin('evaluation', paths=[str(path) for path in paths], **parameters)
 
-def between_models(run, models, split, seeds, settings, classes=CLASSES):  # -> (figures, name of a picture -> caption, notes)
-    "Compare models of the same images, or say why that cannot be done"
+def between_models(run, models, split, seeds, settings, classes=CLASSES):
+    "(figures, name of a picture -> caption, notes): models of the same images compared, or a note why they cannot be"
     tables, reports = {m.name: m.table for m in models}, {m.name: m.report for m in models}
     try: paired(tables, split)
     except StudyError as e: return flat(reports, split=split), {}, [f"Not compared with each other: {e}"]
@@ -294,7 +305,8 @@ def metrics_file(run, models, figures):     # `Run`; `Model`s; name -> entry
 def differences_table(figures):             # From `flat`
     "Heading -> table of the differences between models; empty if nothing was compared"
     import pandas as pd
-    rows = [(name, quote(entry, 4), entry.get('p'), entry['p_holm']) for name, entry in figures.items() if 'p_holm' in entry]
+    compared = {name: entry for name, entry in figures.items() if 'p_holm' in entry}
+    rows = [(name, quote(entry, 4), entry.get('p'), entry['p_holm']) for name, entry in compared.items()]
     if not rows: return {}
     table = pd.DataFrame(rows, columns=['difference', 'value', 'p', 'p (Holm)'])
     return {"Differences, with Holm's correction for all of them": table}
@@ -305,7 +317,7 @@ def evaluate(paths, out,                    # Tables of predictions (see `read_a
              seeds=None,                    # Whether the tables are seeds of one recipe; None goes by their names
              replicates=2000, seed=0, method='bca_t', prevalences=(.05, .1, .3),
              **columns):                    # Names of the columns of a foreign csv, see `read_csv`
-    "Evaluate one or many tables into a folder (metrics.json, figures, report.html, outputs); returns (table for people, notes)"
+    "Write metrics.json, figures, outputs and report.html of one or many tables; returns (table for people, notes)"
     paths = expanded(paths)
     read = {name: read_any(path, **columns) for name, path in zip(short_names(paths), paths)}
     split = the_split(read, split)

@@ -116,7 +116,8 @@ def confusion_figure(table, split='test', point=HALF, classes=CLASSES):
     sns.heatmap(share, annot=np.array(text), fmt='', cmap=MAPS['amount'], vmin=0, vmax=1.15, cbar=False, square=True,
                 linewidths=2, ax=ax, xticklabels=classes, yticklabels=classes, annot_kws=dict(size=9))
     ax.set(xlabel=f"Called at threshold {point.threshold:.2g}", ylabel="Truth")
-    ax.set_title(f"{cells[1, 0]} of {cells[1].sum()} {positive} missed,\n{cells[0, 1]} of {cells[0].sum()} {negative} called {positive}")
+    missed = f"{cells[1, 0]} of {cells[1].sum()} {positive} missed"
+    ax.set_title(f"{missed},\n{cells[0, 1]} of {cells[0].sum()} {negative} called {positive}")
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #e350c844
@@ -160,7 +161,8 @@ SHOWN = ('auc', 'average_precision', 'sensitivity', 'specificity', 'balanced_acc
 def weaker_side(sensitivity, specificity):  # Entries of `metrics.json`
     "What sensitivity and specificity show beside each other: the weaker one if their intervals lie apart"
     sides = [(title('sensitivity'), sensitivity), (title('specificity'), specificity)]
-    if any(entry[k] is None for _, entry in sides for k in ('value', 'lower', 'upper')): return "Metrics with their intervals"
+    if any(entry[k] is None for _, entry in sides for k in ('value', 'lower', 'upper')):
+        return "Metrics with their intervals"
     (name, weaker), (_, stronger) = sorted(sides, key=lambda side: side[1]['value'])
     if weaker['upper'] >= stronger['lower']: return "Sensitivity and specificity do not clearly differ"
     return f"{name} is the weak side: {quote(weaker)}"

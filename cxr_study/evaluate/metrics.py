@@ -154,7 +154,7 @@ NEEDS = {'no image of the positive class': ('sensitivity', 'balanced_accuracy', 
          'no image is called positive': ('ppv', 'mcc', 'ppv_at'),
          'every image is called positive': ('npv', 'mcc', 'npv_at'),
          'no false positive: the ratio is infinite': ('lr_positive',),
-         'no normal image is recognised: the ratio is infinite': ('lr_negative',),
+         'no image of the negative class is recognised: the ratio is infinite': ('lr_negative',),
          'no image is, or is called, positive': ('f1_pneumonia',),
          'every image is, and is called, positive': ('f1_normal',)}
 

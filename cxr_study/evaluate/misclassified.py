@@ -50,14 +50,16 @@ def two_lines(name, width=16):
     "The last two lines of a name that is broken behind - and _"
     return '\n'.join(line.replace('_ ', '_').strip() for line in textwrap.wrap(name.replace('_', '_ '), width)[-2:])
 
-def draw_image(ax, row, image=None, classes=CLASSES):  # A row of `decisions`; uint8 [H, W] or None; names of the classes
+def draw_image(ax, row,                     # A row of `decisions`
+               image=None, classes=CLASSES):  # uint8 [H, W] or None; names of the classes
     "Draw one image with its probability, framed in the colour of its true class"
     colour = CLASS_COLOURS[row.label]
     ax.set(xticks=[], yticks=[])
     ax.set_title(probability_words(row.probability), size=8.5, weight='normal', loc='center', pad=2)
     ax.set_xlabel(f"{classes[row.label]}\n{two_lines(Path(str(row.image_id)).stem)}", size=6.5, color=colour, labelpad=2)
     if image is None:
-        ax.text(.5, .5, "image not\nat hand", ha='center', va='center', size=7, color=COLOURS['chance'], transform=ax.transAxes)
+        ax.text(.5, .5, "image not\nat hand", ha='center', va='center', size=7, color=COLOURS['chance'],
+                transform=ax.transAxes)
     else: ax.imshow(image, cmap='gray', vmin=0, vmax=255)
     for spine in ax.spines.values(): spine.set(visible=True, color=colour, linewidth=1.5)
 
@@ -156,7 +158,8 @@ def subgroups(rows, groups):                # From `decisions` and `groupings`
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #fd3103f1
 def subgroup_title(found, classes=CLASSES): # From `subgroups`
     "What the tests of the subgroups show"
-    if not any(e['p'] is not None for e in found): return f"No subgroup was tested: none has {FEWEST} patients beside {FEWEST} others of its class"
+    if not any(e['p'] is not None for e in found):
+        return f"No subgroup was tested: none has {FEWEST} patients beside {FEWEST} others of its class"
     clear = [e for e in found if e.get('p_holm', 1) < .05]
     if not clear: return "No subgroup differs beyond chance (Holm, 5 %)"
     names = [f"{e['column']} {e['group']} ({shown_name(e['truth'], classes)})" for e in clear]
@@ -172,7 +175,8 @@ def subgroup_figure(found, rows, classes=CLASSES):  # From `subgroups` and `deci
         forest_axes(ax, labels, words=False, colours=grey)
         ax.axvline((rows[rows.label == label].kind != 'right').mean(), color=CLASS_COLOURS[label], lw=1, ls='--')
         ax.set_title(f"{classes[label]}: error rate", color=CLASS_COLOURS[label], weight='normal')
-    fig.supxlabel("1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, a group or the rest of its class has too few patients.", size=8)
+    fig.supxlabel("1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, "
+                  "a group or the rest of its class has too few patients.", size=8)
     fig.suptitle(subgroup_title(found, classes), x=.01, ha='left', weight='bold', size=10)
     return fig
 

@@ -27,10 +27,11 @@ from ..evaluate.intervals import jackknife, resample
 from ..data.images import Preprocess
 from ..train.networks import Classifier, create_body, on_device
 from ..predict.heat_map import evidence, heat_map, overlay
+from ..core.classes import CLASSES
 from ..core.style import figure
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #d8443701
-NOTE = "Attribution is not localisation: the map shows what raised this network's answer, not where a pneumonia is."
+NOTE = "Attribution is not localisation: the map shows what raised this network's answer, not where a disease is."
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #26ff9bb6
 class Bodies(nn.Module):
@@ -175,7 +176,7 @@ def draw_scale(ax):
 # %% ../../nbs/lib/explain/01_attribution.ipynb #ac3e09dd
 def explanation_figure(groups,              # Kind -> rows of `answers`, from `cases`
                        images,              # image_id -> uint8 [H, W]
-                       model, method='CAM', columns=8):
+                       model, method='CAM', columns=8, classes=CLASSES):
     "Gallery of radiographs and their overlays, a line for each kind of answer, with a scale"
     heights = [2.35 if len(rows) else .3 for rows in groups.values()]
     fig, axes = figure(1, len(groups), width='wide', height=sum(heights)/len(heights), squeeze=False, gridspec_kw=dict(height_ratios=heights))
@@ -186,7 +187,7 @@ def explanation_figure(groups,              # Kind -> rows of `answers`, from `c
         pictures = np.stack([images(i) for i in rows.image_id])
         for i, (row, picture, heat) in enumerate(zip(rows.itertuples(), pictures, explain(model, pictures, method))):
             plain = overlay(picture, np.zeros(picture.shape), 0)
-            draw_image(frame := ax.inset_axes((i/(columns + .7), .08, .9/(columns + .7), .84)), row, np.vstack([plain, overlay(picture, heat)]))
+            draw_image(frame := ax.inset_axes((i/(columns + .7), .08, .9/(columns + .7), .84)), row, np.vstack([plain, overlay(picture, heat)]), classes)
             if columns <= 6: frame.xaxis.label.set_size(7)  # With more, long names would touch
         draw_scale(ax.inset_axes((.94, .08, .015, .42)))
     fig.supxlabel(NOTE, x=.01, ha='left', size=8)

@@ -202,7 +202,8 @@ def cost_figure(groups, metric='auc'):
     return fig
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #8585d0ee
-def runs_table(runs, names, folder, results=()):  # Name -> `Run`; parameters shown; where the page lies; results of `run_sweep`
+def runs_table(runs, names, folder,         # Name -> `Run`; parameters shown; where the page lies
+               results=()):                 # Of `run_sweep`
     "A row a run, linked to its report; failed ones with their error"
     failed = {r['run']: r for r in results if r['status'] == 'failed'}
     rows = []
@@ -212,7 +213,8 @@ def runs_table(runs, names, folder, results=()):  # Name -> `Run`; parameters sh
         first = link(Path(os.path.relpath(report, folder)).as_posix(), name) if report.is_file() else name
         aucs = [quote(figures[m]) if m in figures else '–' for m in ('val.auc', 'test.auc')]
         seconds = number(costs(run)['seconds'], 0)
-        rows.append((first, *(parameters.get(n, '–') for n in names), *aucs, seconds, 'failed' if name in failed else 'done'))
+        state = 'failed' if name in failed else 'done'
+        rows.append((first, *(parameters.get(n, '–') for n in names), *aucs, seconds, state))
     for name, result in failed.items():
         if name not in runs: rows.append((name, *['']*(len(names) + 3), f"failed: {result['error']}"))
     return table(rows, ('Run', *names, 'AUC on validation', 'AUC on test', 'Training, s', 'State'))
@@ -221,7 +223,10 @@ def arms_table(means, best):
     "Arms with mean ± standard deviation over seeds; the best one in bold"
     rows = []
     for arm, part in means.groupby('arm', sort=False):
-        cells = {(r.split, r.metric): f"{r.value:.3f}" + (f" ± {r.sd:.3f}" if pd.notna(r.sd) else '') for r in part.itertuples()}
+        cells = {}
+        for r in part.itertuples():
+            deviation = f"\u00a0±\u00a0{r.sd:.3f}" if pd.notna(r.sd) else ''
+            cells[r.split, r.metric] = f"{r.value:.3f}{deviation}"
         shown = [('val', 'auc'), *(('test', metric) for metric in SHOWN)]
         rows.append((arm, part.seeds.max(), *(cells.get(which, '–') for which in shown)))
     head = ('Arm', 'Seeds', 'AUC on validation', *(f"{title(m.split('@')[0])} on test" for m in SHOWN))
@@ -280,8 +285,9 @@ def summarise(paths, out,                   # Folders of runs; where to write
     pictures = write_pictures(out, draw(runs, groups, best), synthetic)
     tables = [arms_table(means, best), differences_table(compared)]
     shown = runs_table(runs, varied(runs) + ['seed'], out.resolve(), results)
-    page = render('sweep', heading=name, notices=notices(synthetic), runs=len(runs), arms=len(groups), best=best or "no arm alone",
-                  sections=filled([section("Arms", tables=[t for t in tables if t], pictures=pictures), section("Runs", tables=[shown])]))
+    sections = [section("Arms", tables=[t for t in tables if t], pictures=pictures), section("Runs", tables=[shown])]
+    page = render('sweep', heading=name, notices=notices(synthetic), runs=len(runs), arms=len(groups),
+                  best=best or "no arm alone", sections=filled(sections))
     summary = dict(schema=1, best=best, synthetic=synthetic, runs=list(runs), figures=quotable(means, compared))
     with atomic_write(out/'index.html') as f: f.write_text(page)
     with atomic_write(out/'summary.json') as f: f.write_text(to_json(summary, indent=1))

@@ -28,6 +28,7 @@ from ..predict.table import CLASSES
 # %% ../../nbs/lib/train/02_loaders.ipynb #a2b39d92
 class ImageRows:
     "Some rows of an array of grey images with their labels; what fastai sees as a data set"
+    classes = CLASSES                       # Names that `show_batch` writes above the images
     n_inp = 1                               # Said here, because fastai would draw a batch to find out, and so disturb the seed
     def __init__(self,
                  images,                    # uint8 [N, H, W]: memory map, array or tensor
@@ -42,7 +43,7 @@ class ImageRows:
             self._tables = None if tables is None else torch.as_tensor(tables, device=images.device)
     def __len__(self): return len(self.rows) * (1 if self.tables is None else len(self.tables))
     def __getitem__(self, i): return self.batch([i])
-    def decode(self, item, full=True): return item[0], Category(CLASSES[int(item[1])])
+    def decode(self, item, full=True): return item[0], Category(self.classes[int(item[1])])
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #e7b003d2
 @patch
