@@ -6,8 +6,9 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOOKKEEPING', 'PNEUMONIAMNIST', 'DATASETS', 'DataError', 'MissingData', 'LeakError', 'ImageSet', 'take',
-           'phantom', 'data_folders', 'pneumoniamnist', 'image_files', 'chest_xray', 'usable', 'nih_chestxray14',
-           'public_set', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset', 'at_hand', 'sample_patients']
+           'phantom', 'data_folders', 'pneumoniamnist', 'kermany_names', 'image_files', 'chest_xray', 'usable',
+           'nih_chestxray14', 'public_set', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset', 'at_hand',
+           'sample_patients']
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1f9d036c
 import dataclasses, errno, os, re, shutil, threading
@@ -249,7 +250,7 @@ def _list_folder(folder, positive=''):      # Two class folders, or splits that 
 # %% ../../nbs/lib/data/05_sets.ipynb #0dfe6192
 _KERMANY = re.compile(r'(?:(?P<person>person\d+)_(?P<germ>bacteria|virus)|(?P<normal>(?:NORMAL2-)?IM-\d+))[-_]')
 
-def _kermany_names(files, official):        # File names; publisher's split of each
+def kermany_names(files, official):        # File names; publisher's split of each
     "Table of `patient_id, subtype` from Kermany's file names; None if a name is of another kind"
     found = [_KERMANY.match(f) for f in files]
     if not all(found): return None
@@ -283,7 +284,7 @@ def image_files(folder: Path,
 def _class_folders(folder, positive='', name=None, **provenance):
     "A folder of images as an `ImageSet`; patients are read off Kermany's file names and are otherwise unknown"
     table, classes = _list_folder(folder, positive)
-    patients = _kermany_names([f.name for f in table.file], table.official)
+    patients = kermany_names([f.name for f in table.file], table.official)
     if patients is not None: table = table.join(patients)
     return image_files(folder, table, name or folder.name, classes, **provenance)
 
