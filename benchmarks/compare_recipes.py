@@ -3,6 +3,7 @@
     python benchmarks/compare_recipes.py recipes|shapes|crops|rates
 
 The test set is never decoded into a training or a figure here. `nbs/results/04_recipes` shows what came out."""
+
 import argparse, dataclasses, sys, time
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,20 @@ from cxr_study.train.recipe import Recipe
 from cxr_study.train.training import Training, predict_logits, train
 
 MEASURES = dict(stress_loss="loss under stress", shift_loss="loss under stress and in other shapes")
-REST = ("plain_loss", "plain_auc", "stress_loss", "stress_auc", "worst_loss", "shape_loss", "shape_auc", "images_per_second")
+REST = (
+    "plain_loss",
+    "plain_auc",
+    "stress_loss",
+    "stress_auc",
+    "worst_loss",
+    "shape_loss",
+    "shape_auc",
+    "images_per_second",
+)
 
 
 # --- What is measured, and a cell of the comparison
+
 
 def stressed(model, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
     """Log loss and AUC of the validation images, a row a change.
@@ -52,14 +63,17 @@ def stressed(model, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
 @dataclasses.dataclass(frozen=True)
 class Cell:
     "One recipe to compare: a training, and the preprocessing of its images"
+
     name: str
     training: Training
     spec: Preprocess
 
     def differing(self, **changes) -> "Cell":
         "This cell with other values of `Training`, `Preprocess` or `Recipe`; its name says which"
+
         def mine(part):
             return {k: v for k, v in changes.items() if k in part.__dataclass_fields__}
+
         recipe = dataclasses.replace(self.training.recipe, **mine(self.training.recipe))
         training = dataclasses.replace(self.training, recipe=recipe, **mine(self.training))
         name = ", ".join(f"{k} {v}" for k, v in changes.items())
@@ -78,12 +92,20 @@ def run_cell(cell: Cell, seed: int, source, checkpoint: Path, device=None) -> di
     checkpoint.unlink()
     found = stressed(model, images, table)
     exposed, reshaped = found.loc[list(STRESS)], found.loc[list(RESHAPED)]
-    return dict(cell=cell.name, seed=seed,
-                stress_loss=found.loss["all"], plain_loss=found.loss["plain"],
-                plain_auc=found.auc["plain"], stress_auc=found.auc["all"], worst_loss=exposed.loss.max(),
-                shape_loss=reshaped.loss.mean(), shape_auc=reshaped.auc.mean(),
-                shift_loss=pd.concat([exposed, reshaped]).loss.mean(),
-                seconds=round(seconds, 1), images_per_second=history.images_per_second.median())
+    return dict(
+        cell=cell.name,
+        seed=seed,
+        stress_loss=found.loss["all"],
+        plain_loss=found.loss["plain"],
+        plain_auc=found.auc["plain"],
+        stress_auc=found.auc["all"],
+        worst_loss=exposed.loss.max(),
+        shape_loss=reshaped.loss.mean(),
+        shape_auc=reshaped.auc.mean(),
+        shift_loss=pd.concat([exposed, reshaped]).loss.mean(),
+        seconds=round(seconds, 1),
+        images_per_second=history.images_per_second.median(),
+    )
 
 
 SAID = "{cell}, seed {seed}: stress loss {stress_loss:.4f}, plain AUC {plain_auc:.4f}, {seconds:.0f} s"
@@ -106,10 +128,11 @@ def compare(cells, seeds, source, file: Path, say=partial(print, file=sys.stderr
 
 # --- What a comparison says
 
+
 def mean_interval(x) -> tuple[float, float, float]:
     "Mean of numbers, one a seed, with lower and upper 95 % bound by Student's t"
     x = np.asarray(x, float)
-    half = student.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5 if len(x) > 1 else np.nan
+    half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else np.nan
     return x.mean(), x.mean() - half, x.mean() + half
 
 
@@ -121,8 +144,19 @@ def ranking(results: pd.DataFrame, base: str = "base", measure: str = "stress_lo
         mean, lower, upper = mean_interval(wide[cell])
         difference, difference_lower, difference_upper = mean_interval((wide[cell] - wide[base]).dropna())
         rest = results.loc[results.cell == cell, [c for c in REST if c in results]].mean()
-        rows.append(dict(cell=cell, seeds=wide[cell].count(), mean=mean, lower=lower, upper=upper, difference=difference,
-                         difference_lower=difference_lower, difference_upper=difference_upper, **rest))
+        rows.append(
+            dict(
+                cell=cell,
+                seeds=wide[cell].count(),
+                mean=mean,
+                lower=lower,
+                upper=upper,
+                difference=difference,
+                difference_lower=difference_lower,
+                difference_upper=difference_upper,
+                **rest,
+            )
+        )
     return pd.DataFrame(rows).sort_values("mean", ignore_index=True)
 
 
@@ -136,6 +170,7 @@ def choice(results: pd.DataFrame, file: Path, measure: str = "stress_loss") -> s
 
 
 # --- The comparisons
+
 
 def some_patients(table: pd.DataFrame, images: int, seed: int = 0) -> pd.DataFrame:
     "`table` without the test and with whole patients of train, drawn at random until they have about `images` images"
@@ -156,11 +191,19 @@ def real_images(spec: Preprocess, images: int = 1500, dataset: str = "chest_xray
 def one_at_a_time() -> list[Cell]:
     "A ResNet-18 from scratch at 64 pixels and three epochs, and cells that differ from it in one choice each"
     base = Cell("base", Training("resnet18", "none", Recipe(epochs=3)), Preprocess(size=64))
-    changes = [dict(arch="tf_efficientnetv2_b0", weights="none"), dict(arch="tf_efficientnetv2_b0", weights="imagenet"),
-               dict(size=96), dict(standardise="image"),
-               *(dict(augment=name) for name in ("none", "exposure", "equalise", "shift")),
-               dict(loss="weighted"), dict(loss="focal"), dict(smoothing=.1),
-               dict(sampling="balanced"), dict(mix="mixup"), dict(ema=.95)]
+    changes = [
+        dict(arch="tf_efficientnetv2_b0", weights="none"),
+        dict(arch="tf_efficientnetv2_b0", weights="imagenet"),
+        dict(size=96),
+        dict(standardise="image"),
+        *(dict(augment=name) for name in ("none", "exposure", "equalise", "shift")),
+        dict(loss="weighted"),
+        dict(loss="focal"),
+        dict(smoothing=0.1),
+        dict(sampling="balanced"),
+        dict(mix="mixup"),
+        dict(ema=0.95),
+    ]
     return [base, *(base.differing(**change) for change in changes)]
 
 
@@ -195,7 +238,7 @@ def of_rate() -> list[Cell]:
     "An EfficientNet from ImageNet with stretching at the default learning rate, as the base, and at three times that"
     recipe = Recipe(epochs=3, augment="stretch")
     base = Cell("base", Training("tf_efficientnetv2_b0", "imagenet", recipe), Preprocess(size=96, standardise="image"))
-    return [base, base.differing(lr=.003)]
+    return [base, base.differing(lr=0.003)]
 
 
 def compare_recipes(file: Path) -> None:
@@ -225,4 +268,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", choices=COMPARISONS)
     name = parser.parse_args().comparison
-    COMPARISONS[name](root()/f"results/{name}.csv")
+    COMPARISONS[name](root() / f"results/{name}.csv")

@@ -2,6 +2,7 @@
 
 usage: decode.py FOLDER [SIZE]     FOLDER: images at their native size, any depth
 """
+
 import sys, time
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def rate(f, files, rounds=3):
     best = 0
     for _ in range(rounds):
         start = time.perf_counter()
-        for file in files: f(file)
+        for file in files:
+            f(file)
         best = max(best, len(files) / (time.perf_counter() - start))
     return best
 
@@ -29,9 +31,15 @@ def main(folder, size=224):
     print(f"{len(files)} JPEGs of {sides.min()} to {sides.max()} pixels, one thread")
     print(f"PIL.Image.open(f).convert('RGB').resize(...)   {plain:7.1f} images/s")
     print(f"Preprocess({size})                              {ours:7.1f} images/s    {ours / plain:.2f} times as many")
-    for name, other in {"whole decoding, same filter": lambda f: resize(decode(f), size), "PIL's usual way, red channel": lambda f: usual(f)[..., 0]}.items():
+    for name, other in {
+        "whole decoding, same filter": lambda f: resize(decode(f), size),
+        "PIL's usual way, red channel": lambda f: usual(f)[..., 0],
+    }.items():
         apart = np.stack([np.abs(spec(f).astype(int) - other(f)) for f in files])
-        print(f"grey levels from {name:30} largest {apart.max():3d}   99.9 % {np.quantile(apart, .999):4.1f}   mean {apart.mean():.2f}")
+        print(
+            f"grey levels from {name:30} largest {apart.max():3d}   99.9 % {np.quantile(apart, 0.999):4.1f}   mean {apart.mean():.2f}"
+        )
 
 
-if __name__ == '__main__': main(sys.argv[1], *map(int, sys.argv[2:]))
+if __name__ == '__main__':
+    main(sys.argv[1], *map(int, sys.argv[2:]))

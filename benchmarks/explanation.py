@@ -6,6 +6,7 @@
 
 usage: explanation.py [PART ...] [--out results/benchmarks/explanation.json]
 """
+
 import argparse, json, os, platform, time, warnings
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def maps():
     inside = Inside(Classifier(create_body('resnet18'), Preprocess(size=224)))
     plain = explain(inside, few)
     with torch.autocast('cpu', torch.bfloat16):
-        found['bf16'] = timed_maps() | dict(chosen_by_auto=bf16_pays(inside, torch.device('cpu')), largest_difference=float(abs(explain(inside, few) - plain).max()))
+        found['bf16'] = timed_maps() | dict(
+            chosen_by_auto=bf16_pays(inside, torch.device('cpu')),
+            largest_difference=float(abs(explain(inside, few) - plain).max()),
+        )
     return found
 
 
@@ -43,9 +47,17 @@ def corruptions(n=624):
     images, each = films(n), {}
     for name in CORRUPTIONS:
         began = time.perf_counter()
-        for severity in SEVERITIES: corrupt(images, name, severity)
+        for severity in SEVERITIES:
+            corrupt(images, name, severity)
         each[name] = time.perf_counter() - began
-    return dict(images=n, size=224, settings=len(CORRUPTIONS) * len(SEVERITIES), cores=os.cpu_count(), seconds=sum(each.values()), each=each)
+    return dict(
+        images=n,
+        size=224,
+        settings=len(CORRUPTIONS) * len(SEVERITIES),
+        cores=os.cpu_count(),
+        seconds=sum(each.values()),
+        each=each,
+    )
 
 
 PARTS = dict(maps=maps, corruptions=corruptions)
@@ -55,11 +67,13 @@ if __name__ == '__main__':
     parser.add_argument('parts', nargs='*', metavar='PART', help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument('--out', type=Path, default=Path('results/benchmarks/explanation.json'))
     args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS): parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     found = json.loads(args.out.read_text()) if args.out.is_file() else {}
     for name in args.parts or PARTS:
         found[name] = PARTS[name]()
         print(name, to_json(found[name]), flush=True)
     found['hardware'] = dict(hardware(), processor=platform.processor())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.out) as f: f.write_text(to_json(found))
+    with atomic_write(args.out) as f:
+        f.write_text(to_json(found))

@@ -3,6 +3,7 @@ Seconds are processor seconds of all threads, which do not depend on what else t
 
 usage: scale.py [IMAGES ...]     default 2803 5606 11212 (a fortieth, a twentieth and a tenth of 112,120)
 """
+
 import json, resource, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
@@ -14,35 +15,54 @@ def resident():
 
 def one(images, folder):
     "Build, open and iterate a cache of so many phantoms; seconds and the largest resident memory of each step, MB"
-    from cxr_study.data import sets as data
+    from cxr_study.data.cache import batches, build_cache, open_cache
     from cxr_study.data.images import Preprocess
+    from cxr_study.data.sets import phantom
+
     peak, stop = {}, threading.Event()
+
     def watch():
-        while not stop.wait(.05): peak[step] = max(peak.get(step, 0), resident())
+        while not stop.wait(0.05):
+            peak[step] = max(peak.get(step, 0), resident())
+
     step = 'list'
     threading.Thread(target=watch, daemon=True).start()
     now, begun, seconds = time.process_time, time.time(), {}
     start = now()
-    image_set = data.phantom(images=images, pixels=224)
+    image_set = phantom(images=images, pixels=224)
     seconds['list'], start, step = now() - start, now(), 'build'
-    data.build_cache(image_set, Preprocess(224), Path(folder) / 'cache')
+    build_cache(image_set, Preprocess(224), Path(folder) / 'cache')
     seconds['build'], start, step = now() - start, now(), 'open'
-    pixels, _, _ = data.open_cache(Path(folder) / 'cache')
+    pixels, _, _ = open_cache(Path(folder) / 'cache')
     seconds['open'], start, step = now() - start, now(), 'iterate'
-    total = sum(int(x.sum()) for _, x in data.batches(pixels))
+    total = sum(int(x.sum()) for _, x in batches(pixels))
     seconds['iterate'] = now() - start
     stop.set()
-    print(json.dumps(dict(images=images, gigabytes=round(pixels.nbytes / 1e9, 2), cpu_seconds={k: round(v, 1) for k, v in seconds.items()}, wall=round(time.time() - begun, 1),
-                          peak_mb={k: round(v) for k, v in peak.items()}, checksum=total)))
+    print(
+        json.dumps(
+            dict(
+                images=images,
+                gigabytes=round(pixels.nbytes / 1e9, 2),
+                cpu_seconds={k: round(v, 1) for k, v in seconds.items()},
+                wall=round(time.time() - begun, 1),
+                peak_mb={k: round(v) for k, v in peak.items()},
+                checksum=total,
+            )
+        )
+    )
 
 
 def main(sizes):
     for images in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([sys.executable, __file__, '--one', str(images), folder], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, '--one', str(images), folder], stdout=subprocess.PIPE, text=True, check=True
+            )
             print(done.stdout.strip(), flush=True)
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--one']: one(int(sys.argv[2]), sys.argv[3])
-    else: main([int(a) for a in sys.argv[1:]] or [2803, 5606, 11212])
+    if sys.argv[1:2] == ['--one']:
+        one(int(sys.argv[2]), sys.argv[3])
+    else:
+        main([int(a) for a in sys.argv[1:]] or [2803, 5606, 11212])

@@ -49,9 +49,9 @@ from second_edition_films import SHAPES, VERSIONS, Films, independent, marked, s
 from second_edition_rule import choose, criterion, platt_line, wide_specificity
 
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
+NEAR = 0.002  # Validation AUC that a distilled network may lose
 ROUNDS = 20  # Seeds of each network, at most
 TEACHERS = 3  # Seeds of each of two networks
-SHARE = dict(candidates=0.3, grid=0.15)  # Of the seconds, at most
 FILE_BYTES, ALL_BYTES = 15 * 2**20, 46 * 2**20  # Of a file of weights; of all, so that four files hold them
 
 
@@ -332,7 +332,7 @@ class Bench:
             recipe = Recipe(epochs=epochs, lr=job.lr, augment=name, ema=job.ema)
             model, history = self.fit(Training(job.arch, job.weights, recipe, job.seed), job, pixels, table)
         clock.append(time.time())
-        if job.part in ('candidates', 'distil') or job.part == 'seeds' and job.seed < TEACHERS:
+        if job.part != 'grid':
             self.path(job).parent.mkdir(exist_ok=True)
             torch.save({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job))
         found = self.logits(model, {f'val/{k}': x for k, x in versions_.items()} | tests)
@@ -420,13 +420,23 @@ class Kept:
         return [j for j in self.facts['jobs'] if all(j['job'][k] == v for k, v in wanted.items())]
 
     def shipped(self):
-        "Keys of the weights to keep: the best distilled network (or the first ResNet-18), then a seed of each network"
+        "Keys of the weights to keep: the network that the plan's rule ships, then a seed of each network"
+        plain = sorted(self.of(part='seeds', data='chest_xray', arch='resnet18'), key=lambda j: j['criterion'])
         distilled = sorted(self.of(part='distil'), key=lambda j: j['criterion'])
-        order = distilled[:1] or self.of(part='seeds', seed=0, data='chest_xray')[:1]
+        near = [j for j in distilled if j['valid_auc'] >= self.teacher_auc(j) - NEAR]
+        order = near[:1] or plain[:1]
         order += sorted(
             self.of(part='seeds', seed=0), key=lambda j: ('efficientnet' not in j['job']['arch'], j['job']['data'])
         )
         return list(dict.fromkeys(j['key'] for j in order))
+
+    def teacher_auc(self, distilled):
+        "Validation AUC of the mean of the teachers' calibrated logits"
+        films = pd.DataFrame(self.facts['films']['chest_xray'])
+        label = films.label[films.fold == distilled['job']['fold']]
+        members = [(Job(**m['job']).key, m['slope'], m['intercept']) for m in distilled['job']['teachers']]
+        logits = [slope * self.logits['seeds'][f'{key}/val/plain'] + shift for key, slope, shift in members]
+        return roc_auc_score(label, np.mean(logits, 0))
 
     def pack(self):
         "Half-precision weights of `shipped`, in files of at most `FILE_BYTES`, as many networks as `ALL_BYTES` hold"
@@ -559,6 +569,7 @@ class Plan:
         self.fixed, self.first_seed = dict(c.split('=') for c in options.chosen.split(',') if c), options.first_seed
         self.seconds = options.seconds - (time.time() - kept.started)
         self.started, self.running, self.took = time.time(), [], {}
+        self.shares = [float(x) for x in options.shares.split(',')]
         parts, tiny = self.parts, self.tiny
         self.waiting = dict(
             candidates=candidate_jobs(tiny) if 'candidates' in parts else [],
@@ -574,7 +585,7 @@ class Plan:
 
     def in_time(self, part):
         "Whether a part may still start jobs"
-        share = SHARE['candidates'] + (SHARE['grid'] if part == 'grid' else 0)
+        share = self.shares[0] + (self.shares[1] if part == 'grid' else 0)
         return time.time() - self.started < share * self.seconds
 
     def next(self):
@@ -691,22 +702,16 @@ def line_of(logits, facts):
 
 def prepare(kept, folder, limit, tiny, parts):
     "Decode every film once, for all processes; returns the tables by data set"
-    tables = {}
-    bench = Bench(folder, limit, tiny)
+    tables, bench = {}, Bench(folder, limit, tiny)
     for data in ('chest_xray', 'pneumoniamnist'):
         films = bench.films(data)
         tables[data] = films.table()
         jobs = [smaller(j, tiny) for j in candidate_jobs() + (grid_jobs() if 'grid' in parts else []) if j.data == data]
-        for size, geometry in sorted(
-            {(j.size, j.geometry) for j in jobs}
-            | ({(224, 'squash'), (224, 'crop')} if data == 'chest_xray' and not tiny else set())
-        ):
+        for size, geometry in sorted({(films.native, 'squash')} | {(j.size, j.geometry) for j in jobs}):
             films.images(size, geometry)
         kept.facts['films'][data] = tables[data].drop(columns='row').to_dict('list')
     nih = sample_patients(load_dataset('nih_chestxray14'), limit).table
     kept.facts['films']['nih_chestxray14'] = nih[['image_id', 'patient_id', 'label', 'view']].to_dict('list')
-    for size in {32} if tiny else {64, 128, 224}:
-        bench.elsewhere(size)
     kept.write()
     print(f"[{time.time() - kept.started:5.0f} s] films decoded", flush=True)
     return tables
@@ -724,6 +729,7 @@ def main(arguments=None):
     )
     parser.add_argument('--limit', type=int, default=0, help="about so many films of each data set")
     parser.add_argument('--tiny', action='store_true', help="tiny networks, one seed, two recipes")
+    parser.add_argument('--shares', default='0.3,0.15', help="of the seconds for candidates and grid, at most")
     parser.add_argument('--parts', default='candidates,grid,looks,seeds,distil')
     parser.add_argument(
         '--chosen', default='', help="recipes of an earlier call, such as chest_xray=wide,pneumoniamnist=wide"

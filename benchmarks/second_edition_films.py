@@ -89,45 +89,67 @@ def marked(image, rng):  # uint8 [H, W]; NumPy generator
 
 
 class Films:
-    "A data set's table, and its images in the sizes and geometries asked for, kept on disk for all processes"
+    "A data set's table and its images in the sizes and geometries asked for; what one process made, others read"
 
     def __init__(self, folder, data, limit=0, tiny=False):
-        self.folder, self.data, self.tiny = Path(folder), data, tiny
-        self.image_set, self.ratio = (chest_films if data == 'chest_xray' else mnist_films)(limit)
-        self.native = 32 if tiny else 224
+        self.folder, self.data, self.limit, self.native = Path(folder), data, limit, 32 if tiny else 224
+
+    def kept(self, name, make):
+        "The array `make()` gives, as a read-only memory map of a file"
+        path = self.folder / f'{self.data}-{name}.npy'
+        if not path.exists():
+            made = make()
+            with atomic_write(path) as f:
+                if isinstance(made, np.memmap):
+                    os.link(made.filename, f)
+                else:
+                    with open(f, 'wb') as stream:
+                        np.save(stream, made)
+        return np.load(path, mmap_mode='r')
 
     @cache
-    def squashed(self, size):
-        images, index, _ = decoded(self.image_set, Preprocess(size=size), self.folder / 'cache')
+    def source(self):
+        "(`ImageSet`, width over height)"
+        return (chest_films if self.data == 'chest_xray' else mnist_films)(self.limit)
+
+    @cache
+    def decoded(self, size):
+        images, index, _ = decoded(self.source()[0], Preprocess(size=size), self.folder / 'cache')
         return images, index
 
     @cache
     def table(self, folds=3):
         "image_id, patient_id, label, official, ratio and the fold that a film validates (-1: another; -2: test)"
-        index = self.squashed(self.native)[1]
-        split = [make_split(self.image_set, index.sha256, 'grouped', 5, k, 0)[0].split.to_numpy() for k in range(folds)]
-        table = self.image_set.table[['image_id', 'patient_id', 'label', 'official']].assign(
-            ratio=self.ratio, row=range(len(self.ratio))
+        path = self.folder / f'{self.data}.pickle'
+        if not path.exists():
+            with atomic_write(path) as f:
+                self.made_table(folds).to_pickle(f)
+        return pd.read_pickle(path)
+
+    def made_table(self, folds):
+        image_set, ratio = self.source()
+        index = self.decoded(self.native)[1]
+        split = [make_split(image_set, index.sha256, 'grouped', 5, k, 0)[0].split.to_numpy() for k in range(folds)]
+        table = image_set.table[['image_id', 'patient_id', 'label', 'official']].assign(
+            ratio=ratio, row=range(len(ratio))
         )
         fold = np.full(len(table), -1)
         for k, found in enumerate(split):
             fold[found == 'val'] = k
         fold[split[0] == 'test'] = -2
-        return table.assign(fold=fold, wide=self.ratio >= WIDE)
+        return table.assign(fold=fold, wide=ratio >= WIDE)
 
     @cache
     def images(self, size, geometry='squash'):
         "uint8 [N, size, size], a read-only memory map"
         if geometry == 'squash' or self.data != 'chest_xray':
-            return self.squashed(size)[0]
-        path = self.folder / f'{self.data}-{geometry}-{size}.npy'
-        if not path.exists():
-            whole = self.squashed(self.native)[0]
-            with ThreadPoolExecutor() as pool:
-                made = list(pool.map(lambda i: fitted(whole[i], self.ratio[i], size, geometry), range(len(whole))))
-            with atomic_write(path) as f:
-                np.save(f.open('wb'), np.stack(made))
-        return np.load(path, mmap_mode='r')
+            return self.kept(size, lambda: self.decoded(size)[0])
+        return self.kept(f'{geometry}-{size}', lambda: self.shaped(size, geometry))
+
+    def shaped(self, size, geometry):
+        whole, ratio = self.images(self.native), self.table().ratio.to_numpy()
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(lambda i: fitted(whole[i], ratio[i], size, geometry), range(len(whole)))))
 
 
 def seven(images):  # uint8 [n, H, W]

@@ -1,4 +1,4 @@
-"""Tables of predictions from what second_edition.py wrote: FOLDER holds second_edition.json, seeds.npz and search.npz.
+"""Tables of predictions from what second_edition.py wrote. A FOLDER holds second_edition.json, seeds.npz, search.npz.
 
 For each training: OUT/<part>/<data>-<network>-<recipe>/seed<k>/ with
   predictions.csv   validation and test, films as they are: the study's table
@@ -7,7 +7,7 @@ For each training: OUT/<part>/<data>-<network>-<recipe>/seed<k>/ with
   other.csv         the other hospital, split `test`
   history.csv, training.json
 
-usage: second_edition_tables.py FOLDER --out OUT [--parts seeds,distil,candidates,grid]
+usage: second_edition_tables.py FOLDER [FOLDER ...] --out OUT [--parts seeds,distil,candidates,grid]
 """
 
 import argparse
@@ -17,20 +17,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxr_study.core.run import atomic_write, to_json
+from cxr_study.core.run import StudyError, atomic_write, to_json
 from cxr_study.predict.table import write_predictions
 
 TEST = -2  # `fold` of a test film
 
 
-def read(folder):  # Where the script wrote
-    "(facts, key of a logit array -> float32 [n])"
-    folder, logits = Path(folder), {}
-    for name in ('seeds', 'search'):
-        if (folder / f'{name}.npz').is_file():
-            with np.load(folder / f'{name}.npz') as z:
-                logits |= dict(z)
-    return json.loads((folder / 'second_edition.json').read_text()), logits
+def read(*folders):  # Where the script wrote, call after call
+    "(facts, key of a logit array -> float32 [n]); of a training that several calls finished, the first counts"
+    whole, logits = None, {}
+    for folder in map(Path, folders):
+        facts = json.loads((folder / 'second_edition.json').read_text())
+        for name in ('seeds', 'search'):
+            if (folder / f'{name}.npz').is_file():
+                with np.load(folder / f'{name}.npz') as z:
+                    logits = dict(z) | logits
+        if whole is None:
+            whole = facts
+            continue
+        if facts['films'] != whole['films']:
+            raise StudyError(f"{folder} was made from other films than {folders[0]}. Read it alone.")
+        known = {entry['key'] for entry in whole['jobs']}
+        whole['jobs'] += [entry for entry in facts['jobs'] if entry['key'] not in known]
+        whole['failed'] += facts['failed']
+    return whole, logits
 
 
 def films_of(facts, data):  # A data set's name
@@ -82,9 +92,9 @@ def folder_of(job):
     return Path(job['part']) / f"{job['data']}-{job['arch']}-{job['name']}" / f"seed{job['seed']}"
 
 
-def write_tables(folder, out, parts=('seeds', 'distil', 'candidates', 'grid')):
+def write_tables(folders, out, parts=('seeds', 'distil', 'candidates', 'grid')):
     "Write the tables of all trainings of these parts; returns their folders"
-    facts, logits = read(folder)
+    facts, logits = read(*folders)
     written = []
     for entry in facts['jobs']:
         if entry['job']['part'] not in parts:
@@ -106,11 +116,11 @@ def write_tables(folder, out, parts=('seeds', 'distil', 'candidates', 'grid')):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path)
+    parser.add_argument('folders', type=Path, nargs='+')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--parts', default='seeds,distil,candidates,grid')
     options = parser.parse_args(arguments)
-    written = write_tables(options.folder, options.out, options.parts.split(','))
+    written = write_tables(options.folders, options.out, options.parts.split(','))
     print(f"{len(written)} trainings in {options.out}")
 
 

@@ -11,6 +11,7 @@ servers are tuned as far as a few lines go: inference mode, channels_last for th
   LitServe batch   the same, batches of up to 8
 Needs torch, litserve and python-multipart beside the service's own packages.
 """
+
 import argparse, asyncio, io, json, os, sys, threading, time
 from pathlib import Path
 
@@ -25,51 +26,68 @@ HERE = [sys.executable, __file__]
 
 # --- The others ---
 
+
 def decoder(spec, decode):
     "From bytes to uint8 [size, size]: as such services do (usual), or as this study does (ours)"
-    if decode == "ours": return spec
-    return lambda content: np.asarray(Image.open(io.BytesIO(content)).convert("L").resize((spec.size,)*2, Image.Resampling.BILINEAR))
+    if decode == "ours":
+        return spec
+    return lambda content: np.asarray(
+        Image.open(io.BytesIO(content)).convert("L").resize((spec.size,) * 2, Image.Resampling.BILINEAR)
+    )
 
 
 def network(folder, decode, threads=None, channels_last=False):
     "(model, decoder) of a run"
     import torch
     from cxr_study.train.networks import load_model
-    if threads: torch.set_num_threads(threads)
+
+    if threads:
+        torch.set_num_threads(threads)
     model = load_model(Run(folder, verify=False))
     return model.to(memory_format=torch.channels_last) if channels_last else model, decoder(model.spec, decode)
 
 
 def logits(model, arrays):
     import torch
-    with torch.inference_mode(): return model(torch.from_numpy(np.stack(arrays))[:, None].float()/255)[:, 0].tolist()
+
+    with torch.inference_mode():
+        return model(torch.from_numpy(np.stack(arrays))[:, None].float() / 255)[:, 0].tolist()
 
 
 def plain(folder, port, style, decode):
     "A FastAPI service as in most examples (style async), or with threads that do not fight (style threads)"
     import uvicorn
     from fastapi import FastAPI, UploadFile
+
     app, two = FastAPI(), threading.Semaphore(2)
     model, spec = network(folder, decode, 1 if style == "threads" else None, style == "threads")
     if style == "async":
+
         @app.post("/predict")
-        async def predict(file: UploadFile): return dict(logit=logits(model, [spec(await file.read())])[0])
+        async def predict(file: UploadFile):
+            return dict(logit=logits(model, [spec(await file.read())])[0])
     else:
+
         @app.post("/predict")
         def predict(file: UploadFile):
-            with two: return dict(logit=logits(model, [spec(file.file.read())])[0])
+            with two:
+                return dict(logit=logits(model, [spec(file.file.read())])[0])
+
     @app.get("/health")
-    def health(): return "ok"
+    def health():
+        return "ok"
+
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
 # --- Measuring ---
 
+
 def pictures(folder, n=16, size=(1320, 970)):
     "JPEGs of 1320 x 970 grey pixels, quality 90, made from radiographs of a folder"
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
     made = []
-    for f in files[::max(1, len(files)//n)][:n]:
+    for f in files[:: max(1, len(files) // n)][:n]:
         Image.open(f).convert("L").resize(size, Image.Resampling.LANCZOS).save(b := io.BytesIO(), "JPEG", quality=90)
         made.append(b.getvalue())
     return made
@@ -79,71 +97,122 @@ def resident(pid):
     "Resident memory of a process and its children, MB (shared pages counted once, as far as the kernel shares them out: PSS)"
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(text.split("Pss:")[1].split()[0])/1024 + sum(resident(c) for c in children)
+    return int(text.split("Pss:")[1].split()[0]) / 1024 + sum(resident(c) for c in children)
 
 
 def measure(name, how, contents, seconds, clients):
     "What one server does, and the logits that it gives"
     forms = [form_bytes(c) for c in contents]
     with running(seconds=120, **how) as s:
-        first = asyncio.run(load(s.url, forms, clients=1, seconds=2., keep=True))
-        answers = {i: json.loads(r[3])["logit"] for i, r in enumerate(first[:len(forms)])}
-        single = summary(asyncio.run(load(s.url, forms, clients=1, seconds=seconds/2)))
+        first = asyncio.run(load(s.url, forms, clients=1, seconds=2.0, keep=True))
+        answers = {i: json.loads(r[3])["logit"] for i, r in enumerate(first[: len(forms)])}
+        single = summary(asyncio.run(load(s.url, forms, clients=1, seconds=seconds / 2)))
         loaded = summary(asyncio.run(load(s.url, forms, clients=clients, seconds=seconds)))
-        found = dict(ready_seconds=round(s.ready_seconds, 2), resident_mb=round(resident(s.process.pid)), single=single, load=loaded)
-    print(f"{name:28} {loaded['per_second']:7.1f} requests/s   one client p50 {single['answered']['p50']:6.1f} ms p99 {single['answered']['p99']:6.1f} ms   "
-          f"{clients} clients p50 {loaded['answered']['p50']:6.1f} ms p99 {loaded['answered']['p99']:6.1f} ms   ready {found['ready_seconds']:5.2f} s   {found['resident_mb']:5d} MB   {loaded['statuses']}", flush=True)
+        found = dict(
+            ready_seconds=round(s.ready_seconds, 2),
+            resident_mb=round(resident(s.process.pid)),
+            single=single,
+            load=loaded,
+        )
+    print(
+        f"{name:28} {loaded['per_second']:7.1f} requests/s   one client p50 {single['answered']['p50']:6.1f} ms p99 {single['answered']['p99']:6.1f} ms   "
+        f"{clients} clients p50 {loaded['answered']['p50']:6.1f} ms p99 {loaded['answered']['p99']:6.1f} ms   ready {found['ready_seconds']:5.2f} s   {found['resident_mb']:5d} MB   {loaded['statuses']}",
+        flush=True,
+    )
     return found, answers
 
 
 def overload(how, contents, seconds, clients=400):
     "Ten times the clients, who come within two seconds and wait as Retry-After says; health is asked meanwhile"
+
     async def both(url):
         times, stop = [], False
+
         async def health():
             while not stop:
                 start = time.perf_counter()
                 await asyncio.to_thread(urlopen, url + "/livez")
                 times.append(time.perf_counter() - start)
-                await asyncio.sleep(.2)
+                await asyncio.sleep(0.2)
+
         asking = asyncio.create_task(health())
-        rows = await load(url, [form_bytes(c) for c in contents], clients=clients, seconds=seconds, ramp=2.)
+        rows = await load(url, [form_bytes(c) for c in contents], clients=clients, seconds=seconds, ramp=2.0)
         stop = True
         await asking
         return rows, times
+
     from urllib.request import urlopen
-    with running(**how) as s: rows, times = asyncio.run(both(s.url))
-    found = summary(rows) | dict(health_ms={f"p{q}": round(1000*float(np.percentile(times, q)), 1) for q in (50, 99)})
+
+    with running(**how) as s:
+        rows, times = asyncio.run(both(s.url))
+    found = summary(rows) | dict(health_ms={f"p{q}": round(1000 * float(np.percentile(times, q)), 1) for q in (50, 99)})
     print("overload", found)
     return found
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("bundle", "run", "images"): p.add_argument(name)
-    p.add_argument("--seconds", type=float, default=20.)
+    for name in ("bundle", "run", "images"):
+        p.add_argument(name)
+    p.add_argument("--seconds", type=float, default=20.0)
     p.add_argument("--clients", type=int, default=40)
     p.add_argument("--out")
     p.add_argument("--only", default="", help="names of servers, with ; between them")
     a = p.parse_args()
     contents, run = pictures(a.images), str(Path(a.run).resolve())
-    print(f"{len(contents)} JPEGs of 1320 x 970, {np.mean([len(c) for c in contents])/1000:.0f} kB on average; {os.cpu_count()} cores")
+    print(
+        f"{len(contents)} JPEGs of 1320 x 970, {np.mean([len(c) for c in contents]) / 1000:.0f} kB on average; {os.cpu_count()} cores"
+    )
     ours = dict(bundle=Path(a.bundle).resolve())
-    def plainly(style, decode="usual"): return dict(command=[*HERE, "--plain", run, "{port}", style, decode], path="/health")
-    def lit(batch, decode="usual"): return dict(command=[sys.executable, str(Path(__file__).with_name("serving_litserve.py")), run, "{port}", batch, decode], path="/health")
-    servers = {"cxr_study": ours, "plain async": plainly("async"), "plain threads": plainly("threads"), "LitServe": lit("1"), "LitServe batch": lit("8"),
-               "plain threads, our decoding": plainly("threads", "ours"), "LitServe, our decoding": lit("1", "ours")}
+
+    def plainly(style, decode="usual"):
+        return dict(command=[*HERE, "--plain", run, "{port}", style, decode], path="/health")
+
+    def lit(batch, decode="usual"):
+        return dict(
+            command=[
+                sys.executable,
+                str(Path(__file__).with_name("serving_litserve.py")),
+                run,
+                "{port}",
+                batch,
+                decode,
+            ],
+            path="/health",
+        )
+
+    servers = {
+        "cxr_study": ours,
+        "plain async": plainly("async"),
+        "plain threads": plainly("threads"),
+        "LitServe": lit("1"),
+        "LitServe batch": lit("8"),
+        "plain threads, our decoding": plainly("threads", "ours"),
+        "LitServe, our decoding": lit("1", "ours"),
+    }
     servers = {k: v for k, v in servers.items() if not a.only or k in a.only.split(";")}
     found = {name: measure(name, how, contents, a.seconds, a.clients) for name, how in servers.items()}
     first = next(iter(found.values()))[1]
     apart = {name: max(abs(x[i] - first[i]) for i in x if i in first) for name, (_, x) in found.items()}
     print("largest difference of logits from the first server:", {k: float(f"{v:.2g}") for k, v in apart.items()})
     assert all(v < 1e-3 for k, v in apart.items() if "our" in k)
-    result = dict(images=len(contents), size=[1320, 970], clients=a.clients, seconds=a.seconds, hardware=hardware(), versions=versions(("torch", "fastapi", "uvicorn", "litserve", "onnxruntime", "pillow")),
-                  largest_difference=apart, servers={k: f for k, (f, _) in found.items()}, overload=overload(ours, contents, a.seconds))
-    if a.out: Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
+    result = dict(
+        images=len(contents),
+        size=[1320, 970],
+        clients=a.clients,
+        seconds=a.seconds,
+        hardware=hardware(),
+        versions=versions(("torch", "fastapi", "uvicorn", "litserve", "onnxruntime", "pillow")),
+        largest_difference=apart,
+        servers={k: f for k, (f, _) in found.items()},
+        overload=overload(ours, contents, a.seconds),
+    )
+    if a.out:
+        Path(a.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--plain"]: plain(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
-    else: main()
+    if sys.argv[1:2] == ["--plain"]:
+        plain(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    else:
+        main()

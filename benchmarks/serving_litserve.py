@@ -1,4 +1,5 @@
 """The LitServe service that benchmarks/serving.py measures: serving_litserve.py RUN PORT BATCH DECODE"""
+
 import sys
 
 import litserve as ls
@@ -19,19 +20,28 @@ class API(ls.LitAPI):
         self.model = load_model(Run(self.run, verify=False)).to(memory_format=torch.channels_last)
         self.to_grey = decoder(self.model.spec, self.decode)
 
-    def decode_request(self, request: Request): return self.to_grey(request["file"].file.read())
-    def batch(self, inputs): return np.stack(inputs)
-    def unbatch(self, output): return list(output)
+    def decode_request(self, request: Request):
+        return self.to_grey(request["file"].file.read())
+
+    def batch(self, inputs):
+        return np.stack(inputs)
+
+    def unbatch(self, output):
+        return list(output)
 
     def predict(self, x):
-        x = torch.from_numpy(x if x.ndim == 3 else x[None])[:, None].float()/255
-        with torch.inference_mode(): return self.model(x)[:, 0].tolist()
+        x = torch.from_numpy(x if x.ndim == 3 else x[None])[:, None].float() / 255
+        with torch.inference_mode():
+            return self.model(x)[:, 0].tolist()
 
-    def encode_response(self, output): return dict(logit=output[0] if isinstance(output, list) else output)
+    def encode_response(self, output):
+        return dict(logit=output[0] if isinstance(output, list) else output)
 
 
 if __name__ == "__main__":
     run, port, batch, decode = sys.argv[1:]
-    api = API(max_batch_size=int(batch), **(dict(batch_timeout=.005) if int(batch) > 1 else {}))
+    api = API(max_batch_size=int(batch), **(dict(batch_timeout=0.005) if int(batch) > 1 else {}))
     api.run, api.decode = run, decode
-    ls.LitServer(api, accelerator="cpu", workers_per_device=2, timeout=60).run(port=int(port), log_level="warning", generate_client_file=False, num_api_servers=1)
+    ls.LitServer(api, accelerator="cpu", workers_per_device=2, timeout=60).run(
+        port=int(port), log_level="warning", generate_client_file=False, num_api_servers=1
+    )

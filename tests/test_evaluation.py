@@ -7,8 +7,9 @@ from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
 from conftest import ROOT
-from marks import stale, unmarked
+from marks import refill, stale, texts, unmarked
 from notebook_functions import functions_of
+from cxr_study.core.run import StudyError
 from cxr_study.evaluate import comparison as cp, csv_tables as rp, evaluation as ev, intervals as iv, metrics as mt, misclassified as er
 from cxr_study.predict.decision import OperatingPoint, sigmoid
 from cxr_study.predict.table import PredictionError
@@ -262,9 +263,25 @@ def test_ten_thousand_replicates_take_seconds():
 # --- quotes ---
 
 def test_no_text_quotes_a_number_that_its_file_does_not_have():
-    texts = [*ROOT.glob('*.md'), *(ROOT/'nbs').rglob('*.ipynb')]
-    assert len(texts) > 50, "are the notebooks read?"
-    assert stale(texts, ROOT) == []
+    assert len(texts(ROOT)) > 50, "are the notebooks read?"
+    assert stale(texts(ROOT), ROOT) == []
+
+
+def test_a_stale_quote_is_found_and_written_anew(tmp_path):
+    "In a Markdown file and in a nested notebook; the form of a mark in indented code stays"
+    (tmp_path/"m.json").write_text(json.dumps(dict(figures={"test.auc": dict(value=.95123, lower=.93, upper=.97)})))
+    old = "    <!--q m.json test.auc-->0.1<!--/q-->\nAUC <!--q m.json test.auc 2-->0.94<!--/q-->, <!--q m.json test.auc percent value-->94 %<!--/q-->"
+    new = old.replace("0.94<", "0.95 (0.93 to 0.97)<").replace(">94 %<", ">95.1 %<")
+    notebook = tmp_path/"nbs/lib/data/x.ipynb"
+    notebook.parent.mkdir(parents=True)
+    notebook.write_text(json.dumps(dict(cells=[dict(cell_type="markdown", source=[old])])))
+    (tmp_path/"x.md").write_text(old)
+    found = stale(texts(tmp_path), tmp_path)
+    assert len(found) == 4 and {path for path, _, _ in found} == {str(notebook), str(tmp_path/"x.md")}
+    for path in texts(tmp_path): refill(path, tmp_path)
+    assert stale(texts(tmp_path), tmp_path) == [] and (tmp_path/"x.md").read_text() == new
+    (tmp_path/"m.json").write_text(json.dumps(dict(figures={})))
+    with pytest.raises(StudyError, match="test.auc, which m.json does not have"): stale(texts(tmp_path), tmp_path)
 
 
 def test_the_front_page_has_no_number_without_a_source():

@@ -3,7 +3,8 @@ import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
-from marks import stale
+from checklists import anchor, headings
+from marks import prose, stale, texts
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,37 @@ def upward(root):
     return found
 
 
+def _anchors(path):
+    "Identifiers of a page: its headings, and the exported names that it documents"
+    found = {anchor(h) for h in headings(path)}
+    if path.suffix == ".ipynb":
+        found |= {name.lower() for name in re.findall(r"^(?:def|class) (\w+)", code_of(path), re.M)}
+    return found
+
+
+def code_of(path):
+    return "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+
+
+def broken_links(root):
+    "(text, link) of every link to a file or heading of the project that is not there"
+    found = []
+    for path in texts(root):
+        text = re.sub(r"```.*?```|`[^`]*`", "", prose(path), flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            file, _, place = link.partition("#")
+            target = path.parent/file if file else path
+            if re.match(r"\w+:", link) or file.startswith("_proc"):
+                continue
+            if not target.exists() or (place and target.suffix in (".ipynb", ".md") and place not in _anchors(target)):
+                found.append((path.name, link))
+    return found
+
+
+def test_every_link_leads_somewhere():
+    assert broken_links(ROOT) == []
+
+
 def test_notebooks_are_light():
     assert heavy(ROOT) == []
 
@@ -167,11 +199,11 @@ for module in {sorted(modules)}:
 
 def test_what_is_planted_in_nested_folders_is_found(copy):
     "A heavy notebook, a picture without a text, a notebook missing from the sidebar, an upward import, a stale figure"
-    before = {check: check(copy) for check in (heavy, undescribed, not_in_sidebar, upward)}
+    before = {check: check(copy) for check in (heavy, undescribed, not_in_sidebar, upward, broken_links)}
     figure = dict(output_type="display_data", metadata={}, data={"image/png": "A"*HEAVY})
     code = dict(cell_type="code", id="planted", metadata={}, execution_count=None, source=["draw()"], outputs=[figure])
     text = dict(cell_type="markdown", id="quoted", metadata={},
-                source=["<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q-->"])
+                source=["<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> [x](01_formats.ipynb#nowhere)"])
     planted = copy/"nbs/lib/data/99_planted.ipynb"
     planted.write_text(json.dumps(dict(cells=[code, text], metadata={}, nbformat=4, nbformat_minor=5)))
     module = copy/"cxr_study/data/formats.py"
@@ -179,7 +211,8 @@ def test_what_is_planted_in_nested_folders_is_found(copy):
     module.write_text(kept + "\ndef late():\n    from ..evaluate import metrics\n")
     new = {check.__name__: [x for x in check(copy) if x not in found] for check, found in before.items()}
     assert new == dict(heavy=["99_planted.ipynb"], undescribed=[("99_planted.ipynb", "planted")],
-                       not_in_sidebar=["lib/data/99_planted.ipynb"], upward=[("data.formats", "evaluate.metrics")])
-    assert [shown for _, shown, _ in stale(notebooks(copy), copy)] == ["".join(text["source"])]
+                       not_in_sidebar=["lib/data/99_planted.ipynb"],
+                       broken_links=[("99_planted.ipynb", "01_formats.ipynb#nowhere")], upward=[("data.formats", "evaluate.metrics")])
+    assert [shown for _, shown, _ in stale(notebooks(copy), copy)] == [text["source"][0].partition(" [")[0]]
     planted.unlink()
     module.write_text(kept)

@@ -162,7 +162,7 @@ def test_a_whole_run_trains_chooses_looks_and_distils(returned):
 
 
 def test_tables_hold_the_logits_of_their_films(returned, tmp_path):
-    written = write_tables(returned, tmp_path)
+    written = write_tables([returned], tmp_path)
     facts = json.loads((returned / 'second_edition.json').read_text())
     assert len(written) == sum(j['job']['part'] != 'looks' for j in facts['jobs'])
     entry = next(j for j in facts['jobs'] if j['job']['part'] == 'seeds' and j['job']['data'] == 'chest_xray')

@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 SCRIPT = """
 import json, sys, torch, numpy as np, pandas as pd
 from pathlib import Path
-from cxr_study.images import Preprocess
+from cxr_study.data.images import Preprocess
 from cxr_study.train.recipe import Keeper, Recipe
 from cxr_study.train.training import Training, train
 Keeper.every = 0.

@@ -1,5 +1,5 @@
 """The functions that a study notebook defines, for tests and benchmarks: these notebooks export nothing."""
-import ast, json, re, sys, types
+import ast, functools, json, re, sys, types
 from pathlib import Path
 
 NBS = Path(__file__).parent.parent/"nbs"
@@ -14,6 +14,7 @@ def _is_definition(statement):
     return bool(names) and all(name.isupper() for name in names)
 
 
+@functools.cache
 def functions_of(name):
     "Module with the imports, functions and constants of `nbs/<name>.ipynb`; no other cell is executed"
     module = types.ModuleType(name.replace("/", "."))

@@ -24,7 +24,8 @@ def to_dicom(pixels: np.ndarray,            # [H, W], uint8, int8, uint16 or int
     plain = dict(
         SOPClassUID='1.2.840.10008.5.1.4.1.1.1.1', SOPInstanceUID=generate_uid(None), Modality='DX', ViewPosition='PA',
         PhotometricInterpretation='MONOCHROME2', SamplesPerPixel=1, Rows=pixels.shape[0], Columns=pixels.shape[1],
-        BitsAllocated=bits, BitsStored=bits, PixelRepresentation=int(pixels.dtype.kind == 'i'), PixelData=pixels.tobytes())
+        BitsAllocated=bits, BitsStored=bits, PixelRepresentation=int(pixels.dtype.kind == 'i'),
+        PixelData=pixels.tobytes())
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -38,12 +39,12 @@ def to_dicom(pixels: np.ndarray,            # [H, W], uint8, int8, uint16 or int
     return buffer.getvalue()
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #eaf9f9ed
-GEOMETRY = ['Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation',
-            'PhotometricInterpretation', 'PlanarConfiguration']
-_DISPLAY = ['RescaleSlope', 'RescaleIntercept', 'ModalityLUTSequence', 'VOILUTSequence', 'VOILUTFunction', 'WindowCenter',
-            'WindowWidth', 'PresentationLUTShape']
+GEOMETRY = ['Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'BitsAllocated', 'BitsStored', 'HighBit',
+            'PixelRepresentation', 'PhotometricInterpretation', 'PlanarConfiguration']
+_DISPLAY = ['RescaleSlope', 'RescaleIntercept', 'ModalityLUTSequence', 'VOILUTSequence', 'VOILUTFunction',
+            'WindowCenter', 'WindowWidth', 'PresentationLUTShape']
 _VIEW = ['Modality', 'ViewPosition', 'ViewCodeSequence', 'PatientOrientation']
-_MODALITIES = ('CR', 'DX', 'RG')             # Computed radiography, digital radiography, radiographic imaging
+_MODALITIES = ('CR', 'DX', 'RG')            # Computed radiography, digital radiography, radiographic imaging
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #bce11d04
 _SIDEWAYS = {'LL', 'RL', 'LAT', 'LATERAL', 'LLD', 'RLD', 'LLO', 'RLO', 'LAO', 'RAO', 'LPO', 'RPO'}
@@ -102,7 +103,8 @@ def _check_stream(ds):                      # pydicom data set with pixel data
     else:
         fits = _stream_size(frame) == (ds.Rows, ds.Columns)
     if not fits:
-        raise CorruptImage("The compressed pixels are not the size that the DICOM header promises. Export the picture again.")
+        raise CorruptImage("The compressed pixels are not the size that the DICOM header promises. "
+                           "Export the picture again.")
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #9acdd55f
 def _read_elements(content, names):
@@ -111,9 +113,10 @@ def _read_elements(content, names):
     return pydicom.dcmread(io.BytesIO(content), specific_tags=list(names), stop_before_pixels=stop)
 
 def _read_dicom(content, limits=Limits()):
-    "A pydicom data set with geometry, display steps and pixels of an acceptable radiograph, and nothing about the patient"
+    "A pydicom data set with geometry, display steps and pixels of a radiograph, and nothing about the patient"
     if b'1.2.840.10008.1.2.1.99' in content[:65536]:
-        raise DicomRefused("It is deflated, which cannot be checked before it is unpacked. Export it with another transfer syntax.")
+        raise DicomRefused("It is deflated, which cannot be checked before it is unpacked. "
+                           "Export it with another transfer syntax.")
     ds = _read_elements(content, GEOMETRY + _VIEW)
     if 'TransferSyntaxUID' not in ds.file_meta:
         raise DicomRefused("Its file meta information names no transfer syntax. Export it again.")
@@ -180,7 +183,7 @@ def _brightness(values, full_range, ds):    # Values and range from `_modality`;
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #128c5f89
 def decode_dicom(content: bytes, limits: Limits = Limits()) -> np.ndarray:
-    "Grey levels of a DICOM radiograph, uint8 [H, W], lungs dark and bones light; `ImageError` says why if it cannot be shown"
+    "Grey levels of a DICOM radiograph, uint8 [H, W], lungs dark and bones light; `ImageError` says why not"
     try:
         ds = _read_dicom(content, limits)
         stored = ds.pixel_array

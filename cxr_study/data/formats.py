@@ -71,8 +71,8 @@ def sniff(content: bytes) -> str:
     if content[128:132] == b'DICM': return 'DICOM'
     if not content: raise CorruptImage("The file is empty.")
     if content[:2] in (b'\x02\x00', b'\x08\x00', b'\x00\x08'):
-        raise DicomRefused("This looks like DICOM without preamble and file meta information, so the encoding of its pixels is not "
-                           "known. Export it again as a DICOM Part 10 file.")
+        raise DicomRefused("This looks like DICOM without preamble and file meta information, so the encoding of its "
+                           "pixels is not known. Export it again as a DICOM Part 10 file.")
     raise UnsupportedFormat("This is neither JPEG nor PNG nor DICOM. Convert it to one of these.")
 
 # %% ../../nbs/lib/data/01_formats.ipynb #9298b046

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from ..core.options import GEOMETRIES, STANDARDISATIONS, defaults
 from .dicom import GEOMETRY, decode_dicom
-from .formats import CorruptImage, ImageError, Limits, TooLarge, UnsupportedFormat, read_bytes, sniff, to_grey
+from .formats import CorruptImage, ImageError, Limits, TooLarge, UnsupportedFormat
+from .formats import read_bytes, sniff, to_grey
 
 # %% ../../nbs/lib/data/03_images.ipynb #afdeaa7c
 def _kind_problem(picture, content):        # Opened by Pillow; the bytes of the file
@@ -25,9 +26,11 @@ def _kind_problem(picture, content):        # Opened by Pillow; the bytes of the
         kind = "PNG is animated: it" if picture.format == 'PNG' else "JPEG"
         return f"This {kind} holds several pictures. Send the one that is meant."
     if picture.mode == 'CMYK':
-        return "This JPEG is in CMYK, the colours of printing, which do not say how light a pixel is. Save it as grey or RGB."
+        return ("This JPEG is in CMYK, the colours of printing, which do not say how light a pixel is. "
+                "Save it as grey or RGB.")
     if picture.format == 'PNG' and content[24] == 16 and content[25] != 0:
-        return "This PNG has 16 bits and colour or transparency, which cannot be read without loss. Save it as 16-bit grey."
+        return ("This PNG has 16 bits and colour or transparency, which cannot be read without loss. "
+                "Save it as 16-bit grey.")
     return None
 
 def _open_picture(content, format, limits):
@@ -44,7 +47,7 @@ def _open_picture(content, format, limits):
 
 # %% ../../nbs/lib/data/03_images.ipynb #f1cf4bcd
 def _load(picture):
-    "The picture decoded, and turned upright as its EXIF orientation says; `CorruptImage` if bytes are missing or damaged"
+    "The picture decoded and turned upright by its EXIF orientation; `CorruptImage` if bytes are missing or damaged"
     try:
         picture.load()
         return ImageOps.exif_transpose(picture) if 'exif' in picture.info else picture
@@ -58,7 +61,7 @@ def _stores_rgb(picture):
     if 'adobe_transform' in picture.info: return picture.info['adobe_transform'] == 0
     return bytes(channel[0] for channel in picture.layer) == b'RGB'
 
-def _decode_jpeg(picture, at_least=None):   # From `_open_picture`; sides in pixels that are not gone below, None: decode it whole
+def _decode_jpeg(picture, at_least=None):   # From `_open_picture`; smallest side, pixels, None: whole
     "(grey levels, the picture in colour or None) of a JPEG"
     size = (at_least, at_least) if at_least else picture.size
     picture.draft('RGB' if _stores_rgb(picture) else 'YCbCr', size)
@@ -124,10 +127,10 @@ def dimensions(source, limits: Limits = Limits()) -> tuple[int, int]:  # Path or
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     "How grey levels become the input of a network"
-    size: int = 160                         # Side of the square, pixels; what stage 01_data takes for radiographs in files
+    size: int = 160                         # Side of the square, pixels; stage 01_data's for radiographs in files
     geometry: str = defaults('01_data')['geometry']  # `squish` or `crop` (the central square)
     antialias: bool = True                  # Average what falls into a pixel, or take samples
-    standardise: str = defaults('01_data')['standardise']  # `image` (each to mean 0, deviation 1) or `imagenet` (its mean and deviation)
+    standardise: str = defaults('01_data')['standardise']  # By each `image`'s mean and deviation, or `imagenet`'s
 
     def __post_init__(self):
         allowed = dict(geometry=GEOMETRIES, standardise=STANDARDISATIONS, antialias=(True, False))
@@ -172,7 +175,8 @@ GREY_MEAN, GREY_SD = .449, .226             # ImageNet's three channels averaged
 def normalise(spec: Preprocess,
               x):                           # Floats 0..1, [..., H, W], NumPy or torch
     "The same shape, standardised; a constant image becomes zeros, whole numbers are refused"
-    if 'int' in str(x.dtype): raise ImageError(f"normalise() takes floats from 0 to 1, not {x.dtype}: divide by 255 first.")
+    if 'int' in str(x.dtype):
+        raise ImageError(f"normalise() takes floats from 0 to 1, not {x.dtype}: divide by 255 first.")
     if spec.standardise == 'imagenet': return (x - GREY_MEAN) / GREY_SD
     x = x - x.mean((-2, -1), keepdims=True)
     return x / ((x * x).mean((-2, -1), keepdims=True) + 1e-8)**.5

@@ -38,7 +38,7 @@ def components(*columns):                   # Columns of ids, such as patients a
 
 # %% ../../nbs/lib/data/07_splits.ipynb #7f7aa61b
 def shared(table):                          # Table with `split, patient_id` and `image_hash`
-    "Patients and image hashes that stand in more than one split"
+    "Patients and image hashes that are in more than one split"
     def across(column):
         splits = table.groupby(column).split.nunique()
         return splits.index[splits > 1].tolist()
@@ -50,7 +50,9 @@ def check_disjoint(table, tolerated=None):  # Table of a split; result of `share
     found, known = shared(table), tolerated or {}
     found = {k: [v for v in values if v not in set(known.get(k, []))] for k, values in found.items()}
     parts = [f"{len(v)} {k} ({', '.join(map(str, v[:3]))}{', ...' if len(v) > 3 else ''})" for k, v in found.items() if v]
-    if parts: raise LeakError(f"Shared between train, val and test: {' and '.join(parts)}. Split again by patient (split='grouped').")
+    if parts:
+        raise LeakError(f"Shared between train, val and test: {' and '.join(parts)}. "
+                        "Split again by patient (split='grouped').")
     return table
 
 # %% ../../nbs/lib/data/07_splits.ipynb #7e8d50d3
@@ -62,7 +64,8 @@ def fold_of(table, groups, k, seed):        # Table, component of each row, numb
         raise DataError(f"{k} folds need at least {k} patients in each class; the smaller class has {few}.")
     from sklearn.model_selection import StratifiedGroupKFold
     fold = np.zeros(len(table), int)
-    for i, (_, part) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(table, strata, groups)): fold[part] = i
+    folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(table, strata, groups)
+    for i, (_, part) in enumerate(folds): fold[part] = i
     return fold
 
 # %% ../../nbs/lib/data/07_splits.ipynb #cbcef27f
@@ -80,7 +83,8 @@ def without_copies(table):                  # Table with `official` and `image_h
     "(split, why excluded): the official split, less the train and val copies of images that a later split holds"
     rank = table.official.map(dict(train=0, val=1, test=2))
     copy = rank < rank.groupby(table.image_hash).transform('max')
-    return table.official.where(~copy, ''), pd.Series(np.where(copy, "identical image in a later split", ''), index=table.index)
+    why = np.where(copy, "identical image in a later split", '')
+    return table.official.where(~copy, ''), pd.Series(why, index=table.index)
 
 # %% ../../nbs/lib/data/07_splits.ipynb #1958959f
 def deal_out(table, groups, val_folds, fold, seed, keep_test):
@@ -90,7 +94,8 @@ def deal_out(table, groups, val_folds, fold, seed, keep_test):
     rest = np.flatnonzero(~test & ~tied)
     split = np.where(test, 'test', np.where(tied, '', 'train')).astype(object)
     split[rest[fold_of(table.iloc[rest], groups[rest], val_folds, seed) == fold]] = 'val'
-    return pd.Series(split, table.index), pd.Series(np.where(tied, "patient or identical image in test", ''), table.index)
+    why = np.where(tied, "patient or identical image in test", '')
+    return pd.Series(split, table.index), pd.Series(why, table.index)
 
 # %% ../../nbs/lib/data/07_splits.ipynb #e58f465d
 def make_split(image_set,
@@ -99,9 +104,10 @@ def make_split(image_set,
                val_folds=5,                 # One in so many patients validates
                fold=0,                      # Which of them
                seed=0):
-    "Table with `split` ('' where excluded), `excluded` (why), `row` and `image_hash`, checked to be disjoint; and what is tolerated"
+    "(table with `split` ('' where excluded), `excluded` (why), `row` and `image_hash`; what `shared` is tolerated)"
     how = resolve_split(image_set, split)
-    if not 0 <= fold < val_folds: raise DataError(f"fold is {fold}; with val_folds={val_folds} it can be 0 to {val_folds - 1}.")
+    if not 0 <= fold < val_folds:
+        raise DataError(f"fold is {fold}; with val_folds={val_folds} it can be 0 to {val_folds - 1}.")
     table = image_set.table.assign(row=np.arange(len(image_set)), image_hash=[h[:16] for h in hashes])
     groups, locked = components(table.patient_id, table.image_hash), (table.official == 'test').any()
     if how == 'official': parts = table.official, ''
@@ -114,10 +120,11 @@ def make_split(image_set,
 
 # %% ../../nbs/lib/data/07_splits.ipynb #4f786f44
 def open_data(run):                         # A `Run` whose stage 01_data is finished
-    "(images, table): uint8 memory map [N, H, W] and split.csv, image of row `r` of the table is `images[r.row]`; refuses leaks"
+    "(uint8 memory map [N, H, W], split.csv); the image of row `r` of the table is `images[r.row]`; refuses leaks"
     facts, table = run.read('data.json'), run.read('split.csv')
     images, _, meta = open_cache(cache_folder()/facts['cache'])
-    if meta['images_sha256'] != facts['cache_sha256']: raise DataError(f"The cache {facts['cache']} is not the one this run was made from. Run 01_data again.")
+    if meta['images_sha256'] != facts['cache_sha256']:
+        raise DataError(f"The cache {facts['cache']} is not the one this run was made from. Run 01_data again.")
     return images, check_disjoint(table, facts['tolerated'])
 
 # %% ../../nbs/lib/data/07_splits.ipynb #0bc7ec75

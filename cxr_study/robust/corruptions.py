@@ -7,10 +7,10 @@ Docs: https://cxr-study.github.io/cxr_study/lib/robust/corruptions.html.md"""
 # %% auto #0
 __all__ = ['SEVERITIES', 'CORRUPTIONS', 'GREY', 'CHANGES', 'PUBLISHED_SIZE', 'ALEXNET_CLEAN', 'ALEXNET', 'HARMFUL', 'cut',
            'brightness', 'gamma_correction', 'contrast', 'pixelate', 'jpeg', 'blur', 'to_grey', 'colour', 'levels',
-           'normal', 'gaussian_noise', 'speckle_noise', 'shot_noise', 'impulse_noise', 'corrupt', 'show_corruptions',
-           'images_of', 'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration',
-           'balanced_errors', 'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_grid',
-           'heat_map', 'worst_words', 'find_runs', 'calibration_of', 'kept_logits']
+           'normal', 'gaussian_noise', 'speckle_noise', 'shot_noise', 'impulse_noise', 'corrupt', 'images_of',
+           'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration', 'balanced_errors',
+           'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_grid', 'heat_map', 'worst_words',
+           'find_runs', 'calibration_of', 'kept_logits']
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #279b91f3
 import io, json, os, zlib
@@ -109,16 +109,6 @@ def corrupt(images,                         # uint8 [N, H, W]
     change, amount, made = CHANGES[name], CORRUPTIONS[name][severity - 1], (seed, zlib.crc32(name.encode()), severity)
     def one(x, key): return change(np.asarray(x), amount, np.random.default_rng((*made, int(key))))
     with ThreadPoolExecutor(os.cpu_count()) as pool: return np.stack(list(pool.map(one, images, range(len(images)) if keys is None else keys)))
-
-# %% ../../nbs/lib/robust/01_corruptions.ipynb #aff83782
-def show_corruptions(image, severity=5):    # uint8 [H, W]
-    "Figure with the image and each of its corruptions"
-    shown = dict(clean=image) | {name: corrupt(image[None], name, severity)[0] for name in CORRUPTIONS}
-    fig, axes = figure(7, 2, width='wide', height=1.4)
-    for ax, (name, x) in zip(axes.flat, shown.items()):
-        ax.imshow(x, cmap='gray', vmin=0, vmax=255); ax.set_axis_off()
-        ax.set_title(name.replace('_', ' '), size=8, weight='normal', pad=3)
-    return fig
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #839f456b
 PUBLISHED_SIZE = 224                        # Side of MedMNIST-C's images, pixels

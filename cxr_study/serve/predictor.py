@@ -107,13 +107,15 @@ def frequency(probability: float,           # Calibrated
     return f"{sentence}, where {have_it} of 100 have it."
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #6be81b9c
-REASONS = {'either class': "The picture is compatible with both answers.", 'neither class': "The picture is unlike those of both classes.",
+REASONS = {'either class': "The picture is compatible with both answers.",
+           'neither class': "The picture is unlike those of both classes.",
            'unfamiliar': "The picture is unlike those that the model was trained on."}
 
 def _point_facts(point):                    # `OperatingPoint`
     "What the answer says of the operating point that decided"
     promised = {name: point.promised.get(name) for name in ('sensitivity', 'specificity')}
-    return dict(name=point.name, threshold=point.threshold, rule=point.rule, chosen_on=point.chosen_on, promised=promised)
+    return dict(name=point.name, threshold=point.threshold, rule=point.rule, chosen_on=point.chosen_on,
+                promised=promised)
 
 @patch
 def answer(self: Predictor, logit,          # The network's, a number
@@ -174,8 +176,8 @@ def drawn(self: Predictor, grey, maps) -> dict:  # uint8 [size, size]; feature m
     "The picture as the model sees it, the heat map, and both together, as bytes and numbers"
     cells = evidence(maps, self.bundle.weight)
     heat = heat_map(cells, len(grey))
-    return dict(heat=np.round(cells.astype(float), 5).tolist(), bias=self.bundle.facts['head']['bias'], seen_png=png(grey),
-                heat_png=png(colours(heat)), overlay_png=png(overlay(grey, heat)))
+    return dict(heat=np.round(cells.astype(float), 5).tolist(), bias=self.bundle.facts['head']['bias'],
+                seen_png=png(grey), heat_png=png(colours(heat)), overlay_png=png(overlay(grey, heat)))
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #f4250a9c
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')
@@ -201,7 +203,8 @@ def _files_in(paths):                       # Files and folders
     return list(found)
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #e441e319
-COLUMNS = ('file', 'probability', 'decision', 'abstains', 'reason', 'unfamiliar', 'operating_point', 'logit', 'sha256', 'model', 'error')
+COLUMNS = ('file', 'probability', 'decision', 'abstains', 'reason', 'unfamiliar', 'operating_point', 'logit', 'sha256',
+           'model', 'error')
 
 def _row_of(predictor, path,                # `Predictor`; file
             also=None, **how):              # Called with path and answer, such as to write a report; to the predictor

@@ -102,6 +102,14 @@ def _sent(arrays, device):                  # NumPy arrays of numbers, whole one
     flat = torch.from_numpy(np.concatenate([np.ravel(a).astype(np.float32) for a in arrays])).to(device, non_blocking=True)
     return [part.view(a.shape) for part, a in zip(flat.split([a.size for a in arrays]), arrays)]
 
+@contextmanager
+def _any_order():
+    "For operations that give the same in any order, such as counts: in deterministic form a GPU would sort first, and wait"
+    on, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try: yield
+    finally: torch.use_deterministic_algorithms(on, warn_only=warn)
+
 class Drawn(RandTransform):
     "Apply `change(x, amount)` to a share `p` of the images, with an amount drawn from -`most` to `most` for each image"
     order, split_idx = 60, 0
@@ -116,7 +124,8 @@ class Drawn(RandTransform):
         "Change these images in place"
         if not len(chosen): return x
         chosen = chosen.long()
-        return x.index_copy_(0, chosen, self.change(x[chosen], amount.view(-1, 1, 1, 1)).clamp_(0, 1))
+        changed = self.change(x[chosen], amount.view(-1, 1, 1, 1)).clamp_(0, 1)
+        with _any_order(): return x.index_copy_(0, chosen, changed)
     def encodes(self, x: TensorImage):
         return type(x)(self.change_some(torch.Tensor(x).clone(), *_sent(self.draw(len(x), _generator()), x.device)))
 
@@ -142,14 +151,6 @@ def blur(x, amount):
     return x
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #9d14382d
-@contextmanager
-def _any_order():
-    "Whole numbers add up to the same in any order: on a GPU their deterministic sum would sort every pixel first"
-    on, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try: yield
-    finally: torch.use_deterministic_algorithms(on, warn_only=warn)
-
 def equalise(x, amount):
     "Histogram equalisation, mixed in by the size of `amount`"
     with _any_order(): flat = equalize((x*255).round().byte())
