@@ -99,7 +99,7 @@ def test_titles_state_a_finding_only_if_the_interval_supports_it():
     assert shift_title([]) == "Shift was not tested" and shortcut_title([]) == "Shortcuts were not tested"
     assert shift_title([row(.3, .95)]) == "No split is clearly told from another"
     assert shift_title([row(.3, .95), row(.7, .8)]) == "Test is told from train: 0.75"
-    assert shortcut_title([row(.4, .99, feature="width")]) == "No feature alone clearly tells the classes"
+    assert shortcut_title([row(.4, .99, feature="width")]) == "No feature alone tells the classes"
     assert shortcut_title([row(.6, .8, feature="width")]) == "Width alone reaches 0.70 on test"
 
 

@@ -8,6 +8,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/core/classes.html.md"""
 __all__ = ['CLASSES', 'classes_of', 'in_prose', 'shown_name', 'with_names']
 
 # %% ../../nbs/lib/core/04_classes.ipynb #2523809d
+import re
+
 CLASSES = ('NORMAL', 'PNEUMONIA')           # Label 0 and label 1
 
 def classes_of(data: dict) -> tuple:        # The section `data` of a manifest, or what `data.json` holds
@@ -28,4 +30,4 @@ def shown_name(key: str, classes: tuple = CLASSES) -> str:
 def with_names(sentence: str, classes: tuple = CLASSES) -> str:
     "A sentence of a file with the name of the data set in place of pneumonia"
     if tuple(classes) == CLASSES: return sentence
-    return sentence.replace('pneumonias', f"images of {classes[1]}").replace('pneumonia', classes[1])
+    return re.sub(r'\bpneumonia\b', classes[1], sentence.replace('pneumonias', f"images of {classes[1]}"))

@@ -376,7 +376,7 @@ def shortcut_title(rows):                   # From `on_test`
     "What single features show"
     if not rows: return "Shortcuts were not tested"
     clearest = max(rows, key=lambda r: r['lower'])
-    if clearest['lower'] <= .5: return "No feature alone clearly tells the classes"
+    if clearest['lower'] <= .5: return "No feature alone tells the classes"
     return f"{clearest['feature'].capitalize()} alone reaches {clearest['auc']:.2f} on test"
 
 def shift_plot(facts):

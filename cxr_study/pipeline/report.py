@@ -17,7 +17,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..core.classes import classes_of, in_prose, shown_name
+from ..core.classes import classes_of, in_prose, shown_name, with_names
 from ..core.options import options
 from ..core.pages import filled, flow_diagram, inline_picture, link, notices, render, section, table, templates_key
 from ..core.run import digest, sha256
@@ -205,9 +205,11 @@ def limits(run):
 # %% ../../nbs/lib/pipeline/02_report.ipynb #a8bc948a
 def parameters_table(run):
     "All parameters of the run with their meaning"
-    known = options()
-    rows = [(name, '–' if value == '' else value, known[name].help if name in known else '')
-            for name, value in run.manifest['parameters'].items()]
+    known, classes = options(), classes_of(run.manifest['data'])
+    rows = []
+    for name, value in run.manifest['parameters'].items():
+        meaning = with_names(known[name].help, classes) if name in known else ''
+        rows.append((name, '–' if value == '' else value, meaning))
     return table(rows, ('Parameter', 'Value', 'Meaning'))
 
 def manifest_tables(run):
