@@ -19,7 +19,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 from torchvision.transforms.v2.functional import center_crop, equalize, resize
-from fastai.vision.all import (Category, DataLoaders, IntToFloatTensor, RandTransform, TensorCategory, TensorImage, TensorImageBW, TfmdDL, default_device)
+from fastai.vision.all import (Category, DataLoaders, IntToFloatTensor, RandTransform, TensorCategory, TensorImage, TensorImageBW, TfmdDL,
+                               default_device)
 
 from ..core.run import StudyError
 from .networks import check_device
@@ -49,7 +50,8 @@ class ImageRows:
 @patch
 def batch(self: ImageRows, idxs):           # Positions, also as a tensor: row i % n seen through table i // n
     "Images [B, 1, H, W] uint8 and labels [B] of these positions"
-    if isinstance(self.images, torch.Tensor): return self._resident_batch(torch.as_tensor(idxs, device=self.images.device))
+    if isinstance(self.images, torch.Tensor):
+        return self._resident_batch(torch.as_tensor(idxs, device=self.images.device))
     table, at = np.divmod(np.asarray(idxs), len(self.rows))
     x = torch.from_numpy(self.images[self.rows[at]])
     if self.tables is not None: x = torch.as_tensor(self.tables)[torch.as_tensor(table)[:, None, None], x.long()]
@@ -99,12 +101,13 @@ def _generator():
 
 def _sent(arrays, device):                  # NumPy arrays of numbers, whole ones below 2**24
     "The arrays as float32 tensors on `device`, in one copy that the host does not wait for"
-    flat = torch.from_numpy(np.concatenate([np.ravel(a).astype(np.float32) for a in arrays])).to(device, non_blocking=True)
+    flat = np.concatenate([np.ravel(a).astype(np.float32) for a in arrays])
+    flat = torch.from_numpy(flat).to(device, non_blocking=True)
     return [part.view(a.shape) for part, a in zip(flat.split([a.size for a in arrays]), arrays)]
 
 @contextmanager
 def _any_order():
-    "For operations that give the same in any order, such as counts: in deterministic form a GPU would sort first, and wait"
+    "For operations that give the same in any order, such as counts: a deterministic GPU would sort first, and wait"
     on, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try: yield
@@ -223,16 +226,21 @@ def _matrices(n, *entries):
 
 def perspectives(tilt_x, tilt_y):           # Arrays [n]
     "Matrices [n, 3, 3] that take the corners of a square, moved by these tilts, to the corners"
-    moved = np.stack([[-1 - tilt_y, -1 - tilt_x], [-1 + tilt_y, 1 + tilt_x], [1 + tilt_y, -1 + tilt_x], [1 - tilt_y, 1 - tilt_x]]).transpose(2, 0, 1)
     corners = np.array([[-1., -1.], [-1., 1.], [1., -1.], [1., 1.]])
+    along_diagonal = corners.prod(1)
+    tilts = np.stack([tilt_y, tilt_x], 1)[:, None]
+    moved = corners - tilts*along_diagonal[:, None]
     rows = []
     for i, (u, v) in enumerate(corners):    # Two equations a corner for the eight unknowns
         x, y, one, zero = *moved[:, i].T, np.ones(len(moved)), np.zeros(len(moved))
         rows += [[x, y, one, zero, zero, zero, -u*x, -u*y], [zero, zero, zero, x, y, one, -v*x, -v*y]]
-    eight = np.linalg.solve(np.array(rows).transpose(2, 0, 1), np.broadcast_to(corners.reshape(8, 1), (len(moved), 8, 1)))[..., 0]
+    wanted = np.broadcast_to(corners.reshape(8, 1), (len(moved), 8, 1))
+    eight = np.linalg.solve(np.array(rows).transpose(2, 0, 1), wanted)[..., 0]
     return np.concatenate([eight, np.ones((len(moved), 1))], 1).reshape(-1, 3, 3)
 
-def positions(n, rng, stretch=0., zoom=1.15):  # Images; generator; largest change of the aspect ratio (natural logarithm); largest zoom
+def positions(n, rng,                       # Images; generator
+              stretch=0.,                   # Largest change of the aspect ratio, natural logarithm
+              zoom=1.15):                   # Largest zoom
     "Matrices [n, 3, 3] from where a pixel goes to where it comes from, both from -1 to 1"
     tilts = perspectives(_mostly(rng, n, -.1, .1, 0), _mostly(rng, n, -.1, .1, 0))
     angle = np.deg2rad(_mostly(rng, n, -10, 10, 0))
@@ -246,7 +254,8 @@ def positions(n, rng, stretch=0., zoom=1.15):  # Images; generator; largest chan
 @lru_cache(4)
 def _points(h, w, device):
     "Centres of the pixels from -1 to 1, and a one: [h*w, 3]"
-    y, x = torch.meshgrid(torch.linspace(-1, 1, h, device=device), torch.linspace(-1, 1, w, device=device), indexing='ij')
+    rows, columns = (torch.linspace(-1, 1, n, device=device) for n in (h, w))
+    y, x = torch.meshgrid(rows, columns, indexing='ij')
     return torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3)
 
 def resample(x, matrices):                  # [B, 1, H, W]; [B, 3, 3]
@@ -288,7 +297,8 @@ class Augmentation(RandTransform):
         matrices, light, *others = _sent(self.draw(len(x)), x.device)
         found = resample(x.as_subclass(torch.Tensor), matrices)
         if self.light: found = relight(found, light)
-        for change, chosen, amount in zip(self.changes, others[::2], others[1::2]): found = change.change_some(found, chosen, amount)
+        for change, chosen, amount in zip(self.changes, others[::2], others[1::2]):
+            found = change.change_some(found, chosen, amount)
         return type(x)(found)
 
 AUGMENTATIONS = {
@@ -301,9 +311,11 @@ AUGMENTATIONS = {
     'stretch': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3, stretch=.4)],
     'stretch_wide': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3, stretch=.7)],
     'erase': lambda: [Augmentation(Drawn(erase, .5), light=.3)],
-    'shift': lambda: [Augmentation(Drawn(gamma, .7), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3), Drawn(erase, .4, .3), light=.5)],
-    'artefacts': lambda: [Augmentation(Drawn(grid_lines, .08, .3), Drawn(detector_rows, .06, .3), Drawn(grain, .1, .5), Drawn(scatter, .3, .3), Drawn(motion, 1., .4),
-                                       Drawn(sharpen, 2., .3), Drawn(few_levels, 1., .3), Drawn(equalise, .6, .2), light=.3)]}
+    'shift': lambda: [Augmentation(Drawn(gamma, .7), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3),
+                                   Drawn(erase, .4, .3), light=.5)],
+    'artefacts': lambda: [Augmentation(Drawn(grid_lines, .08, .3), Drawn(detector_rows, .06, .3), Drawn(grain, .1, .5),
+                                       Drawn(scatter, .3, .3), Drawn(motion, 1., .4), Drawn(sharpen, 2., .3),
+                                       Drawn(few_levels, 1., .3), Drawn(equalise, .6, .2), light=.3)]}
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #e28997e7
 STRESS = {'plain': lambda x: x, 'darker': lambda x: x**1.6, 'brighter': lambda x: x**(1/1.6), 'flatter': lambda x: .5 + .6*(x - .5),
@@ -332,7 +344,8 @@ def at_hand(images, device):                # uint8 [N, H, W]
     if device.type != 'cuda': return images
     free = _free_memory(device)
     if images.nbytes <= free/2: return torch.from_numpy(np.ascontiguousarray(images)).to(device)
-    warnings.warn(f"The images take {images.nbytes/2**30:.1f} GB and {device} has {free/2**30:.1f} GB free: batches are read from memory and sent one by one.")
+    warnings.warn(f"The images take {images.nbytes/2**30:.1f} GB and {device} has {free/2**30:.1f} GB free: "
+                  "batches are read from memory and sent one by one.")
     return images
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #b2d720ad
@@ -356,7 +369,8 @@ def dataloaders(images,                     # uint8 [N, H, W]
     device = check_device(device or default_device())
     images, tfms = at_hand(images, device), [IntToFloatTensor(), *AUGMENTATIONS[augment]()]
     if num_workers and isinstance(images, torch.Tensor) and images.device.type != 'cpu':
-        raise StudyError(f"num_workers={num_workers} would copy the images out of {images.device}, where they lie already. Set num_workers to 0.")
+        raise StudyError(f"num_workers={num_workers} would copy the images out of {images.device}, where they lie already. "
+                         "Set num_workers to 0.")
     def loader(split, cls, train, tables=None):
         rows = need_classes(table, split)
         return cls(ImageRows(images, table.row.iloc[rows], table.label.iloc[rows], train, tables), bs=min(bs, len(rows)), shuffle=train, drop_last=train,

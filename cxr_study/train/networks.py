@@ -138,13 +138,15 @@ def check_device(device):
     "The same device, or a `StudyError` if it is a GPU for which this build of torch holds no code"
     device = torch.device(device)
     if device.type != 'cuda': return device
-    if not torch.cuda.is_available(): raise StudyError(f"There is no GPU for {device}: torch {torch.__version__} sees none. Choose the device cpu, or install a build for CUDA.")
+    if not torch.cuda.is_available():
+        raise StudyError(f"There is no GPU for {device}: torch {torch.__version__} sees none. Choose the device cpu, or install a build for CUDA.")
     card, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     numbers = [(name, divmod(int(re.search(r'\d+', name)[0]), 10)) for name in built]
     runs = any(card[0] == major and card[1] >= minor for name, (major, minor) in numbers if name.startswith('sm_'))
     compiles = any(card >= version for name, version in numbers if name.startswith('compute_'))
     if runs or compiles: return device
-    raise StudyError(f"{torch.cuda.get_device_name(device)} (sm_{card[0]}{card[1]}) is not supported by this build of torch, which holds {', '.join(built)}. "
+    name = f"{torch.cuda.get_device_name(device)} (sm_{card[0]}{card[1]})"
+    raise StudyError(f"{name} is not supported by this build of torch, which holds {', '.join(built)}. "
                      "Install a build of torch for this card, or choose the device cpu.")
 
 # %% ../../nbs/lib/train/01_networks.ipynb #5b0c0b05

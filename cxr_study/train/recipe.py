@@ -275,8 +275,8 @@ def make_learner(dls, model, recipe=Recipe()):
     model = model.to(dls.device, memory_format=torch.channels_last)
     if recipe.compile: model.compile()
     optimiser = partial(OptimWrapper, opt=AdamW, fused=dls.device.type in ('cuda', 'cpu'), betas=(.9, .99), eps=1e-5)
-    learn = Learner(dls, model, loss_func=Loss(recipe, dls.train.dataset.labels), opt_func=optimiser, splitter=groups, metrics=metrics,
-                    cbs=[*callbacks(recipe, model, dls.device), _PlainTensors()])
+    loss, cbs = Loss(recipe, dls.train.dataset.labels), [*callbacks(recipe, model, dls.device), _PlainTensors()]
+    learn = Learner(dls, model, loss_func=loss, opt_func=optimiser, splitter=groups, metrics=metrics, cbs=cbs)
     learn.recorder.smooth_loss = _SmoothLoss()
     return learn
 
@@ -300,15 +300,16 @@ def fit(learn, recipe, checkpoint,
     return history
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #c17e41f2
-FULL = ('out of memory', 'not enough memory', "can't allocate memory", 'cannot allocate memory', 'alloc_failed')  # What the backends say, in small letters
+FULL = ('out of memory', 'not enough memory', "can't allocate memory", 'cannot allocate memory', 'alloc_failed')
 
 class out_of_memory:
     "Turns running out of memory on `device` into a `StudyError` that says what to do"
     def __init__(self, device, advice): self.device, self.advice = device, advice
     def __enter__(self): pass
     def __exit__(self, kind, error, trace):
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and any(words in str(error).lower() for words in FULL)
-        if full: raise StudyError(f"Out of memory on {self.device}: {self.advice}") from error
+        named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in FULL)
+        if named or said: raise StudyError(f"Out of memory on {self.device}: {self.advice}") from error
 
 @contextmanager
 def _collected(found):
