@@ -4,46 +4,43 @@ from pathlib import Path
 import nbformat, pandas as pd, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from conftest import COMMAND, ROOT, bare
+from cxr_study.core.options import parameters_cell
 from cxr_study.core.run import Run
 from cxr_study.pipeline.reproduce import compare_runs, reproduced
 from cxr_study.pipeline.sweep import SweepError, read_sweep
 
-DATA = ('dataset = "phantom"  # Data set\nseed = 0  # Seed\nimages = 40  # How many', '''
-run = Run(run_dir).begin('02_data', dataset=dataset, seed=seed, images=images)
+DATA = """
+half = limit//2
 rng = np.random.default_rng(seed)
-half = images//2
-run.write('split.csv', pd.DataFrame(dict(image_id=[f"i{i}" for i in range(images)], patient_id=[f"p{i//2}" for i in range(images)],
-                                         split=['val']*half + ['test']*(images - half), label=[0, 1]*half)))
+run.write('split.csv', pd.DataFrame(dict(image_id=[f"i{i}" for i in range(limit)], patient_id=[f"p{i//2}" for i in range(limit)],
+                                         split=['val']*half + ['test']*(limit - half), label=[0, 1]*half)))
 run.write('data.json', dict(counts={}))
-run.finish(data=dict(dataset=dataset, counts=dict(val=dict(all=half), test=dict(all=images - half))), synthetic=True)''')
-TRAINING = ('arch = "plain"  # Network\nlr = 0.1  # Learning rate\npause = 0.3  # Seconds of work\nbreak_at = 0.0  # Fail at this rate', '''
-run = Run(run_dir)
+run.finish(data=dict(dataset=dataset, counts=dict(val=dict(all=half), test=dict(all=limit - half))), synthetic=True)"""
+TRAINING = """
 table = run.read('split.csv')
-run.begin('04_fitting', arch=arch, lr=lr, pause=pause, break_at=break_at)
-time.sleep(pause)
-assert lr != break_at, "the loss is not a number"
+time.sleep(.3)
+assert lr != clip, "the loss is not a number"
 noise = np.random.default_rng(len(table)).normal(size=len(table))
 run.write('predictions.csv', table.assign(logit=4*(table.label - .5) + noise*(1 - lr)))
-run.finish()''')
-EVALUATION = ('point = "half"  # Operating point', '''
-run = Run(run_dir)
-report = evaluate_table(read_predictions(run.path('predictions.csv')), replicates=50)
-run.begin('06_evaluating', point=point)
-run.write('metrics.json', report)
-run.write('point.json', point)
-run.finish()''')
-IMPORTS = dict(DATA="import numpy as np, pandas as pd\n", TRAINING="import time\nimport numpy as np\n",
-               EVALUATION="from cxr_study.evaluation import evaluate_table\nfrom cxr_study.prediction import read_predictions\n")
-STAGES = {'02_data': ('DATA', DATA), '04_fitting': ('TRAINING', TRAINING), '06_evaluating': ('EVALUATION', EVALUATION)}
+run.finish()"""
+EVALUATION = """
+run.write('metrics.json', evaluate_table(run.read('predictions.csv'), replicates=50))
+run.write('method.json', interval_method)
+run.finish()"""
+IMPORTS = """import time
+import numpy as np, pandas as pd
+from cxr_study.core.options import begin_stage
+from cxr_study.evaluate.evaluation import evaluate_table"""
+STAGES = {"01_data": DATA, "02_training": TRAINING, "03_evaluation": EVALUATION}
 
 
 def project_of(tmp_path):
     "A project of three quick notebooks; what is returned calls the command line in it"
     project = tmp_path/"project"
     (project/"nbs").mkdir(parents=True); (project/"settings.ini").touch()
-    for name, (kind, (parameters, code)) in STAGES.items():
-        cells = [new_code_cell(IMPORTS[kind] + "from cxr_study.core import Run"),
-                 new_code_cell('run_dir = "."  # Folder\n' + parameters, metadata=dict(tags=["parameters"])), new_code_cell("#| slow" + code)]
+    for name, code in STAGES.items():
+        cells = [new_code_cell(IMPORTS), new_code_cell(parameters_cell(name).replace("limit = 0 ", "limit = 40"), metadata=dict(tags=["parameters"])),
+                 new_code_cell(f"run = begin_stage('{name}', run_dir, globals())" + code)]
         nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), project/f"nbs/{name}.ipynb")
 
     def call(*args, expect=0, runs=tmp_path/"runs", start=False, **kwargs):
@@ -68,7 +65,7 @@ def undisturbed(tmp_path_factory):
     return study.runs
 
 
-def sweep_file(study, text="parameters: {dataset: phantom}\ngrid:\n  lr: [0.1, 0.2]\n  point: [half, youden]\n"):
+def sweep_file(study, text="parameters: {dataset: phantom, limit: 40}\ngrid:\n  lr: [0.1, 0.2]\n  interval_method: [bca_t, bca]\n"):
     (study.project/"sweep.yaml").write_text(text)
     return "sweep.yaml"
 
@@ -113,24 +110,24 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_an_undisturbed_one(study, un
 
 
 def test_stages_are_shared_and_a_finished_run_is_never_repeated(study):
-    file = sweep_file(study, "grid: {point: [half, youden]}\n")
+    file = sweep_file(study, "parameters: {dataset: phantom, limit: 40}\ngrid: {interval_method: [bca_t, bca]}\n")
     plan = json.loads(study("sweep", file, "--dry-run", "--json").stdout)
-    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [("02_data", 1), ("04_fitting", 1), ("06_evaluating", 2)]
+    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [("01_data", 1), ("02_training", 1), ("03_evaluation", 2)]
     assert not list(study.runs.glob("*/manifest.json"))
     study("sweep", file, "--jobs", 2)
-    trained = {Run(p.parent).manifest["stages"]["04_fitting"]["finished"] for p in study.runs.glob("*/manifest.json")}
+    trained = {Run(p.parent).manifest["stages"]["02_training"]["finished"] for p in study.runs.glob("*/manifest.json")}
     assert len(trained) == 1
     before = {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")}
-    study("sweep", sweep_file(study, "name: other\ngrid: {point: [youden]}\n"), "--jobs", 1)
+    study("sweep", sweep_file(study, "name: other\nparameters: {dataset: phantom, limit: 40}\ngrid: {interval_method: [bca]}\n"), "--jobs", 1)
     assert {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")} == before
 
 
 def test_a_failed_run_keeps_its_notebook_and_does_not_stop_the_others(study):
-    file = sweep_file(study, "parameters: {break_at: 0.2}\ngrid: {lr: [0.1, 0.2]}\n")
+    file = sweep_file(study, "parameters: {dataset: phantom, limit: 40, clip: 0.2}\ngrid: {lr: [0.1, 0.2]}\n")
     done = study("sweep", file, "--jobs", 1, "--json", expect=1)
     results = json.loads(done.stdout)["runs"]
     assert [r["status"] for r in results] == ["done", "failed"] and "the loss is not a number" in results[1]["error"]
-    notebook = nbformat.read(study.runs/results[1]["run"]/"notebooks/04_fitting.ipynb", 4)
+    notebook = nbformat.read(study.runs/results[1]["run"]/"notebooks/02_training.ipynb", 4)
     assert any(o.get("ename") == "AssertionError" for c in notebook.cells for o in c.get("outputs", []))
     assert "failed" in (study.runs/"sweeps/sweep/index.html").read_text()
 
@@ -148,7 +145,7 @@ def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, 
         from distributed import Client
         with Client(address, timeout=60) as client: client.wait_for_workers(2, timeout=60)
         sweep = study("sweep", file, "--scheduler", address, "--threads", 1, start=True)
-        wait_for(lambda: list(study.runs.glob("*/notebooks/04_fitting.ipynb")))
+        wait_for(lambda: list(study.runs.glob("*/notebooks/02_training.ipynb")))
         os.killpg(cluster[1].pid, signal.SIGKILL)
         assert sweep.wait(timeout=200) == 0
         refused = study("sweep", sweep_file(study), "--scheduler", address, expect=2, runs=Path("/proc/nowhere"))
@@ -186,33 +183,58 @@ def test_a_read_only_folder_is_refused_before_the_first_run(study):
     assert "/proc/runs cannot be written to" in done.stderr
 
 
-def test_an_edit_to_a_plot_does_not_invalidate_training(tmp_path):
-    "In the study's own notebooks: figures of evaluation and style are no part of training, its loop is"
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    "A copy of notebooks and library; `edit(file, old, new)` changes it, `changed()` names the stages whose key is another one since the last call"
+    folder = tmp_path_factory.mktemp("copy")
     for name in ("nbs", "cxr_study", "settings.ini"):
         source = ROOT/name
-        shutil.copytree(source, tmp_path/name, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*")) if source.is_dir() else shutil.copy(source, tmp_path/name)
-    code = ("import json; from cxr_study.batch import check_parameters, stage_keys; "
-            "print(json.dumps({p.stem: k for p, (_, k) in stage_keys(check_parameters({}), inputs='x').items()}))")
-    def keys(): return json.loads(subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, check=True).stdout)
-    def edit(name, old, new):
-        path = tmp_path/name
-        assert old in path.read_text(), (name, old)
-        path.write_text(path.read_text().replace(old, new, 1))
-    def changed(): now = keys(); return {s for s in now if now[s] != before[s]}
-    before = keys()
-    edit("nbs/05b_figures.ipynb", "How well the images are ranked", "How they are ranked")
-    assert not changed()
-    edit("nbs/05b_figures.ipynb", "save_figure(run, 'figures/probabilities'", "save_figure(run, 'figures/probabilities_by_class'")
-    edit("cxr_study/figures.py", "def roc_figure(", "def roc_figure(unused,")
-    edit("cxr_study/audit.py", "def audit_page(", "def audit_page(unused,")
-    now = changed()
-    assert "05b_figures" in now and not {"02_data", "04_training", "05_evaluation"} & now
-    edit("cxr_study/images.py", "def decode(", "def decode(unused,")
-    assert {"02_data", "04_training"} <= changed()
+        shutil.copytree(source, folder/name, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*")) if source.is_dir() else shutil.copy(source, folder/name)
+    code = ("import json; from cxr_study.core.options import check_options; from cxr_study.pipeline.stages import stage_keys; "
+            "print(json.dumps({name: key.key for name, key in stage_keys(check_options({}), inputs='x').items()}))")
+
+    def now():
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | dict(PYTHONPATH=str(folder)), capture_output=True, check=True)
+        return json.loads(done.stdout)
+
+    class Keys:
+        before = now()
+        def edit(self, name, old, new):
+            path = folder/name
+            assert old in path.read_text(), (name, old)
+            path.write_text(path.read_text().replace(old, new, 1))
+        def changed(self):
+            after = now()
+            names = {name for name in after if after[name] != self.before[name]}
+            self.before = after
+            return names
+    return Keys()
+
+
+ALL = {"01_data", "02_training", "03_evaluation", "04_calibration", "05_explanation", "06_robustness", "07_serving"}
+
+
+@pytest.mark.parametrize("file, old, new, stages", [
+    ("nbs/02_training.ipynb", "One line an epoch.", "One line each epoch.", set()),                           # Prose
+    ("nbs/02_training.ipynb", "set_ylabel(\\\"Loss\\\")", "set_ylabel(\\\"Loss, nats\\\")", set()),           # A figure of training
+    ("cxr_study/core/style.py", "def figure(", "def figure(unused=None, *, ", None),                          # Style: whatever draws, not training
+    ("cxr_study/data/audit.py", "def examine(", "def examine(unused, ", {"01_data"}),                         # The audit: its own stage, and none that follow
+    ("cxr_study/evaluate/figures.py", "def roc_figure(", "def roc_figure(unused, ", None),
+    ("cxr_study/train/recipe.py", "def make_learner(", "def make_learner(unused, ", None),                    # Reached from the stage through training's relative import
+    ("cxr_study/data/formats.py", "def read_bytes(", "def read_bytes(unused, ", ALL),                         # Reached through images
+])
+def test_an_edit_reruns_the_stages_that_use_it_and_no_others(keys, file, old, new, stages):
+    keys.changed()
+    keys.edit(file, old, new)
+    changed = keys.changed()
+    if stages is not None: assert changed == stages
+    elif "core/style" in file: assert changed and not {"02_training"} & changed
+    elif "figures" in file: assert "03_evaluation" in changed and not {"01_data", "02_training"} & changed
+    else: assert "02_training" in changed and "01_data" not in changed
 
 
 def test_a_run_is_reproduced_and_a_differing_package_is_named(study):
-    study("run", "--run-dir", study.runs/"one")
+    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs/"one")
     manifest = study.runs/"one/manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"numpy": "{__import__("numpy").__version__}"', '"numpy": "1.0.0"'))
     done = study("reproduce", "one")
@@ -237,12 +259,12 @@ def test_published_figures_follow_from_published_predictions(cli, tmp_path):
 
 
 def test_a_summary_of_runs(undisturbed, study):
-    done = study("summarise", undisturbed, "--out", study.folder/"out", "--reference", "lr=0.1", "--reference", "point=half", "--json", "--replicates", 100)
+    done = study("summarise", undisturbed, "--out", study.folder/"out", "--reference", "lr=0.1", "--reference", "interval_method=bca_t", "--json", "--replicates", 100)
     found = json.loads(done.stdout)
-    assert "lr 0.2, point half - lr 0.1, point half:test.auc" in found["figures"]
+    assert "lr 0.2, interval_method bca_t - lr 0.1, interval_method bca_t:test.auc" in found["figures"]
     means = pd.read_csv(study.folder/"out/arms.csv").query("split == 'val' and metric == 'auc'")
     highest = list(means.arm[means.value == means.value.max()])
-    assert len(means) == 4 and found["best"] == (highest[0] if len(highest) == 1 else None), "arms that differ in the point alone share their AUC"
+    assert len(means) == 4 and found["best"] == (highest[0] if len(highest) == 1 else None), "arms that differ in the interval alone share their AUC"
     assert {p.name for p in (study.folder/"out").iterdir()} == {"runs.csv", "runs.parquet", "arms.csv", "comparisons.csv", "summary.json", "index.html", "figures"}
     assert "\x1b" not in done.stdout + done.stderr and "%|" not in done.stderr
 

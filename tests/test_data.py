@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from cxr_study.data import audit as audits
+from cxr_study.data import cache
 from cxr_study.data import sets as data
 from cxr_study.core.run import Run, StudyError
-from cxr_study.data.sets import DataError, LeakError, MissingData, load_dataset, phantom, take
+from cxr_study.data.sets import DataError, LeakError, MissingData, load_dataset, phantom, sample_patients, take
 from cxr_study.data.cache import decoded
-from cxr_study.data.splits import make_split
+from cxr_study.data.splits import make_split, open_data
 from cxr_study.data.images import Preprocess, resize
 
 SPEC = Preprocess(32)
@@ -75,7 +76,7 @@ def test_own_splits_are_kept_less_copies(tmp_path):
 def test_what_is_wrong_with_a_folder_is_said_before_anything_is_decoded(tmp_path, spoil, said):
     own = folder(tmp_path / 'own', 2)
     spoil(own)
-    with pytest.raises(StudyError, match=said): data.check_dataset(own)
+    with pytest.raises(StudyError, match=said): load_dataset(own)
 
 
 @pytest.mark.parametrize('spoil,said', [(lambda f: f.write_text('hello'), 'neither JPEG nor PNG'), (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
@@ -116,60 +117,94 @@ def test_nih_official_test_list(tmp_path):
 # --- Downloads ---
 
 class Publisher(http.server.BaseHTTPRequestHandler):
-    "Serves `content`; honours ranges; cuts the first answer off after `cut` bytes"
-    content, cut, asked = b'', None, []
+    "Serves `content`; cuts the first answer off after `cut` bytes; `slow` seconds between two halves"
+    content, cut, slow, sent = b'', None, 0, []
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
 
     def do_GET(self):
-        start = int((self.headers.get('Range') or 'bytes=0-').split('=')[1].split('-')[0])
-        type(self).asked.append(start)
-        body = self.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header('Content-Length', str(len(body)))
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(self.content)))
         self.end_headers()
         cut, type(self).cut = type(self).cut, None
-        self.wfile.write(body[:cut])
+        whole = self.content[:cut]
+        half = len(whole) // 2
+        self.wfile.write(whole[:half])
+        time.sleep(self.slow)
+        self.wfile.write(whole[half:])
+        self.sent.append(len(whole))
 
     def log_message(self, *args): pass
 
 
 @pytest.fixture
 def publisher():
-    Publisher.content, Publisher.cut, Publisher.asked = os.urandom(300_000), None, []
+    Publisher.content, Publisher.cut, Publisher.slow, Publisher.sent = os.urandom(300_000), None, 0, []
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Publisher)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/file'
     server.shutdown()
 
 
-def test_a_download_that_was_cut_off_goes_on(tmp_path, publisher):
+def left_in(folder): return sorted(p.name for p in folder.iterdir() if not p.name.endswith('.lock'))
+
+
+def test_a_download_that_was_cut_off_leaves_nothing_and_starts_again(tmp_path, publisher):
     Publisher.cut, md5 = 100_000, hashlib.md5(Publisher.content).hexdigest()
-    with pytest.raises(OSError, match='resumes'): data.download(publisher, tmp_path / 'd' / 'file', md5)
-    assert not (tmp_path / 'd' / 'file').exists()
-    assert data.download(publisher, tmp_path / 'd' / 'file', md5).read_bytes() == Publisher.content
-    assert Publisher.asked == [0, 100_000]
+    with pytest.raises(OSError): data._download(publisher, tmp_path / 'd' / 'file', md5)
+    assert left_in(tmp_path / 'd') == []
+    assert data._download(publisher, tmp_path / 'd' / 'file', md5).read_bytes() == Publisher.content
+    assert left_in(tmp_path / 'd') == ['file'] and Publisher.sent == [100_000, 300_000]
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from cxr_study.data.sets import _download
+_download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_a_download_that_was_killed_starts_again_without_what_it_left(tmp_path, publisher):
+    Publisher.slow, md5, path = 60, hashlib.md5(Publisher.content).hexdigest(), tmp_path / 'd' / 'file'
+    killed = subprocess.Popen([sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob('d/file.part/*')): time.sleep(.05)
+    killed.kill(); killed.wait()
+    assert left_in(tmp_path / 'd') == ['file.part']
+    Publisher.slow = 0
+    assert data._download(publisher, path, md5).read_bytes() == Publisher.content and left_in(tmp_path / 'd') == ['file']
+
+
+def test_two_processes_download_a_file_once(tmp_path, publisher):
+    Publisher.slow, md5, path = 1, hashlib.md5(Publisher.content).hexdigest(), tmp_path / 'd' / 'file'
+    both = [subprocess.Popen([sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait(timeout=60) for p in both] == [0, 0] and path.read_bytes() == Publisher.content and len(Publisher.sent) == 1
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_left(tmp_path, publisher):
-    with pytest.raises(DataError, match='has not the MD5'): data.download(publisher, tmp_path / 'd' / 'file', '0' * 32)
-    assert [p.name for p in (tmp_path / 'd').iterdir() if not p.name.endswith('.lock')] == []
+    with pytest.raises(DataError, match='has not the MD5'): data._download(publisher, tmp_path / 'd' / 'file', '0' * 32)
+    assert left_in(tmp_path / 'd') == []
 
 
 def test_no_network_and_no_data_fails_quickly_with_places_and_ways(tmp_path, monkeypatch):
     monkeypatch.setenv('CXR_DATA', str(tmp_path / 'none'))
     for proxy in ('https_proxy', 'HTTPS_PROXY'): monkeypatch.setenv(proxy, 'http://127.0.0.1:9')
     start = time.time()
-    with pytest.raises(MissingData) as missing: data.check_dataset('pneumoniamnist')
+    with pytest.raises(MissingData) as missing: load_dataset('pneumoniamnist')
     assert time.time() - start < 5
     assert str(tmp_path / 'none') in str(missing.value) and all(f'\n  {k}. ' in str(missing.value) for k in (1, 2, 3))
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path):
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     import socket
+    monkeypatch.setattr(data, '_PATIENCE', 1)
     with socket.socket() as deaf:
         deaf.bind(('127.0.0.1', 0)); deaf.listen()
         start = time.time()
-        with pytest.raises(OSError): data.fetch(f'http://127.0.0.1:{deaf.getsockname()[1]}/x', tmp_path / 'x.part', seconds=1)
-        assert time.time() - start < 3
+        with pytest.raises(OSError): data._download(f'http://127.0.0.1:{deaf.getsockname()[1]}/x', tmp_path / 'x', '0' * 32)
+        assert time.time() - start < 3 and left_in(tmp_path) == []
 
 
 def test_auto_says_loudly_that_it_takes_phantoms(tmp_path, monkeypatch, capsys):
@@ -188,14 +223,16 @@ def test_a_truncated_local_file_is_an_error_even_for_auto(tmp_path, monkeypatch)
 
 BUILD = """
 import sys, time
-from cxr_study import data
-from cxr_study.images import Preprocess
-p = data.phantom(images=600); draw = p.source
+from cxr_study.data import cache
+from cxr_study.data.images import Preprocess
+from cxr_study.data.sets import phantom
+p = phantom(images=600)
+draw = p.source
 def slow(i): time.sleep(.01); return draw(i)
 p.source = slow
-data.fill.__defaults__ = (16, 2)
+cache.fill.__defaults__ = (16, 2)
 print('go', flush=True)
-data.decoded(p, Preprocess(32))
+cache.decoded(p, Preprocess(32))
 """
 
 
@@ -206,7 +243,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     while not part() or part().read_text().count('\n') < 60: time.sleep(.02)
     build.send_signal(signal.SIGKILL); build.wait()
     p = phantom(images=600)
-    before = data.images_done(part().parent, (600, 32, 32))
+    before = cache.images_done(part().parent, (600, 32, 32))
     assert 50 <= before < 600
     drawn, draw = [], p.source
     p.source = lambda i: drawn.append(i) or draw(i)
@@ -216,9 +253,9 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
 
 
 def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, monkeypatch):
-    fill = data.fill
+    fill = cache.fill
     def full(*args): fill(*args); raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(data, 'fill', full)
+    monkeypatch.setattr(cache, 'fill', full)
     with pytest.raises(StudyError, match='the disk is full'): decoded(phantom(images=20), SPEC)
     assert not list((tmp_path / 'cache').glob('*.part'))
 
@@ -227,8 +264,9 @@ LIMITED = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from cxr_study.data import decoded, phantom
-from cxr_study.images import Preprocess
+from cxr_study.data.cache import decoded
+from cxr_study.data.images import Preprocess
+from cxr_study.data.sets import phantom
 decoded(phantom(images=400), Preprocess(32))
 """
 
@@ -246,10 +284,10 @@ def test_two_processes_build_once(tmp_path):
 
 def test_another_file_or_size_is_another_cache(tmp_path):
     own = folder(tmp_path / 'own', 2)
-    paths = {data.cache_path(load_dataset(own), s) for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))}
-    assert data.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
+    paths = {cache.cache_path(load_dataset(own), s) for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))}
+    assert cache.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
     picture(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
-    paths.add(data.cache_path(load_dataset(own), SPEC))
+    paths.add(cache.cache_path(load_dataset(own), SPEC))
     assert len(paths) == 4
 
 
@@ -269,18 +307,18 @@ def test_folds_are_disjoint_by_patient_and_copy_over_many_random_sets():
 
 def test_open_data_refuses_a_leak(tmp_path):
     run = leaky_run(tmp_path)
-    data.open_data(run)
+    open_data(run)
     table = run.read('split.csv')
     table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[table.split == 'test'].iloc[0]
-    run.begin('02_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
-    with pytest.raises(LeakError): data.open_data(run)
+    run.begin('01_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
+    with pytest.raises(LeakError): open_data(run)
 
 
 def leaky_run(tmp_path):
-    p, run = phantom(images=100), Run(tmp_path / 'run').begin('02_data')
+    p, run = phantom(images=100), Run(tmp_path / 'run').begin('01_data')
     _, index, meta = decoded(p, SPEC)
     table, tolerated = make_split(p, index.sha256)
-    run.facts = dict(cache=data.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
+    run.facts = dict(cache=cache.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
     run.write('split.csv', table[table.split != '']); run.write('data.json', run.facts); run.finish()
     return run
 
@@ -303,7 +341,7 @@ def plant(image_set):
 
 @pytest.mark.parametrize('name', ('phantom', 'chest_xray'))
 def test_planted_leaks_are_found(name):
-    image_set = phantom(images=400) if name == 'phantom' else data.sample_patients(real(name), 600)
+    image_set = phantom(images=400) if name == 'phantom' else sample_patients(real(name), 600)
     planted, patient = plant(image_set)
     facts, t = audits.audit(planted), planted.table
     assert patient in facts['patients']['both_sides']

@@ -9,9 +9,9 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from cxr_study.data import dicom as images
 from cxr_study.data.formats import CorruptImage, DicomRefused, ImageError, Limits, TooLarge, UnsupportedFormat
-from cxr_study.data.images import Preprocess, decode, dimensions
+from cxr_study.core.options import defaults
+from cxr_study.data.images import Preprocess, decode, dimensions, read_picture, resize
 from cxr_study.data.dicom import to_dicom
 
 H, W = 48, 56
@@ -232,11 +232,68 @@ def test_exif_orientation_is_applied():
     assert np.abs(decode(jpeg(a, exif=exif, quality=98)).astype(int) - np.rot90(a, -1)).max() < 25
 
 
-def test_colour_and_print_jpegs():
+def saved(picture, format, **how):
+    picture.save(buffer := io.BytesIO(), format, **how)
+    return buffer.getvalue()
+
+
+def unusual():
+    "Files that hold something else than one grey picture, and what is said of each"
+    grey = Image.fromarray(stored(8, False))
+    others = dict(save_all=True, append_images=[grey.rotate(5)])
+    return {'animated PNG': (saved(grey, 'PNG', **others), 'This PNG is animated: it holds several pictures.'),
+            'several pictures in a JPEG': (saved(grey, 'MPO', **others), 'This JPEG holds several pictures.'),
+            'CMYK': (saved(grey.convert('CMYK'), 'JPEG'), 'This JPEG is in CMYK'),
+            'DICOM of several frames': (to_dicom(stored(8, False), NumberOfFrames=2), 'it has several frames'),
+            'GIF': (saved(grey, 'GIF'), 'This is neither JPEG nor PNG nor DICOM')}
+
+
+@pytest.fixture(scope='module')
+def predictor(tmp_path_factory):
+    pytest.importorskip('onnxruntime')
+    from cxr_study.serve.bundle import example_bundle
+    from cxr_study.serve.predictor import Predictor
+    return Predictor(example_bundle(tmp_path_factory.mktemp('bundle') / 'bundle'))
+
+
+@pytest.mark.parametrize('kind', unusual())
+def test_training_and_service_refuse_the_same_with_the_same_words(kind, predictor):
+    content, words = unusual()[kind]
+    said = []
+    for use in (decode, Preprocess(32), predictor):
+        with pytest.raises(ImageError) as refused: use(content)
+        said.append(str(refused.value))
+    assert words in said[0] and len(set(said)) == 1
+
+
+def test_one_picture_in_an_animation_or_after_an_unused_chunk_is_read(predictor):
+    grey = Image.fromarray(stored(8, False))
+    content = saved(grey, 'PNG', save_all=True)
+    assert (decode(content) == stored(8, False)).all() and predictor(content)['image']['format'] == 'PNG'
+
+
+@pytest.mark.parametrize('how', [dict(), dict(subsampling=0), dict(progressive=True), dict(keep_rgb=True)], ids=str)
+def test_grey_levels_of_colour_jpegs_are_those_that_the_decoder_gives(how):
     a = stored(8, False)
-    cmyk = Image.fromarray(np.dstack([a] * 3)).convert('CMYK')
-    cmyk.save(buffer := io.BytesIO(), 'JPEG', quality=95)
-    for content in (jpeg(np.dstack([a] * 3), quality=95), buffer.getvalue()): assert decode(content).shape == a.shape
+    content = saved(Image.fromarray(np.dstack([a, a // 2, 255 - a])), 'JPEG', quality=95, **how)
+    picture = Image.open(io.BytesIO(content))
+    picture.draft('L', picture.size)
+    found = read_picture(content)
+    assert (found.grey == np.asarray(picture.convert('L'))).all() and found.colourfulness() > 50
+    assert read_picture(jpeg(a)).colourfulness() == 0 < read_picture(jpeg(np.dstack([a] * 3))).colourfulness() + 1 < 3
+
+
+def test_a_file_is_opened_once(monkeypatch, predictor):
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, 'open', lambda *args, **kwargs: opened.append(1) or real(*args, **kwargs))
+    predictor(jpeg(np.dstack([stored(8, False)] * 3)))
+    assert len(opened) == 1
+
+
+def test_preprocess_has_the_defaults_of_the_stage():
+    from cxr_study.data.sets import ImageSet
+    stage = defaults('01_data')
+    assert Preprocess() == Preprocess(ImageSet.default_size, stage['geometry'], standardise=stage['standardise'])
 
 
 @pytest.mark.parametrize('keep', (.02, .3, .9))
@@ -252,7 +309,7 @@ def test_scaled_decoding_is_never_smaller_than_asked_and_close():
     a = ((np.sin(x / 90) + np.cos(y / 70) + 2) * 63).astype(np.uint8)
     for size in (60, 130, 224, 999, 2000):
         assert min(decode(jpeg(a), at_least=size).shape) >= min(size, 1000)
-    full = images.resize(decode(jpeg(a)), 224)
+    full = resize(decode(jpeg(a)), 224)
     assert np.abs(Preprocess(224)(jpeg(a)).astype(int) - full).max() <= 4
 
 

@@ -79,13 +79,13 @@ def make_trained(torch, folder):
     table, facts = make_split(drawn, index.sha256)
     cpu, recipe = torch.device("cpu"), Recipe(epochs=1, batch_size=16, lr=1e-3, precision="fp32")
     model, _ = train(Training("test_resnet", recipe=recipe), images, table, spec, folder/"c.pt", say=str, device=cpu)
-    run = Run(folder/"run").begin("02_data")
+    run = Run(folder/"run").begin("01_data")
     run.write("preprocess.json", spec.to_dict()); run.write("split.csv", table)
     run.write("data.json", dict(cache=cache_path(drawn, spec).name, cache_sha256=meta["images_sha256"], tolerated=None))
     run.finish(synthetic=True, data=dict(dataset="phantom", requested="phantom", counts=counts(table).T.to_dict(), patients_known=True))
-    save_model(run.begin("04_training"), model.cpu(), arch="test_resnet", seed=0)
+    save_model(run.begin("02_training"), model.cpu(), arch="test_resnet", seed=0)
     run.write("predictions.csv", predict_table(model, images, table)); run.finish()
-    run.begin("06e_promises").write("calibration.json", example_calibration().to_dict()); run.finish()
+    run.begin("04_calibration").write("calibration.json", example_calibration().to_dict()); run.finish()
     return run, make_bundle(run.folder), drawn, images, table.set_index("image_id").row
 
 
@@ -164,8 +164,8 @@ def test_the_service_opens_no_connection_to_elsewhere(service):
 
 
 def test_nothing_of_the_service_unpickles():
-    for m in ("bundle", "predictor", "dicomsr", "guard", "workers", "page", "service"):
-        assert not re.search(r"\bpickle\b|torch\.load|\beval\(|\bexec\(", (ROOT/f"cxr_study/{m}.py").read_text()), m
+    for m in ("bundle", "predictor", "structured_report", "guard", "service"):
+        assert not re.search(r"\bpickle\b|torch\.load|\beval\(|\bexec\(", (ROOT/f"cxr_study/serve/{m}.py").read_text()), m
 
 
 # --- Bad input ---

@@ -33,7 +33,7 @@ def test_the_manifest_says_what_the_run_stood_on(finished):
     assert len(manifest["data"]["split_sha256"]) == 64 and len(manifest["data"]["cache_sha256"]) == 64
     assert {"python", "torch", "fastai", "numpy"} <= set(manifest["versions"])
     assert manifest["parameters"]["epochs"] == 2 and all(s["seconds"] > 0 for s in manifest["stages"].values() if s["parameters"])
-    assert {"commit", "dirty"} == set(manifest["stages"]["04_training"]["git"])
+    assert {"commit", "dirty"} == set(manifest["stages"]["02_training"]["git"])
 
 
 def test_the_report_needs_nothing_else(finished):
@@ -73,7 +73,7 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path):
     assert (tmp_path/"run/checkpoint.pt").exists(), "training was to be interrupted after its first epoch"
     done = subprocess.run(command, env=bare(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "02_data: done before" in done.stdout and "Resuming after epoch" in done.stderr
+    assert "01_data: done before" in done.stdout and "Resuming after epoch" in done.stderr
     assert (tmp_path/"run/predictions.csv").read_bytes() == run.path("predictions.csv").read_bytes()
 
 
@@ -110,7 +110,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(tmp_path):
     disk = tmp_path/"disk"; disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode: pytest.skip("a small disk cannot be mounted here")
     try:
-        run = Run(disk/"run").begin("02_data")
+        run = Run(disk/"run").begin("01_data")
         with pytest.raises(StudyError, match="disk is full"): run.write("split.csv", pd.DataFrame(np.random.rand(50_000, 4)))
         assert [p.name for p in (disk/"run").iterdir()] == ["manifest.json"]
     finally: subprocess.run(["umount", disk], check=True)

@@ -27,9 +27,10 @@ def data(tmp_path_factory):
 SCRIPT = """
 import json, sys, torch, numpy as np, pandas as pd
 from pathlib import Path
-from cxr_study.images import Preprocess
-from cxr_study.learner import Recipe
-from cxr_study.training import Training, train
+from cxr_study.data.images import Preprocess
+from cxr_study.train.recipe import Keeper, Recipe
+from cxr_study.train.training import Training, train
+Keeper.every = 0.
 job = json.loads(Path(sys.argv[1]).read_text())
 images = np.memmap(job['images'], np.uint8, 'r', shape=(160, 32, 32))
 training = Training('test_resnet', recipe=Recipe(**job['recipe']))
@@ -67,8 +68,8 @@ def test_killed_and_resumed(data, tmp_path):
 SEEN = """
 import os, sys, json, numpy as np, pandas as pd, torch
 from pathlib import Path
-from cxr_study.batches import dataloaders
-from cxr_study.training import ShardedLoader
+from cxr_study.train.loaders import dataloaders
+from cxr_study.train.training import ShardedLoader
 torch.distributed.init_process_group('gloo')
 images = np.arange(100, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
 table = pd.DataFrame(dict(row=range(100), label=[0, 1]*50, split=['train']*64 + ['val']*36))
@@ -85,6 +86,30 @@ def test_two_processes_divide_the_images(tmp_path):
     ranks = [json.loads((tmp_path/r).read_text()) for r in '01']
     assert sorted(ranks[0]['train'] + ranks[1]['train']) == list(range(64))
     assert sorted(ranks[0]['val'] + ranks[1]['val']) == list(range(64, 100))
+
+
+DRAWN = """
+import os, sys, json, torch
+from pathlib import Path
+from types import SimpleNamespace
+from cxr_study.train.recipe import SeedEpochs
+if int(os.environ.get('WORLD_SIZE', 1)) > 1: torch.distributed.init_process_group('gloo')
+loader = SimpleNamespace()
+seeds = SeedEpochs(3)
+seeds.learn = SimpleNamespace(epoch=2, dls=SimpleNamespace(train=loader))
+seeds.before_epoch()
+Path(sys.argv[1], os.environ.get('RANK', 'alone')).write_text(json.dumps(dict(torch=float(torch.rand(())), order=loader.rng.random())))
+"""
+
+
+def test_two_processes_draw_differently(tmp_path):
+    "Augmentation and dropout differ between the ranks, the order of images does not; rank 0 draws as one process does"
+    subprocess.run([sys.executable, '-c', DRAWN, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--no-python', sys.executable, '-c', DRAWN, str(tmp_path)],
+                   check=True, capture_output=True, timeout=120)
+    alone, first, second = (json.loads((tmp_path/name).read_text()) for name in ('alone', '0', '1'))
+    assert first == alone
+    assert second['torch'] != alone['torch'] and second['order'] == alone['order']
 
 
 def test_two_processes_learn_as_one(data, tmp_path):
@@ -106,3 +131,15 @@ def test_a_large_array_is_held_once(tmp_path):
     before = anonymous()
     for _, (x, y) in zip(range(200), dataloaders(images, table, 64, 'none', torch.device('cpu')).train): assert x.shape == (64, 1, 64, 64)
     assert images.nbytes/2**20 > 400 and anonymous() - before < 100
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_processor(tmp_path):
+    "All parts in small, none of which may fail; with no time left, none begins"
+    script = Path(__file__).parent.parent/'benchmarks/gpu.py'
+    subprocess.run([sys.executable, str(script), '--tiny', '--out', str(tmp_path/'gpu.json')], check=True, capture_output=True, timeout=300)
+    found = json.loads((tmp_path/'gpu.json').read_text())
+    assert not [name for name, part in found.items() if name != 'tiny' and ('error' in str(part) or 'skipped' in str(part))]
+    assert all(found['same']['found'].values())
+    assert all(part['largest_difference'] < 1e-4 for part in found['parity']['found'].values())
+    subprocess.run([sys.executable, str(script), 'speed', '--tiny', '--seconds', '-1', '--out', str(tmp_path/'none.json')], check=True, capture_output=True, timeout=120)
+    assert 'skipped' in json.loads((tmp_path/'none.json').read_text())['speed']

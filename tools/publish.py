@@ -13,7 +13,6 @@ from PIL import Image
 
 from cxr_study.core.run import Run, StudyError, atomic_write, root
 from cxr_study.pipeline.published import PUBLISHED, check_published, experiment_of
-from cxr_study.pipeline.stages import study_cells
 
 
 def publishable(run_folder: str | Path) -> Run:
@@ -73,9 +72,8 @@ def publish_outputs(run_folder: str | Path, folder: Path | None = None) -> list[
         target = Path(folder or root()/"nbs")/path.name
         notebook = nbformat.read(target, 4)
         tagged = ["parameters" in cell.metadata.get("tags", []) for cell in notebook.cells]
-        ran = {cell.id for cell in study_cells(notebook)}
         for cell in notebook.cells[tagged.index(True) + 1:]:
-            if cell.cell_type != "code" or cell.id not in ran:
+            if cell.cell_type != "code":
                 continue
             if cell.id not in made or made[cell.id].source != cell.source:
                 raise StudyError(f"{path.stem} has changed since {run.folder.name} ran it. Run it again first.")

@@ -16,9 +16,9 @@ import numpy as np
 from ..evaluate.evaluation import BOOTSTRAPS, entry, quote, undefined
 from ..evaluate.metrics import brier_parts, curve, losses, scored
 from ..evaluate.intervals import jackknife, resample
-from ..predict.table import CLASSES
+from ..core.classes import CLASSES, in_prose
 from ..predict.decision import sigmoid
-from ..core.style import COLOURS, figure
+from ..core.style import CLASS_COLOURS, COLOURS, figure
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #948a5f26
 def recalibration(s, weights,               # `Scored`; float [replicates, images]
@@ -201,24 +201,24 @@ def draw_reliability(ax, s, colour=COLOURS['test']):
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #89aab2d3
 def reliability_figure(tables,              # Name of a panel -> table of predictions, logits calibrated or not
-                       split='test'):
+                       split='test', classes=CLASSES):
     "Reliability curves with consistency bands, and histograms of each class below"
     fig, axes = figure(len(tables), 2, width='wide', height=1.9, sharex=True, squeeze=False, gridspec_kw=dict(height_ratios=[3, 1]))
     outside = {}
     for (name, table), top, bottom in zip(tables.items(), *axes):
         outside[name] = draw_reliability(top, s := scored(table, split))
         top.set_title(f"{name}\ndebiased ECE {ece_debiased(s, s.ones)[0]:.3f}, {outside[name]:.0%} outside", weight='normal')
-        draw_classes(bottom, s)
-    axes[0, 0].set_ylabel("Share with pneumonia")
+        draw_classes(bottom, s, classes)
+    axes[0, 0].set_ylabel(f"Share with {in_prose(classes[1])}")
     axes[1, 0].set_ylabel("Images")
     worst = max(outside, key=outside.get)
     fig.suptitle(f"{worst}: {outside[worst]:.0%} of the images lie outside the band of a calibrated score", x=.01, ha='left', weight='bold', size=10)
     return fig
 
-def draw_classes(ax, s):
+def draw_classes(ax, s, classes=CLASSES):
     "Histogram of the probabilities of each class, the classes named above it"
     for k, mine in enumerate((~s.label, s.label)):
-        ax.hist(sigmoid(s.logit[mine]), np.linspace(0, 1, 41), color=COLOURS[CLASSES[k]], alpha=.6)
-        ax.text(k, 1.02, CLASSES[k], color=COLOURS[CLASSES[k]], ha='right' if k else 'left', size=7.5, transform=ax.transAxes)
-    ax.set(yscale='log', xlabel="Probability of pneumonia")
+        ax.hist(sigmoid(s.logit[mine]), np.linspace(0, 1, 41), color=CLASS_COLOURS[k], alpha=.6)
+        ax.text(k, 1.02, classes[k], color=CLASS_COLOURS[k], ha='right' if k else 'left', size=7.5, transform=ax.transAxes)
+    ax.set(yscale='log', xlabel=f"Probability of {in_prose(classes[1])}")
     ax.set_ylim(.7, max(ax.get_ylim()[1], 20))

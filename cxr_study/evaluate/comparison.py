@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/comparison.html.md"""
 
 # %% auto #0
 __all__ = ['COMPARED', 'paired', 'differences', 'p_value', 'delong_test', 'mcnemar_test', 'holm', 'compare', 'ensemble',
-           'over_seeds', 'seeds_figure', 'common_errors', 'common_figure', 'comparison_figure']
+           'over_seeds', 'noise_title', 'seeds_figure', 'common_errors', 'common_figure', 'comparison_figure']
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #617c8b8d
 import itertools
@@ -20,6 +20,7 @@ from .metrics import HALF, metrics, scored
 from .intervals import bootstrap, collect, delong, jackknife
 from .figures import forest_axes
 from ..predict.decision import sigmoid
+from ..core.classes import CLASSES
 from ..core.style import COLOURS, MODELS, figure
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #e62daeb3
@@ -120,6 +121,12 @@ def over_seeds(tables, split='test', point=HALF, **settings):  # Settings for `e
     return found
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #1f76deae
+def noise_title(shown):                     # Metric -> what `over_seeds` found
+    "How far patients and seeds move the figures; no ratio for fewer than three seeds"
+    ratios = [f['sampling']/f['sd'] for f in shown.values() if f['sampling'] and f['sd'] and len(f['seeds']) >= 3]
+    if not ratios: return "Each seed, and their ensemble"
+    return f"Other patients would move the figures {np.median(ratios):.1f} times as far as other seeds do"
+
 def seeds_figure(found,                     # From `over_seeds`
                  metrics=('auc', 'sensitivity', 'specificity', 'brier'), split='test', point=HALF):
     "Each seed with its interval, their mean and standard deviation, and the ensemble: a panel a metric"
@@ -132,8 +139,7 @@ def seeds_figure(found,                     # From `over_seeds`
         ax.axvspan(f['mean'] - f['sd'], f['mean'] + f['sd'], color=MODELS[2], alpha=.35, lw=0)
         ax.set_title(title(metric), weight='normal')
         ax.set_xlabel(f"{f['mean']:.3f} ± {f['sd']:.3f} (shaded)")
-    ratio = np.median([f['sampling']/f['sd'] for f in shown.values() if f['sampling'] and f['sd']] or [np.nan])
-    fig.suptitle(f"Other patients would move the figures {ratio:.1f} times as far as other seeds do", x=.01, ha='left', weight='bold', size=10)
+    fig.suptitle(noise_title(shown), x=.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #b255334d
@@ -145,21 +151,24 @@ def common_errors(tables, split='test', point=HALF):  # Seed -> table of predict
     return rows[wrong == 1].sort_values('margin', ascending=False), int((wrong > 0).sum())
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #d5f00c87
-def common_figure(tables, images=None, split='test', point=HALF, columns=8):
+def common_figure(tables, images=None, split='test', point=HALF, columns=8, classes=CLASSES):
     "Gallery of the errors that all seeds make, the most confident first"
     rows, anywhere = common_errors(tables, split, point)
     heading = f"{len(rows)} of {anywhere} images that some of {len(tables)} seeds get wrong are wrong in all of them"
-    return gallery({heading: rows.head(columns), "More of them": rows.iloc[columns:2*columns]} if len(rows) > columns else {heading: rows}, images, columns)
+    groups = {heading: rows.head(columns)}
+    if len(rows) > columns: groups["More of them"] = rows.iloc[columns:2*columns]
+    return gallery(groups, images, columns, classes)
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #d2747bcd
 def comparison_figure(found,                # From `compare`
                       metric='auc'):
     "Forest plot of the differences of one metric between each pair of models"
     rows = {f"{e['first']} − {e['second']}": e for e in found if e['metric'] == metric}
-    clear = sum(e['p_holm'] < .05 for e in rows.values())
+    tested = [e['p_holm'] for e in rows.values() if e['p_holm'] is not None]
+    clear = sum(p < .05 for p in tested)
     fig, ax = figure(width='wide', height=.3*len(rows) + .9)
     forest_axes(ax, rows)
     ax.axvline(0, color=COLOURS['chance'], lw=1, ls=':')
-    ax.set_title(f"{clear} of {len(rows)} differences of {title(metric)} are more than chance (Holm, 5 %)")
+    ax.set_title(f"{clear} of {len(tested)} differences of {title(metric)} are more than chance (Holm, 5 %)")
     ax.set_xlabel("Difference and 95 % interval, paired, resampling patients")
     return fig

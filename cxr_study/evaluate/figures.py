@@ -6,8 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/figures.html.md"""
 
 # %% auto #0
 __all__ = ['GRID', 'SHOWN', 'roc_at', 'precision_at', 'bands', 'draw_curve', 'name_models', 'mark_point', 'roc_figure',
-           'pr_figure', 'confusion', 'confusion_figure', 'histogram_figure', 'forest_axes', 'forest_figure',
-           'loss_acc_auc']
+           'pr_figure', 'confusion', 'confusion_figure', 'histogram_figure', 'forest_axes', 'weaker_side',
+           'forest_figure', 'loss_acc_auc']
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #d40a829f
 import numpy as np
@@ -15,9 +15,9 @@ import numpy as np
 from .metrics import HALF, counts, curve, scored
 from .evaluation import key, quote, title
 from .intervals import resample, wilson
-from ..predict.table import CLASSES
 from ..predict.decision import sigmoid
-from ..core.style import COLOURS, MAPS, MODELS, figure, label_line
+from ..core.classes import CLASSES, in_prose
+from ..core.style import CLASS_COLOURS, COLOURS, MAPS, MODELS, figure, label_line
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #de98c488
 GRID = np.linspace(0, 1, 201)
@@ -106,33 +106,35 @@ def confusion(s, point=HALF):
     return cells, text
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #65762386
-def confusion_figure(table, split='test', point=HALF):
+def confusion_figure(table, split='test', point=HALF, classes=CLASSES):
     "Confusion matrix: counts, shares of each row and their intervals"
     import seaborn as sns
     cells, text = confusion(scored(table, split), point)
+    negative, positive = classes
     fig, ax = figure(height=3.6)
     share = cells/np.maximum(cells.sum(1, keepdims=True), 1)
-    sns.heatmap(share, annot=np.array(text), fmt='', cmap=MAPS['amount'], vmin=0, vmax=1.15, cbar=False, square=True, linewidths=2, ax=ax,
-                xticklabels=CLASSES, yticklabels=CLASSES, annot_kws=dict(size=9))
+    sns.heatmap(share, annot=np.array(text), fmt='', cmap=MAPS['amount'], vmin=0, vmax=1.15, cbar=False, square=True,
+                linewidths=2, ax=ax, xticklabels=classes, yticklabels=classes, annot_kws=dict(size=9))
     ax.set(xlabel=f"Called at threshold {point.threshold:.2g}", ylabel="Truth")
-    ax.set_title(f"{cells[1, 0]} of {cells[1].sum()} pneumonias missed,\n{cells[0, 1]} of {cells[0].sum()} normals called pneumonia")
+    missed = f"{cells[1, 0]} of {cells[1].sum()} {positive} missed"
+    ax.set_title(f"{missed},\n{cells[0, 1]} of {cells[0].sum()} {negative} called {positive}")
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #e350c844
-def histogram_figure(table, split='test', point=HALF):
+def histogram_figure(table, split='test', point=HALF, classes=CLASSES):
     "Histogram of the probability for each class, with the threshold"
     import seaborn as sns
     s = scored(table, split)
     p, wrong = sigmoid(s.logit), point.decide(s.logit) != s.label
     fig, axes = figure(rows=2, height=1.8, sharex=True)
-    for ax, name, mine in zip(axes, CLASSES, (~s.label, s.label)):
-        sns.histplot(x=p[mine], bins=np.linspace(0, 1, 41), color=COLOURS[name], ax=ax, edgecolor='white', lw=.3)
+    for ax, name, colour, mine in zip(axes, classes, CLASS_COLOURS, (~s.label, s.label)):
+        sns.histplot(x=p[mine], bins=np.linspace(0, 1, 41), color=colour, ax=ax, edgecolor='white', lw=.3)
         ax.axvline(point.threshold, color='black', lw=1, ls='--')
-        ax.set_title(f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong", color=COLOURS[name], weight='normal', size=9)
+        ax.set_title(f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong", color=colour, weight='normal', size=9)
         ax.set(ylabel="Images", xlim=(0, 1))
     near = (np.abs(p - point.threshold) < .1).mean()
     fig.suptitle(f"{100*near:.0f} % of the images lie within 0.1 of the threshold", x=.01, ha='left', weight='bold', size=10)
-    axes[1].set_xlabel("Probability of pneumonia")
+    axes[1].set_xlabel(f"Probability of {in_prose(classes[1])}")
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #725c9810
@@ -156,15 +158,26 @@ def forest_axes(ax, rows,                   # Name -> entry, from the top
 SHOWN = ('auc', 'average_precision', 'sensitivity', 'specificity', 'balanced_accuracy', 'accuracy', 'ppv', 'npv', 'f1_pneumonia', 'f1_normal',
          'mcc', 'brier')
 
-def forest_figure(figures, split='test', point=HALF, shown=SHOWN):
+def weaker_side(sensitivity, specificity):  # Entries of `metrics.json`
+    "What sensitivity and specificity show beside each other: the weaker one if their intervals lie apart"
+    sides = [(title('sensitivity'), sensitivity), (title('specificity'), specificity)]
+    if any(entry[k] is None for _, entry in sides for k in ('value', 'lower', 'upper')):
+        return "Metrics with their intervals"
+    (name, weaker), (_, stronger) = sorted(sides, key=lambda side: side[1]['value'])
+    if weaker['upper'] >= stronger['lower']: return "Sensitivity and specificity do not clearly differ"
+    return f"{name} is the weak side: {quote(weaker)}"
+
+def forest_figure(figures, split='test', point=HALF, shown=SHOWN, classes=CLASSES):
     "Forest plot of the metrics of a split"
-    rows = {title(m) + (" (lower is better)" if m in ('brier', 'log_loss') else ''): figures[key(split, m, point)] for m in shown}
-    defined = {n: e for n, e in rows.items() if n in map(title, ('sensitivity', 'specificity')) and e['value'] is not None}
+    rows = {}
+    for metric in shown:
+        lower_is_better = " (lower is better)" if metric in ('brier', 'log_loss') else ''
+        rows[title(metric, classes) + lower_is_better] = figures[key(split, metric, point)]
     fig, ax = figure(height=.27*len(rows) + .8, width='wide')
     forest_axes(ax, rows)
-    weakest = min(defined, key=lambda n: defined[n]['value']) if defined else None
-    ax.set(xlim=(min(0, *(e['lower'] or 0 for e in rows.values())), 1), xlabel="Value and 95 % interval, resampling patients")
-    ax.set_title(f"{weakest} is the weak side: {quote(defined[weakest])}" if weakest else "Metrics")
+    left = min(0, *(entry['lower'] or 0 for entry in rows.values()))
+    ax.set(xlim=(left, 1), xlabel="Value and 95 % interval, resampling patients")
+    ax.set_title(weaker_side(*(figures[key(split, metric, point)] for metric in ('sensitivity', 'specificity'))))
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #70ca162c

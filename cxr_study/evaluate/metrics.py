@@ -148,15 +148,15 @@ def metrics(s, weights,                     # `Scored`; float [replicates, image
     return {**rates(*counts(s, weights, point), prevalences), **areas(tp, fp), **loss, **brier_parts(loss['brier'], tp, fp)}
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #b15d0a77
-NEEDS = {'no image of PNEUMONIA': ('sensitivity', 'balanced_accuracy', 'mcc', 'lr_positive', 'lr_negative', 'auc', 'partial_auc',
+NEEDS = {'no image of the positive class': ('sensitivity', 'balanced_accuracy', 'mcc', 'lr_positive', 'lr_negative', 'auc', 'partial_auc',
                                    'average_precision', 'ppv_at', 'npv_at'),
-         'no image of NORMAL': ('specificity', 'balanced_accuracy', 'mcc', 'lr_positive', 'lr_negative', 'auc', 'partial_auc', 'ppv_at', 'npv_at'),
-         'no image is called pneumonia': ('ppv', 'mcc', 'ppv_at'),
-         'every image is called pneumonia': ('npv', 'mcc', 'npv_at'),
+         'no image of the negative class': ('specificity', 'balanced_accuracy', 'mcc', 'lr_positive', 'lr_negative', 'auc', 'partial_auc', 'ppv_at', 'npv_at'),
+         'no image is called positive': ('ppv', 'mcc', 'ppv_at'),
+         'every image is called positive': ('npv', 'mcc', 'npv_at'),
          'no false positive: the ratio is infinite': ('lr_positive',),
-         'no normal image is recognised: the ratio is infinite': ('lr_negative',),
-         'no image is, or is called, pneumonia': ('f1_pneumonia',),
-         'every image is, and is called, pneumonia': ('f1_normal',)}
+         'no image of the negative class is recognised: the ratio is infinite': ('lr_negative',),
+         'no image is, or is called, positive': ('f1_pneumonia',),
+         'every image is, and is called, positive': ('f1_normal',)}
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #0d8c1373
 def missing(tp, fp, fn, tn):

@@ -7,7 +7,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/misclassified.html.md""
 # %% auto #0
 __all__ = ['KINDS', 'KNOWN', 'FEWEST', 'decisions', 'worst', 'least_certain', 'probability_words', 'two_lines', 'draw_image',
            'gallery', 'misclassified_figure', 'images_of', 'cut', 'groupings', 'fisher', 'rate_entry', 'subgroups',
-           'subgroup_figure', 'suspects', 'duplicates']
+           'subgroup_title', 'subgroup_figure', 'suspects', 'duplicates']
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #a3ca80e2
 import textwrap
@@ -19,9 +19,9 @@ from ..core.run import StudyError, sha256
 from .metrics import HALF, scored
 from .intervals import effective_size, wilson
 from .figures import forest_axes
-from ..predict.table import CLASSES
 from ..predict.decision import sigmoid
-from ..core.style import COLOURS, figure
+from ..core.classes import CLASSES, shown_name
+from ..core.style import CLASS_COLOURS, COLOURS, figure
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #59415915
 KINDS = ('false negative', 'false positive', 'right')
@@ -50,19 +50,23 @@ def two_lines(name, width=16):
     "The last two lines of a name that is broken behind - and _"
     return '\n'.join(line.replace('_ ', '_').strip() for line in textwrap.wrap(name.replace('_', '_ '), width)[-2:])
 
-def draw_image(ax, row, image=None):        # A row of `decisions`; uint8 [H, W] or None
+def draw_image(ax, row,                     # A row of `decisions`
+               image=None, classes=CLASSES):  # uint8 [H, W] or None; names of the classes
     "Draw one image with its probability, framed in the colour of its true class"
+    colour = CLASS_COLOURS[row.label]
     ax.set(xticks=[], yticks=[])
     ax.set_title(probability_words(row.probability), size=8.5, weight='normal', loc='center', pad=2)
-    ax.set_xlabel(f"{CLASSES[row.label]}\n{two_lines(Path(str(row.image_id)).stem)}", size=6.5, color=COLOURS[CLASSES[row.label]], labelpad=2)
-    if image is None: ax.text(.5, .5, "image not\nat hand", ha='center', va='center', size=7, color=COLOURS['chance'], transform=ax.transAxes)
+    ax.set_xlabel(f"{classes[row.label]}\n{two_lines(Path(str(row.image_id)).stem)}", size=6.5, color=colour, labelpad=2)
+    if image is None:
+        ax.text(.5, .5, "image not\nat hand", ha='center', va='center', size=7, color=COLOURS['chance'],
+                transform=ax.transAxes)
     else: ax.imshow(image, cmap='gray', vmin=0, vmax=255)
-    for spine in ax.spines.values(): spine.set(visible=True, color=COLOURS[CLASSES[row.label]], linewidth=1.5)
+    for spine in ax.spines.values(): spine.set(visible=True, color=colour, linewidth=1.5)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #efeb3103
 def gallery(groups,                         # Title of each line of images -> rows of `decisions`
             images=None,                    # image_id -> uint8 [H, W]; None if there are no images
-            columns=8):
+            columns=8, classes=CLASSES):
     "A figure with one line of images for each group; an empty group says none"
     fig, axes = figure(1, len(groups), width='wide', height=1.65, squeeze=False)
     for ax, (heading, rows) in zip(axes[:, 0], groups.items()):
@@ -70,17 +74,19 @@ def gallery(groups,                         # Title of each line of images -> ro
         ax.set_title(heading)
         ax.text(0, .5, "" if len(rows) else "none")
         for i, row in enumerate(rows.itertuples()):
-            draw_image(ax.inset_axes((i/columns, .08, .88/columns, .76)), row, None if images is None else images(row.image_id))
+            frame = ax.inset_axes((i/columns, .08, .88/columns, .76))
+            draw_image(frame, row, None if images is None else images(row.image_id), classes)
     return fig
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #06f7ea19
-def misclassified_figure(rows, images=None, columns=8):
+def misclassified_figure(rows, images=None, columns=8, classes=CLASSES):
     "Gallery of the most confident errors of both kinds"
+    negative, positive = classes
     groups = {}
-    for kind, words in zip(KINDS, ("Pneumonia called normal", "Normal called pneumonia")):
+    for kind, words in zip(KINDS, (f"{positive} called {negative}", f"{negative} called {positive}")):
         chosen = worst(rows, kind, columns)
         groups[f"{words}: {len(chosen)} of {(rows.kind == kind).sum()}, the most confident first"] = chosen
-    return gallery(groups, images, columns)
+    return gallery(groups, images, columns, classes)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #db20fedf
 def images_of(run):
@@ -150,19 +156,28 @@ def subgroups(rows, groups):                # From `decisions` and `groupings`
     return found
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #fd3103f1
-def subgroup_figure(found, rows):           # From `subgroups` and `decisions`
+def subgroup_title(found, classes=CLASSES): # From `subgroups`
+    "What the tests of the subgroups show"
+    if not any(e['p'] is not None for e in found):
+        return f"No subgroup was tested: none has {FEWEST} patients beside {FEWEST} others of its class"
+    clear = [e for e in found if e.get('p_holm', 1) < .05]
+    if not clear: return "No subgroup differs beyond chance (Holm, 5 %)"
+    names = [f"{e['column']} {e['group']} ({shown_name(e['truth'], classes)})" for e in clear]
+    return "Errors gather or thin out in: " + ', '.join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+def subgroup_figure(found, rows, classes=CLASSES):  # From `subgroups` and `decisions`; names of the classes
     "Forest plot of error rates by subgroup, a panel a class, with the rate of the whole class as a line"
     fig, axes = figure(2, width='wide', height=.8 + .2*max(3, len(found)/2), sharex=True)
-    for ax, name in zip(axes, reversed(CLASSES)):
-        mine = [e for e in found if e['truth'] == name]
+    for ax, label in zip(axes, (1, 0)):
+        mine = [e for e in found if e['truth'] == CLASSES[label]]
         labels = {f"{e['column']} {e['group']} (n={e['n']}){' *' if e.get('p_holm', 1) < .05 else ''}": e for e in mine}
-        forest_axes(ax, labels, words=False, colours={name: COLOURS['chance'] for name, e in labels.items() if e['p'] is None})
-        ax.axvline((rows[rows.label == CLASSES.index(name)].kind != 'right').mean(), color=COLOURS[name], lw=1, ls='--')
-        ax.set_title(f"{name}: error rate", color=COLOURS[name], weight='normal')
-    fig.supxlabel("1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, a group or the rest of its class has too few patients.", size=8)
-    clear = [f"{e['column']} {e['group']} ({e['truth']})" for e in found if e.get('p_holm', 1) < .05]
-    fig.suptitle("Errors gather or thin out in: " + ', '.join(clear[:3]) + (" ..." if len(clear) > 3 else "") if clear
-                 else "No subgroup differs beyond chance (Holm, 5 %)", x=.01, ha='left', weight='bold', size=10)
+        grey = {name: COLOURS['chance'] for name, e in labels.items() if e['p'] is None}
+        forest_axes(ax, labels, words=False, colours=grey)
+        ax.axvline((rows[rows.label == label].kind != 'right').mean(), color=CLASS_COLOURS[label], lw=1, ls='--')
+        ax.set_title(f"{classes[label]}: error rate", color=CLASS_COLOURS[label], weight='normal')
+    fig.supxlabel("1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, "
+                  "a group or the rest of its class has too few patients.", size=8)
+    fig.suptitle(subgroup_title(found, classes), x=.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #acff8dcf

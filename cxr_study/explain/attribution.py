@@ -25,12 +25,13 @@ from ..evaluate.metrics import HALF, Scored
 from ..evaluate.evaluation import entry, undefined
 from ..evaluate.intervals import jackknife, resample
 from ..data.images import Preprocess
-from ..train.networks import Classifier, create_body
+from ..train.networks import Classifier, create_body, on_device
 from ..predict.heat_map import evidence, heat_map, overlay
+from ..core.classes import CLASSES
 from ..core.style import figure
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #d8443701
-NOTE = "Attribution is not localisation: the map shows what raised this network's answer, not where a pneumonia is."
+NOTE = "Attribution is not localisation: the map shows what raised this network's answer, not where a disease is."
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #26ff9bb6
 class Bodies(nn.Module):
@@ -127,9 +128,10 @@ def explain_all(model,                      # `Classifier`, `Ensemble` or `Insid
     "Method -> maps of what speaks for pneumonia, float32 [N, H, W], each from 0 to 1"
     if unknown := set(methods) - set(METHODS): raise StudyError(f"There is no method {', '.join(unknown)}; there are {', '.join(METHODS)}.")
     inside, found = model if isinstance(model, Inside) else Inside(model), {method: [] for method in methods}
-    for i in range(0, len(images), bs):
-        z = inside.normalised(images[i:i + bs])
-        for method in methods: found[method].append(METHODS[method](inside, z))
+    with on_device(inside):
+        for i in range(0, len(images), bs):
+            z = inside.normalised(images[i:i + bs])
+            for method in methods: found[method].append(METHODS[method](inside, z))
     return {method: np.concatenate(maps) for method, maps in found.items()}
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #01c9a7c0
@@ -174,7 +176,7 @@ def draw_scale(ax):
 # %% ../../nbs/lib/explain/01_attribution.ipynb #ac3e09dd
 def explanation_figure(groups,              # Kind -> rows of `answers`, from `cases`
                        images,              # image_id -> uint8 [H, W]
-                       model, method='CAM', columns=8):
+                       model, method='CAM', columns=8, classes=CLASSES):
     "Gallery of radiographs and their overlays, a line for each kind of answer, with a scale"
     heights = [2.35 if len(rows) else .3 for rows in groups.values()]
     fig, axes = figure(1, len(groups), width='wide', height=sum(heights)/len(heights), squeeze=False, gridspec_kw=dict(height_ratios=heights))
@@ -185,7 +187,7 @@ def explanation_figure(groups,              # Kind -> rows of `answers`, from `c
         pictures = np.stack([images(i) for i in rows.image_id])
         for i, (row, picture, heat) in enumerate(zip(rows.itertuples(), pictures, explain(model, pictures, method))):
             plain = overlay(picture, np.zeros(picture.shape), 0)
-            draw_image(frame := ax.inset_axes((i/(columns + .7), .08, .9/(columns + .7), .84)), row, np.vstack([plain, overlay(picture, heat)]))
+            draw_image(frame := ax.inset_axes((i/(columns + .7), .08, .9/(columns + .7), .84)), row, np.vstack([plain, overlay(picture, heat)]), classes)
             if columns <= 6: frame.xaxis.label.set_size(7)  # With more, long names would touch
         draw_scale(ax.inset_axes((.94, .08, .015, .42)))
     fig.supxlabel(NOTE, x=.01, ha='left', size=8)

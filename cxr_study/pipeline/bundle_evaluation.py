@@ -47,10 +47,10 @@ def evaluate_bundle(bundle=None, out='outputs',  # Folder of a bundle, or of `mo
     images, table, image_set, facts = test_images(bundle, dataset, limit)
     table['logit'] = predict_all(Predictor(bundle), images, table.row)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder)/bundle.name).begin('02_data', bundle=bundle.sha256)
+        run = Run(Path(folder)/bundle.name).begin('01_data', bundle=bundle.sha256)
         run.write('split.csv', table.drop(columns='logit')); run.write('data.json', facts)
         run.write('predictions.csv', table.drop(columns=[c for c in ('row', 'image_hash') if c in table]))
-        run.finish(synthetic=bool(image_set.synthetic or bundle.facts['data'].get('synthetic')), data=dict(dataset=image_set.name))
+        run.finish(synthetic=bool(image_set.synthetic or bundle.facts['data'].get('synthetic')), data=dict(dataset=image_set.name, classes=list(image_set.classes)))
         shown, notes = evaluate([run.folder], Path(folder)/'evaluation', split='test', replicates=replicates)
         collect(Path(folder)/'evaluation', run.path('predictions.csv'), out)
     return shown, notes

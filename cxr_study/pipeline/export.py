@@ -158,7 +158,7 @@ def int8_or_refuse(content, run, calibration, calibrate_on=256):  # float32 ONNX
     "(bytes of the int8 network, what it costs); `StudyError` with the figures if the gate does not accept it"
     val, split = read_predictions(run.path('predictions.csv')).query("split == 'val'"), run.read('split.csv').query("split == 'train'")
     images, train = images_in(run, val), images_in(run, split.sample(min(calibrate_on, len(split)), random_state=0))
-    if images is None: raise StudyError("int8 needs the run's images, for its ranges and for its proof; they are not in the cache. Run 02_data again.")
+    if images is None: raise StudyError("int8 needs the run's images, for its ranges and for its proof; they are not in the cache. Run 01_data again.")
     made = quantise(content, train)
     cost = judge_int8(val.label.to_numpy(), run_onnx(content, images)[:, 0], run_onnx(made, images)[:, 0], calibration)
     if not cost['accepted']:
@@ -194,7 +194,7 @@ def make_bundle(run_folder,                 # A finished run
                 name=None, int8=False):     # Name of the model; None: data set and architecture
     "Export, prove and write the bundle of a run; returns its folder"
     run = Run(run_folder)
-    if not run.path('model.safetensors').is_file(): raise StudyError(f"{run.folder} has no model.safetensors: a bundle needs the weights. Run 04_training first.")
+    if not run.path('model.safetensors').is_file(): raise StudyError(f"{run.folder} has no model.safetensors: a bundle needs the weights. Run 02_training first.")
     if not run.path('calibration.json').is_file(): raise StudyError(f"{run.folder} has no calibration.json. Run `cxr-study calibrate {run.folder}` first.")
     model, out = load_model(run), Path(out or run.path('bundle'))
     facts, content = bundle_facts(run, model), to_onnx(model)

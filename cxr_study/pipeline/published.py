@@ -59,11 +59,11 @@ def check_published(folder):                # Of one seed
     return run
 
 # %% ../../nbs/lib/pipeline/09_published.ipynb #36888eb1
-TRAINED = ('02_data', '04_training')        # The stages whose parameters make a model what it is
+TRAINED = ('01_data', '02_training')        # The stages whose parameters make a model what it is
 
 def recipe_of(run):
     "Parameters of data and training, without the seed"
-    return {k: v for s in TRAINED for k, v in run.manifest['stages'].get(s, {}).get('parameters', {}).items() if k != 'seed'}
+    return {k: v for s in TRAINED for k, v in run.stage(s).get('parameters', {}).items() if k != 'seed'}
 
 # %% ../../nbs/lib/pipeline/09_published.ipynb #c6f3b931
 def experiments(folder=None):               # Default: the project's `results`
@@ -88,7 +88,7 @@ def native_px(run):
 # %% ../../nbs/lib/pipeline/09_published.ipynb #a5fc8fd5
 def facts_of(run):
     "Data, network and recipe of a run as a dictionary; what is not published is None"
-    recipe, training = recipe_of(run), run.manifest['stages'].get('04_training', {})
+    recipe, training = recipe_of(run), run.stage('02_training')
     def read(name): return run.read(name) if run.path(name).is_file() else None
     history, spec = read('history.csv'), read('preprocess.json')
     return dict(dataset=run.manifest['data'].get('dataset'), arch=recipe.get('arch'), weights=recipe.get('weights'), augment=recipe.get('augment'),

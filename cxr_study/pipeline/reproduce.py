@@ -7,8 +7,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/reproduce.html.md"""
 # %% auto #0
 __all__ = ['TIMES', 'COMPARE', 'HEAVY', 'CLOSE', 'RESULTS', 'far_apart', 'compare_tables', 'leaves', 'compare_json',
            'compare_pictures', 'compare_weights', 'compare_files', 'changed_versions', 'changed_code',
-           'changed_machine', 'as_then', 'parameters_of', 'compare_runs', 'rerun', 'imports', 'is_light',
-           'from_predictions', 'recompute', 'copy', 'reproduced', 'reproduce']
+           'changed_machine', 'as_then', 'parameters_of', 'compare_runs', 'rerun', 'is_light', 'from_predictions',
+           'recompute', 'copy', 'reproduced', 'reproduce']
 
 # %% ../../nbs/lib/pipeline/05_reproduce.ipynb #00a6beae
 import ast, json, shutil
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.run import Run, StudyError, runs_folder, sha256, versions
-from .stages import (
-    all_parameters, check_parameters, check_run, check_writable, house_modules, mentioned, parse, read_notebook, reads_from, run_stages,
-    stage_keys, stages, study_cells)
+from ..core.run import Run, StudyError, runs_folder, sha256, upgraded, versions
+from ..core.options import STAGES, check_options, options
+from .stages import RunSettings, check_run, check_writable, import_closure, run_stages, stage_keys, stage_paths, stage_tree
+from .study import stage_key_of
 from .sweep import THREADS, environment
 
 # %% ../../nbs/lib/pipeline/05_reproduce.ipynb #a8fa7b04
@@ -89,79 +89,86 @@ def changed_versions(manifest, now=None):   # Of the old run
     now = now or versions()
     return [f"{name} was {then} and is {now.get(name, 'not installed')}" for name, then in manifest.get('versions', {}).items() if now.get(name) != then]
 
-def changed_code(manifest, keys):           # Of the old run; stage -> key now
+def changed_code(manifest, keys):           # Of the old run; stage -> `StageKey` now
     "Sentences on stages whose code or parameters are others now"
-    changed = [s for s, key in keys.items() if s in manifest['stages'] and manifest['stages'][s].get('key') != key]
+    then = upgraded(manifest)['stages']
+    changed = [name for name, key in keys.items() if name in then and then[name].get('key') != key.key]
     return [f"the code of {', '.join(changed)} has changed since"] if changed else []
 
 def changed_machine(manifest):
     "A sentence if the run was computed on a GPU"
-    then = manifest['stages'].get('04_training', {}).get('hardware', {})
+    then = upgraded(manifest)['stages'].get('02_training', {}).get('hardware', {})
     return [f"it was trained on {then['device']}"] if then.get('device', 'cpu') != 'cpu' else []
 
 def as_then(manifest):
     "Environment variables that give torch the number of threads with which the run was trained, since it decides the last digits"
-    threads = manifest['stages'].get('04_training', {}).get('hardware', {}).get('threads')
+    threads = upgraded(manifest)['stages'].get('02_training', {}).get('hardware', {}).get('threads')
     return dict.fromkeys(THREADS, str(threads)) if threads else {}
 
 # %% ../../nbs/lib/pipeline/05_reproduce.ipynb #f7e0f874
 def parameters_of(manifest):
     "(parameters for today's notebooks, sentences on those that came or went)"
-    known = all_parameters()
+    known = options()
     gone, new = [n for n in manifest['parameters'] if n not in known], [n for n in known if n not in manifest['parameters']]
     notes = [f"the notebooks no longer have {', '.join(gone)}"]*bool(gone) + [f"the notebooks now have {', '.join(new)} as well, at the default"]*bool(new)
     return {n: v for n, v in manifest['parameters'].items() if n in known}, notes
 
 def compare_runs(old, new, stages=None):    # `Run`s; names of the stages to compare, default: all
-    "Rows of `compare_files` for every artefact of the old run"
-    return [compare_files(n, a['sha256'], old.path(n), new.path(n)) for n, a in old.manifest['artefacts'].items()
-            if a['stage'][0].isdigit() and not n.startswith('notebooks/') and (stages is None or a['stage'] in stages)]
+    "Rows of `compare_files` for every artefact of the old run that a stage wrote"
+    artefacts = upgraded(old.manifest)['artefacts']
+    compared = set(STAGES if stages is None else stages)
+    return [compare_files(name, entry['sha256'], old.path(name), new.path(name)) for name, entry in artefacts.items()
+            if entry['stage'] in compared and not name.startswith('notebooks/')]
 
 def rerun(old, out, say=print):             # `Run`; folder
     "Run the whole study again from a manifest; returns (rows, notes)"
     given, notes = parameters_of(old.manifest)
     values, _, inputs = check_run(given)
-    keys = {p.stem: key for p, (_, key) in stage_keys(values, inputs=inputs).items()}
-    notes += changed_versions(old.manifest) + changed_code(old.manifest, keys) + changed_machine(old.manifest)
+    notes += changed_versions(old.manifest) + changed_code(old.manifest, stage_keys(values, inputs)) + changed_machine(old.manifest)
     for note in notes: say(f"Note: {note}.")
-    with environment(**as_then(old.manifest)): new = run_stages(out, values, inputs=inputs, force='0', reuse=False, say=say)
-    return compare_runs(old, new, {p.stem for p in stages()}), notes
+    with environment(**as_then(old.manifest)): new = run_stages(out, values, inputs, RunSettings(force='0', reuse=False, say=say))
+    return compare_runs(old, new), notes
+
 
 # %% ../../nbs/lib/pipeline/05_reproduce.ipynb #27415fbd
 HEAVY = {'torch', 'torchvision', 'fastai', 'timm'}
 
-def imports(tree):
-    "Top-level names of all packages that a syntax tree imports"
-    found = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    return {name.split('.')[0] for name in found | {n.module or '' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}}
+def _packages(tree):
+    "Top-level names of all packages that a syntax tree imports when it is loaded"
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import): found |= {alias.name.split('.')[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom): found.add((node.module or '').split('.')[0])
+    return found
 
 def is_light(path):                         # Path of a stage
-    "Whether a stage imports no torch, itself or through the modules of the house"
-    tree = ast.Module([s for c in study_cells(read_notebook(path)) if c.cell_type == 'code' for s in parse(c.source).body], [])
-    return not any(HEAVY & imports(t) for t in (tree, *house_modules(tree).values()))
+    "Whether a stage imports no torch, itself or through the modules of this library"
+    tree = stage_tree(path, ())
+    modules = [ast.parse(file.read_text()) for file in import_closure(tree).values()]
+    return not any(HEAVY & _packages(each) for each in (tree, *modules))
 
 def from_predictions():
     "Names of the stages that can be computed from `predictions.csv` without torch"
-    found, below = [], reads_from()
-    for path in stages():
-        if is_light(path) and ('predictions.csv' in mentioned(path) or set(found) & set(below[path.stem])): found.append(path.stem)
-    return found
+    paths = stage_paths()
+    return [name for name, stage in STAGES.items() if '02_training' in stage.reads and name in paths and is_light(paths[name])]
 
 # %% ../../nbs/lib/pipeline/05_reproduce.ipynb #371d9533
 def recompute(old, out, say=print):         # `Run`, of which predictions.csv and manifest.json are enough; folder
     "Compute everything that follows from the predictions again; returns (rows, notes)"
     if not old.path('predictions.csv').is_file(): raise StudyError(f"{old.folder} has no predictions.csv.")
-    light, values = from_predictions(), check_parameters(parameters_of(old.manifest)[0])
+    light, values = from_predictions(), check_options(parameters_of(old.manifest)[0])
     new = Run(out)
-    kept = {s: e for s, e in old.manifest['stages'].items() if s not in light and s[0].isdigit()}
-    files = {n: a for n, a in old.manifest['artefacts'].items() if a['stage'] in kept and old.path(n).is_file() and sha256(old.path(n)) == a['sha256']}
+    manifest = upgraded(old.manifest)
+    kept = {name: entry for name, entry in manifest['stages'].items() if name not in light and name in STAGES}
+    files = {name: entry for name, entry in manifest['artefacts'].items()
+             if entry['stage'] in kept and old.path(name).is_file() and sha256(old.path(name)) == entry['sha256']}
     for name in files: copy(old.path(name), new.path(name))
-    new.manifest = dict(old.manifest, run=Path(out).name, stages=kept, artefacts=files)
+    new.manifest = dict(manifest, run=Path(out).name, stages=kept, artefacts=files)
     new.save_manifest()
     notes = changed_versions({'versions': {k: v for k, v in old.manifest.get('versions', {}).items() if k not in HEAVY}})
     for note in notes: say(f"Note: {note}.")
-    known = {s: e.get('key', s) for s, e in kept.items()}
-    new = run_stages(out, values, known=known, only=light, reuse=False, say=say)
+    known = {name: stage_key_of({'key': name} | entry) for name, entry in kept.items()}
+    new = run_stages(out, values, how=RunSettings(known=known, only=frozenset(light), reuse=False, say=say))
     return compare_runs(old, new, light), notes
 
 def copy(source, target):

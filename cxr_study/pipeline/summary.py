@@ -7,8 +7,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/summary.html.md"""
 # %% auto #0
 __all__ = ['SHOWN', 'COMPARED', 'CAPTIONS', 'open_runs', 'costs', 'tidy_table', 'varied', 'arms', 'over_arm', 'arm_table',
            'best_arm', 'table_of', 'mean_over', 'arm_difference', 'student_p', 'is_reference', 'comparisons',
-           'forest_of_arms', 'seeds_of_arms', 'heat_map', 'cost_figure', 'runs_table', 'arms_table',
-           'differences_table', 'none', 'draw', 'summarise', 'parquet', 'quotable']
+           'forest_of_arms', 'seeds_of_arms', 'heat_map', 'cost_figure', 'runs_table', 'arms_table', 'none',
+           'differences_table', 'draw', 'write_tables', 'write_pictures', 'summarise', 'parquet', 'quotable']
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #dec99c43
 import json, os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from ..core.run import NOTICE, Run, StudyError, atomic_write, root, to_json
+from ..core.run import Run, StudyError, atomic_write, root, to_json
 from ..evaluate.comparison import holm, p_value, paired
 from ..evaluate.evaluation import BOOTSTRAPS, entry, number, quote, title
 from ..evaluate.metrics import HALF, metrics, scored
@@ -24,7 +24,7 @@ from ..evaluate.intervals import bootstrap, collect, jackknife
 from ..evaluate.figures import forest_axes
 from ..predict.table import read_predictions
 from ..core.style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthetic
-from .report import SYNTHETIC, Html, escape, page, picture, table
+from ..core.pages import filled, inline_picture, link, notices, render, section, table
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #888a5657
 def open_runs(paths):                       # Folders of runs, or folders that hold them
@@ -39,7 +39,7 @@ def open_runs(paths):                       # Folders of runs, or folders that h
 
 def costs(run):
     "Seconds of training, and images/s of its last epoch"
-    seconds = run.manifest['stages'].get('04_training', {}).get('seconds')
+    seconds = run.stage('02_training').get('seconds')
     speed = pd.read_csv(run.path('history.csv')).get('images_per_second') if run.path('history.csv').is_file() else None
     return dict(seconds=seconds, images_per_second=None if speed is None else float(speed.iloc[-1]))
 
@@ -202,44 +202,75 @@ def cost_figure(groups, metric='auc'):
     return fig
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #8585d0ee
-def runs_table(runs, names, folder, results=()):  # Name -> `Run`; parameters shown; where the page lies; results of `run_sweep`
+def runs_table(runs, names, folder,         # Name -> `Run`; parameters shown; where the page lies
+               results=()):                 # Of `run_sweep`
     "A row a run, linked to its report; failed ones with their error"
-    rows, failed = [], {r['run']: r for r in results if r['status'] == 'failed'}
-    def link(run, name, text): return Html(f'<a href="{escape(Path(os.path.relpath(run.path(name), folder)).as_posix())}">{escape(text)}</a>')
+    failed = {r['run']: r for r in results if r['status'] == 'failed'}
+    rows = []
     for name, run in runs.items():
-        figures, p = run.read('metrics.json')['figures'], run.manifest['parameters']
-        shown = [quote(figures[m]) if m in figures else '–' for m in ('val.auc', 'test.auc')]
-        rows.append((link(run, 'report.html', name) if run.path('report.html').is_file() else name, *(p.get(n, '–') for n in names), *shown,
-                     number(costs(run)['seconds'], 0), 'failed' if name in failed else 'done'))
-    rows += [(n, *['']*(len(names) + 3), f"failed: {r['error']}") for n, r in failed.items() if n not in runs]
+        figures, parameters = run.read('metrics.json')['figures'], run.manifest['parameters']
+        report = run.path('report.html')
+        first = link(Path(os.path.relpath(report, folder)).as_posix(), name) if report.is_file() else name
+        aucs = [quote(figures[m]) if m in figures else '–' for m in ('val.auc', 'test.auc')]
+        seconds = number(costs(run)['seconds'], 0)
+        state = 'failed' if name in failed else 'done'
+        rows.append((first, *(parameters.get(n, '–') for n in names), *aucs, seconds, state))
+    for name, result in failed.items():
+        if name not in runs: rows.append((name, *['']*(len(names) + 3), f"failed: {result['error']}"))
     return table(rows, ('Run', *names, 'AUC on validation', 'AUC on test', 'Training, s', 'State'))
 
 def arms_table(means, best):
-    "Arms with mean ± standard deviation over seeds"
+    "Arms with mean ± standard deviation over seeds; the best one in bold"
     rows = []
     for arm, part in means.groupby('arm', sort=False):
-        cell = {(r.split, r.metric): f"{r.value:.3f}" + (f" ± {r.sd:.3f}" if pd.notna(r.sd) else '') for r in part.itertuples()}
-        rows.append((Html(f"<b>{escape(arm)}</b>") if arm == best else arm, part.seeds.max(), *(cell.get(k, '–') for k in (('val', 'auc'), *(('test', m) for m in SHOWN)))))
-    return table(rows, ('Arm', 'Seeds', 'AUC on validation', *(f"{title(m.split('@')[0])} on test" for m in SHOWN)))
+        cells = {}
+        for r in part.itertuples():
+            deviation = f"\u00a0±\u00a0{r.sd:.3f}" if pd.notna(r.sd) else ''
+            cells[r.split, r.metric] = f"{r.value:.3f}{deviation}"
+        shown = [('val', 'auc'), *(('test', metric) for metric in SHOWN)]
+        rows.append((arm, part.seeds.max(), *(cells.get(which, '–') for which in shown)))
+    head = ('Arm', 'Seeds', 'AUC on validation', *(f"{title(m.split('@')[0])} on test" for m in SHOWN))
+    return table(rows, head, chosen=best)
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #0a27ec35
-def differences_table(compared):
-    "Differences from the reference arm"
-    if not len(compared): return ''
-    def p(x): return '–' if x is None or pd.isna(x) else f"{x:.3g}"
-    rows = [(r.arm, title(r.metric), quote(dict(value=r.value, lower=none(r.lower), upper=none(r.upper)), 4), p(r.p_holm)) for r in compared.itertuples()]
-    return f"<p>Differences from <b>{escape(compared.reference.iloc[0])}</b> on the same test images:</p>" + table(rows, ('Arm', 'Measure', 'Difference (95 % interval)', 'p (Holm)'))
-
 def none(x): return None if x is None or pd.isna(x) else float(x)
+
+def differences_table(compared):
+    "Differences from the reference arm; None if there are none"
+    if not len(compared): return None
+    rows = []
+    for r in compared.itertuples():
+        difference = quote(dict(value=r.value, lower=none(r.lower), upper=none(r.upper)), 4)
+        p = none(r.p_holm)
+        rows.append((r.arm, title(r.metric), difference, '–' if p is None else f"{p:.3g}"))
+    caption = f"Differences from {compared.reference.iloc[0]} on the same test images"
+    return table(rows, ('Arm', 'Measure', 'Difference (95 % interval)', 'p (Holm)'), caption)
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #bf533fb6
 def draw(runs, groups, best):
     "Name -> figure"
     names = [n for n in varied(runs) if n != 'dataset']
     drawn = dict(forest=forest_of_arms(groups, best), seeds=seeds_of_arms(groups), cost=cost_figure(groups))
-    return drawn | (dict(heat_map=heat_map(runs, names[:2])) if len(names) == 2 else {})
+    if len(names) == 2: drawn['heat_map'] = heat_map(runs, names[:2])
+    return drawn
 
 CAPTIONS = dict(forest="Arms on the test", seeds="Seeds", cost="Cost and quality", heat_map="Two parameters together")
+
+def write_tables(out, **frames):
+    "Write each table as csv, and that of the runs as Parquet as well"
+    for name, frame in frames.items():
+        with atomic_write(out/f'{name}.csv') as f: frame.to_csv(f, index=False)
+    with atomic_write(out/'runs.parquet') as f: parquet(frames['runs']).to_parquet(f, index=False)
+
+def write_pictures(out, figures, synthetic):
+    "Write each figure, marked if it is synthetic; returns them for a template"
+    pictures = []
+    for name, fig in figures.items():
+        mark_synthetic(fig, synthetic)
+        with atomic_write(out/f'figures/{name}.png') as f:
+            fig.savefig(f, format='png', dpi=130, bbox_inches='tight', metadata=dict(Software=None))
+        pictures.append(inline_picture(out/f'figures/{name}.png', CAPTIONS[name]))
+    return pictures
 
 def summarise(paths, out,                   # Folders of runs; where to write
               reference=None, name='Summary', results=(), replicates=1000):
@@ -247,20 +278,19 @@ def summarise(paths, out,                   # Folders of runs; where to write
     runs, out = open_runs(paths), Path(out)
     groups = arms(runs)
     means = arm_table(groups)
-    best, compared = best_arm(means), comparisons(groups, reference or {}, replicates=replicates)
+    best = best_arm(means)
+    compared = comparisons(groups, reference or {}, replicates=replicates)
     synthetic = any(r.manifest['synthetic'] for r in runs.values())
-    tidy = tidy_table(runs)
-    for file, frame in dict(runs=tidy, arms=means, comparisons=compared).items():
-        with atomic_write(out/f'{file}.csv') as f: frame.to_csv(f, index=False)
-    with atomic_write(out/'runs.parquet') as f: parquet(tidy).to_parquet(f, index=False)
-    figures = {n: mark_synthetic(f, synthetic) for n, f in draw(runs, groups, best).items()}
-    for n, fig in figures.items():
-        with atomic_write(out/f'figures/{n}.png') as f: fig.savefig(f, format='png', dpi=130, bbox_inches='tight', metadata=dict(Software=None))
-    pictures = ''.join(picture(out/f'figures/{n}.png', CAPTIONS[n]) for n in figures)
-    body = (f"<p>{len(runs)} runs in {len(groups)} arms. Best by validation: <b>{escape(best or 'no arm alone')}</b>. No arm was chosen by the test.</p>"
-            f"<h2>Arms</h2>{arms_table(means, best)}{differences_table(compared)}{pictures}<h2>Runs</h2>{runs_table(runs, varied(runs) + ['seed'], out.resolve(), results)}")
-    with atomic_write(out/'index.html') as f: f.write_text(page(name, body, [NOTICE] + [SYNTHETIC]*synthetic))
-    with atomic_write(out/'summary.json') as f: f.write_text(to_json(dict(schema=1, best=best, synthetic=synthetic, runs=list(runs), figures=quotable(means, compared)), indent=1))
+    write_tables(out, runs=tidy_table(runs), arms=means, comparisons=compared)
+    pictures = write_pictures(out, draw(runs, groups, best), synthetic)
+    tables = [arms_table(means, best), differences_table(compared)]
+    shown = runs_table(runs, varied(runs) + ['seed'], out.resolve(), results)
+    sections = [section("Arms", tables=[t for t in tables if t], pictures=pictures), section("Runs", tables=[shown])]
+    page = render('sweep', heading=name, notices=notices(synthetic), runs=len(runs), arms=len(groups),
+                  best=best or "no arm alone", sections=filled(sections))
+    summary = dict(schema=1, best=best, synthetic=synthetic, runs=list(runs), figures=quotable(means, compared))
+    with atomic_write(out/'index.html') as f: f.write_text(page)
+    with atomic_write(out/'summary.json') as f: f.write_text(to_json(summary, indent=1))
     return means
 
 # %% ../../nbs/lib/pipeline/04_summary.ipynb #77c74f78

@@ -25,7 +25,7 @@ def sigmoid(logit):                         # Numbers, any shape
 # %% ../../nbs/lib/predict/02_decision.ipynb #a140c576
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    "A threshold on the probability, the rule it follows, and what it promises"
+    "A threshold on the probability, the rule it follows, and what it reached"
     name: str                               # Short name, such as `sensitivity_0.98`
     threshold: float                        # Images at or above it are called pneumonia
     rule: str                               # How it was chosen, in words
@@ -58,7 +58,7 @@ def beta(x, a, b, c): return -a*np.logaddexp(0, -x) + b*np.logaddexp(0, x) + c
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #50cc4910
 def isotonic(x, logits, probabilities):
-    "Log odds of the line through the knots (`logits`, `probabilities`), flat outside, with a slope of 1e-6 that keeps the ranking"
+    "Log odds of the line through the knots, flat outside, with a slope of 1e-6 that keeps the ranking"
     return log_odds(np.interp(x, logits, probabilities)) + 1e-6*x
 
 CURVES = dict(none=none, temperature=temperature, platt=platt, beta=beta, isotonic=isotonic)
@@ -71,17 +71,22 @@ class Calibrator:
     parameters: dict = dataclasses.field(default_factory=dict)  # The numbers of its curve
 
     def __post_init__(self):
-        if self.kind not in CURVES: raise PredictionError(f"There is no calibrator {self.kind!r}; there are {', '.join(CURVES)}.")
+        if self.kind not in CURVES:
+            raise PredictionError(f"There is no calibrator {self.kind!r}; there are {', '.join(CURVES)}.")
         wanted = list(inspect.signature(CURVES[self.kind]).parameters)[1:]
-        if sorted(self.parameters) != sorted(wanted): raise PredictionError(f"The calibrator {self.kind} needs {wanted}, not {list(self.parameters)}.")
-        if not all(np.isfinite(v).all() for v in self.parameters.values()): raise PredictionError(f"The calibrator {self.kind} has numbers that are not finite.")
+        if sorted(self.parameters) != sorted(wanted):
+            raise PredictionError(f"The calibrator {self.kind} needs {wanted}, not {list(self.parameters)}.")
+        if not all(np.isfinite(v).all() for v in self.parameters.values()):
+            raise PredictionError(f"The calibrator {self.kind} has numbers that are not finite.")
         if not (np.diff(self(np.linspace(-30, 30, 121))) > 0).all():
-            raise PredictionError(f"The calibrator {self.kind} with {self.parameters} is not increasing: it would change the ranking.")
+            raise PredictionError(f"The calibrator {self.kind} with {self.parameters} is not increasing: "
+                                  "it would change the ranking.")
 
     def __call__(self, logit): return CURVES[self.kind](np.asarray(logit, float), **self.parameters)
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #60e0c64e
-def prior_shift(logit, old, new):           # Calibrated logits; prevalence they were calibrated at; prevalence where they are used
+def prior_shift(logit,                      # Calibrated logits
+                old, new):                  # Prevalence they were calibrated at; prevalence where they are used
     "Logits for another prevalence: the log odds move by the difference of the prior log odds"
     if not 0 < new < 1: raise PredictionError(f"A prevalence lies between 0 and 1, not {new}.")
     return np.asarray(logit, float) + log_odds(new) - log_odds(old)
@@ -114,11 +119,12 @@ class Calibration:
     conformal: ConformalSets | None = None  # None: never abstains
     prevalence: float | None = None         # Share of pneumonia among the images it was fitted on
 
-    def logit(self, logit, prevalence=None):  # The network's logits; prevalence where it is used, None leaves that of the fit
+    def logit(self, logit, prevalence=None):  # The network's logits; prevalence where it is used, None: the fit's
         "Calibrated logits"
         found = self.calibrator(logit)
         if prevalence is None: return found
-        if self.prevalence is None: raise PredictionError("The prevalence that this calibration was fitted at is not known.")
+        if self.prevalence is None:
+            raise PredictionError("The prevalence that this calibration was fitted at is not known.")
         return prior_shift(found, self.prevalence, prevalence)
 
     def probability(self, logit, prevalence=None):
@@ -158,16 +164,22 @@ def abstains(self: Calibration, logit):
 @patch
 def to_dict(self: Calibration):
     "Plain values for `calibration.json`"
-    return dict(schema=2, calibrator=dataclasses.asdict(self.calibrator), operating_point=self.in_use, prevalence=self.prevalence,
-                operating_points=[dataclasses.asdict(p) for p in self.points], conformal=self.conformal and dataclasses.asdict(self.conformal))
+    points = [dataclasses.asdict(p) for p in self.points]
+    conformal = self.conformal and dataclasses.asdict(self.conformal)
+    return dict(schema=2, calibrator=dataclasses.asdict(self.calibrator), operating_point=self.in_use,
+                prevalence=self.prevalence, operating_points=points, conformal=conformal)
 
 @patch(cls_method=True)
 def from_dict(cls: Calibration, values):    # Content of `calibration.json`
     "The `Calibration` of a dictionary from `to_dict`; what cannot be applied is refused"
-    if values.get('schema') != 2: raise PredictionError("This calibration was written by another version: fit it again with `cxr-study calibrate`.")
+    if values.get('schema') != 2:
+        raise PredictionError("This calibration was written by another version: "
+                              "fit it again with `cxr-study calibrate`.")
     try:
-        found = cls(Calibrator(**values['calibrator']), tuple(map(operating_point, values['operating_points'])), values['operating_point'],
-                    values['conformal'] and ConformalSets(**values['conformal']), values['prevalence'])
+        points = tuple(map(operating_point, values['operating_points']))
+        conformal = values['conformal'] and ConformalSets(**values['conformal'])
+        calibrator = Calibrator(**values['calibrator'])
+        found = cls(calibrator, points, values['operating_point'], conformal, values['prevalence'])
     except (KeyError, TypeError) as e: raise PredictionError(f"This is no calibration: {e}.") from None
     found.point()                           # The one in use must be there
     return found

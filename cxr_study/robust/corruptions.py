@@ -7,10 +7,10 @@ Docs: https://cxr-study.github.io/cxr_study/lib/robust/corruptions.html.md"""
 # %% auto #0
 __all__ = ['SEVERITIES', 'CORRUPTIONS', 'GREY', 'CHANGES', 'PUBLISHED_SIZE', 'ALEXNET_CLEAN', 'ALEXNET', 'HARMFUL', 'cut',
            'brightness', 'gamma_correction', 'contrast', 'pixelate', 'jpeg', 'blur', 'to_grey', 'colour', 'levels',
-           'normal', 'gaussian_noise', 'speckle_noise', 'shot_noise', 'impulse_noise', 'corrupt', 'show_corruptions',
-           'images_of', 'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration',
-           'balanced_errors', 'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_grid',
-           'heat_map', 'worst_words', 'find_runs', 'calibration_of', 'kept_logits']
+           'normal', 'gaussian_noise', 'speckle_noise', 'shot_noise', 'impulse_noise', 'corrupt', 'images_of',
+           'settings', 'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration', 'balanced_errors',
+           'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_grid', 'heat_map', 'worst_words',
+           'find_runs', 'calibration_of', 'kept_logits']
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #279b91f3
 import io, json, os, zlib
@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from ..core.run import Run, StudyError, atomic_write, runs_folder, to_json
+from ..core.run import Run, StudyError, atomic_write, runs_folder, to_json, upgraded
 from ..core.style import MAPS, figure
 from ..data.images import Preprocess, resize
 from ..data.sets import load_dataset, sample_patients
@@ -110,25 +110,15 @@ def corrupt(images,                         # uint8 [N, H, W]
     def one(x, key): return change(np.asarray(x), amount, np.random.default_rng((*made, int(key))))
     with ThreadPoolExecutor(os.cpu_count()) as pool: return np.stack(list(pool.map(one, images, range(len(images)) if keys is None else keys)))
 
-# %% ../../nbs/lib/robust/01_corruptions.ipynb #aff83782
-def show_corruptions(image, severity=5):    # uint8 [H, W]
-    "Figure with the image and each of its corruptions"
-    shown = dict(clean=image) | {name: corrupt(image[None], name, severity)[0] for name in CORRUPTIONS}
-    fig, axes = figure(7, 2, width='wide', height=1.4)
-    for ax, (name, x) in zip(axes.flat, shown.items()):
-        ax.imshow(x, cmap='gray', vmin=0, vmax=255); ax.set_axis_off()
-        ax.set_title(name.replace('_', ' '), size=8, weight='normal', pad=3)
-    return fig
-
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #839f456b
 PUBLISHED_SIZE = 224                        # Side of MedMNIST-C's images, pixels
 
-def images_of(run, at=PUBLISHED_SIZE, split='test'):  # `Run` after its stage 02_data; side in pixels
+def images_of(run, at=PUBLISHED_SIZE, split='test'):  # `Run` after its stage 01_data; side in pixels
     "(uint8 [n, at, at], their rows of split.csv) of a split of the run, decoded from their sources"
-    asked, table = run.manifest['stages']['02_data']['parameters'], run.read('split.csv')
+    asked, table = run.stage('01_data')['parameters'], run.read('split.csv')
     part = table[table.split == split].reset_index(drop=True)
     images, spec = sample_patients(load_dataset(asked['dataset'], asked['positive']), asked['limit'], asked['seed']), Preprocess.from_dict(run.read('preprocess.json'))
-    if list(images.table.image_id.iloc[part.row]) != list(part.image_id): raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 02_data again.")
+    if list(images.table.image_id.iloc[part.row]) != list(part.image_id): raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 01_data again.")
     large = Preprocess(at, spec.geometry, spec.antialias)
     return np.stack([large(images.source(i)) for i in part.row]), part
 
@@ -256,7 +246,7 @@ def find_runs(runs=None, **wanted):         # Folder of runs; parameters that a 
     for path in sorted(Path(runs or runs_folder()).glob('*/manifest.json')):
         manifest = json.loads(path.read_text())
         asked = manifest['parameters'] | dict(dataset=manifest['data'].get('dataset'))
-        if '04_training' in manifest['stages'] and all(asked.get(k) == v for k, v in wanted.items()): found.setdefault(asked['seed'], Run(path.parent))
+        if '02_training' in upgraded(manifest)['stages'] and all(asked.get(k) == v for k, v in wanted.items()): found.setdefault(asked['seed'], Run(path.parent))
     return found
 
 def calibration_of(run):                    # A `Run` with predictions

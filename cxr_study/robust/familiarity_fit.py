@@ -6,8 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/robust/familiarity_fit.html.md""
 
 # %% auto #0
 __all__ = ['BANK', 'DRAWN', 'SPOILT', 'pooled', 'fit_subspace', 'fit_familiarity', 'describe', 'fit_gate', 'pictures', 'square',
-           'photographs', 'page', 'plot', 'texture', 'grey', 'noise', 'shapes', 'strangers', 'show', 'phantoms',
-           'crops', 'spoilt', 'measure', 'auroc', 'measure_table', 'goal_sentence', 'gate_figure']
+           'photographs', 'page', 'plot', 'texture', 'grey', 'noise', 'shapes', 'strangers', 'phantoms', 'crops',
+           'spoilt', 'measure', 'auroc', 'measure_table', 'goal_sentence', 'gate_figure']
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #9a0dcbe5
 import dataclasses, string
@@ -25,6 +25,7 @@ from ..evaluate.intervals import wilson
 from ..data.images import resize
 from ..data.cache import batches
 from ..data.sets import phantom
+from ..train.networks import on_device
 from ..data.phantom import clouds
 from ..predict.familiarity import Familiarity, Neighbours, Subspace, eighth_bit, thumbnail
 from ..core.style import COLOURS, figure
@@ -34,9 +35,8 @@ def pooled(model,                           # `Classifier` or `Ensemble`
            images,                          # uint8 [n, H, W] of the network's size
            bs=64):
     "(means of the last feature map [n, C], logits [n]), float32; an ensemble's members one after the other"
-    device, members = next(model.parameters()).device, getattr(model, 'members', [model])
-    model.eval(); found = []
-    with torch.inference_mode():
+    members, found = getattr(model, 'members', [model]), []
+    with on_device(model) as device, torch.inference_mode():
         for _, x in batches(images, bs):
             x = torch.from_numpy(x)[:, None].to(device).float()/255
             maps = [m.maps(x) for m in members]
@@ -169,16 +169,6 @@ def strangers(size, seed=0, each=100):      # Side of the network's images; imag
     found = dict(photograph=photographs(size, rng))
     for kind, draw in DRAWN.items(): found[kind] = np.stack([resize(draw(rng, 224), size) for _ in range(each)])
     return found
-
-# %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #159f61b2
-def show(kinds, columns=12):                # Kind -> uint8 [n, size, size]
-    "Figure with the first images of each kind, a row a kind"
-    fig, axes = figure(columns, len(kinds), width='wide', height=8.4/columns + .2, squeeze=False)
-    for row, (kind, x) in zip(axes, kinds.items()):
-        for ax in row: ax.set_axis_off()
-        for ax, image in zip(row, x[::max(1, len(x)//columns)]): ax.imshow(image, cmap='gray', vmin=0, vmax=255)
-        row[0].set_title(kind, size=8, weight='normal')
-    return fig
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #8d2fa71a
 def phantoms(size, n=100):

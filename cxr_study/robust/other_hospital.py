@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from ..core.run import Run, StudyError, sha256
+from ..core.run import Run, StudyError, sha256, upgraded
 from ..data.images import Preprocess
 from ..data.cache import decoded
 from ..data.sets import load_dataset
@@ -127,6 +127,7 @@ def external_figure(report, name):          # From `external_report`; name of th
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #b2d2e559
 def begin_beside(run, stage, **parameters):  # `Run`; name of the stage
     "Begin a stage without forgetting those that stand beside it"
+    run.manifest = upgraded(run.manifest)
     kept = {k: dict(run.manifest[k]) for k in ('stages', 'artefacts')}
     run.begin(stage, **parameters)
     run.manifest['stages'] |= {n: e for n, e in kept['stages'].items() if n != stage}

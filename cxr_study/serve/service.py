@@ -43,7 +43,7 @@ def page_files():
     try: folder = Path(__file__).parent/'page'
     except NameError:                       # In this notebook
         import cxr_study
-        folder = Path(cxr_study.__file__).parent/'page'
+        folder = Path(cxr_study.__file__).parent/'serve'/'page'
     return {name: (folder/name).read_bytes() for name in TYPES}
 
 # %% ../../nbs/lib/serve/05_service.ipynb #03990747

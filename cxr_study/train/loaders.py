@@ -7,26 +7,28 @@ Docs: https://cxr-study.github.io/cxr_study/lib/train/loaders.html.md"""
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'STRESS', 'RESHAPED', 'ImageRows', 'BatchLoader', 'BalancedLoader', 'Drawn', 'gamma', 'noise', 'blur',
            'equalise', 'erase', 'along', 'grid_lines', 'detector_rows', 'mesh', 'grain', 'scatter', 'motion', 'sharpen',
-           'few_levels', 'stretch_mat', 'stretched', 'affine', 'lighting', 'exposure', 'stress_tables', 'reshape',
-           'at_hand', 'need_classes', 'dataloaders']
+           'few_levels', 'perspectives', 'positions', 'resample', 'lights', 'relight', 'Augmentation', 'stress_tables',
+           'reshape', 'at_hand', 'need_classes', 'dataloaders']
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #3455271d
+import warnings
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np, torch
 from fastcore.basics import patch
-from torch.nn.functional import avg_pool2d, interpolate, pad
-from torchvision.transforms.v2.functional import center_crop, equalize, gaussian_blur, resize
-from fastai.vision.all import (AffineCoordTfm, Category, DataLoaders, IntToFloatTensor, RandTransform, TensorCategory, TensorImage, TensorImageBW, TfmdDL, affine_mat,
-                               aug_transforms, default_device)
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+from torchvision.transforms.v2.functional import center_crop, equalize, resize
+from fastai.vision.all import (Category, DataLoaders, IntToFloatTensor, RandTransform, TensorCategory, TensorImage, TensorImageBW, TfmdDL, default_device)
 
 from ..core.run import StudyError
+from .networks import check_device
 from ..predict.table import CLASSES
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #a2b39d92
 class ImageRows:
     "Some rows of an array of grey images with their labels; what fastai sees as a data set"
+    classes = CLASSES                       # Names that `show_batch` writes above the images
     n_inp = 1                               # Said here, because fastai would draw a batch to find out, and so disturb the seed
     def __init__(self,
                  images,                    # uint8 [N, H, W]: memory map, array or tensor
@@ -36,19 +38,29 @@ class ImageRows:
                  tables=None):              # uint8 [K, 256]: every image K times, its grey levels mapped by each table
         self.images, self.rows, self.labels, self.split_idx = images, np.asarray(rows), np.asarray(labels, np.float32), 0 if train else 1
         self.tables = tables
+        if isinstance(images, torch.Tensor):  # Then what says which image is drawn lies beside them
+            self._rows, self._labels = (torch.as_tensor(a, device=images.device) for a in (self.rows, self.labels))
+            self._tables = None if tables is None else torch.as_tensor(tables, device=images.device)
     def __len__(self): return len(self.rows) * (1 if self.tables is None else len(self.tables))
     def __getitem__(self, i): return self.batch([i])
-    def decode(self, item, full=True): return item[0], Category(CLASSES[int(item[1])])
+    def decode(self, item, full=True): return item[0], Category(self.classes[int(item[1])])
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #e7b003d2
 @patch
-def batch(self: ImageRows, idxs):           # Positions: row i % n seen through table i // n
+def batch(self: ImageRows, idxs):           # Positions, also as a tensor: row i % n seen through table i // n
     "Images [B, 1, H, W] uint8 and labels [B] of these positions"
+    if isinstance(self.images, torch.Tensor): return self._resident_batch(torch.as_tensor(idxs, device=self.images.device))
     table, at = np.divmod(np.asarray(idxs), len(self.rows))
-    rows = self.rows[at]
-    x = self.images[torch.as_tensor(rows)] if isinstance(self.images, torch.Tensor) else torch.from_numpy(self.images[rows])
-    if self.tables is not None: x = torch.as_tensor(self.tables, device=x.device)[torch.as_tensor(table, device=x.device)[:, None, None], x.long()]
+    x = torch.from_numpy(self.images[self.rows[at]])
+    if self.tables is not None: x = torch.as_tensor(self.tables)[torch.as_tensor(table)[:, None, None], x.long()]
     return TensorImageBW(x[:, None]), TensorCategory(torch.from_numpy(self.labels[at]))
+
+@patch
+def _resident_batch(self: ImageRows, idxs):  # Tensor on the images' device
+    at = idxs % len(self.rows)
+    x = self.images.index_select(0, self._rows[at])
+    if self._tables is not None: x = self._tables[(idxs // len(self.rows))[:, None, None], x.long()]
+    return TensorImageBW(x[:, None]), TensorCategory(self._labels[at])
 
 @patch
 @contextmanager
@@ -64,6 +76,14 @@ class BatchLoader(TfmdDL):
     def __init__(self, dataset, num_workers=0, **kwargs): super().__init__(dataset, num_workers=num_workers, **kwargs)
     def do_item(self, i): return i or 0
     def do_batch(self, idxs): return self.dataset.batch(list(idxs))
+    def create_batches(self, samps):
+        "Batches of these positions; of resident images, the order of an epoch is sent to the device once"
+        if not isinstance(self.dataset.images, torch.Tensor):
+            yield from super().create_batches(samps)
+            return
+        order = torch.tensor(list(samps), device=self.dataset.images.device)
+        for part in order.split(self.bs):
+            if len(part) == self.bs or not self.drop_last: yield self.dataset.batch(part)
 
 class BalancedLoader(BatchLoader):
     "Draws both classes equally often, with replacement"
@@ -73,17 +93,41 @@ class BalancedLoader(BatchLoader):
         return list(np.random.default_rng(self.rng.getrandbits(32)).choice(len(labels), len(labels), p=share))
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #6276daf9
+def _generator():
+    "A NumPy generator that follows torch's seed"
+    return np.random.default_rng(int(torch.randint(2**62, ())))
+
+def _sent(arrays, device):                  # NumPy arrays of numbers, whole ones below 2**24
+    "The arrays as float32 tensors on `device`, in one copy that the host does not wait for"
+    flat = torch.from_numpy(np.concatenate([np.ravel(a).astype(np.float32) for a in arrays])).to(device, non_blocking=True)
+    return [part.view(a.shape) for part, a in zip(flat.split([a.size for a in arrays]), arrays)]
+
+@contextmanager
+def _any_order():
+    "For operations that give the same in any order, such as counts: in deterministic form a GPU would sort first, and wait"
+    on, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try: yield
+    finally: torch.use_deterministic_algorithms(on, warn_only=warn)
+
 class Drawn(RandTransform):
     "Apply `change(x, amount)` to a share `p` of the images, with an amount drawn from -`most` to `most` for each image"
     order, split_idx = 60, 0
     def __init__(self, change, most=1., p=.5):
         super().__init__(p=1.)
         self.change, self.most, self.share = change, most, p
+    def draw(self, n, rng):
+        "Positions of the images to change [k], and their amounts [k]"
+        chosen = np.flatnonzero(rng.random(n) < self.share)
+        return chosen, rng.uniform(-self.most, self.most, len(chosen))
+    def change_some(self, x, chosen, amount):  # [B, 1, H, W]; both [k]
+        "Change these images in place"
+        if not len(chosen): return x
+        chosen = chosen.long()
+        changed = self.change(x[chosen], amount.view(-1, 1, 1, 1)).clamp_(0, 1)
+        with _any_order(): return x.index_copy_(0, chosen, changed)
     def encodes(self, x: TensorImage):
-        plain, shape = torch.Tensor(x), (len(x), 1, 1, 1)
-        amount = self.most * (2 * torch.rand(shape, device=x.device) - 1)
-        changed = self.change(plain, amount).clamp(0, 1)
-        return type(x)(torch.where(torch.rand(shape, device=x.device) < self.share, changed, plain))
+        return type(x)(self.change_some(torch.Tensor(x).clone(), *_sent(self.draw(len(x), _generator()), x.device)))
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #4aec9ca6
 def gamma(x, amount):                       # amount 0: as it is; ±0.7: square root or square
@@ -95,14 +139,22 @@ def noise(x, amount):
     return x + amount * torch.randn_like(x)
 
 def blur(x, amount):
-    "Blur with the deviation, in pixels, that was drawn for the first image of the batch"
-    return gaussian_blur(x, kernel_size=7, sigma=float(amount.flatten()[0].abs()) + .1)
+    "Blur with a deviation of `amount` pixels, and a tenth more"
+    weights = [(-.5*(k/(amount.abs() + .1))**2).exp() for k in range(4)]
+    whole = weights[0] + 2*sum(weights[1:])
+    x = pad(x, (3, 3, 3, 3), mode='reflect')
+    for axis in (2, 3):
+        n = x.shape[axis] - 6
+        blurred = x.narrow(axis, 3, n)*(weights[0]/whole)
+        for k in (1, 2, 3): blurred.addcmul_(x.narrow(axis, 3 - k, n) + x.narrow(axis, 3 + k, n), weights[k]/whole)
+        x = blurred
+    return x
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #9d14382d
 def equalise(x, amount):
     "Histogram equalisation, mixed in by the size of `amount`"
-    flat = equalize((x * 255).round().byte()).float() / 255
-    return torch.lerp(x, flat, amount.abs())
+    with _any_order(): flat = equalize((x*255).round().byte())
+    return torch.lerp(x, flat.float()/255, amount.abs())
 
 def erase(x, amount):
     "Cover a rectangle at a random place, its sides up to `amount` of the image's, with the image's mean"
@@ -160,33 +212,98 @@ def few_levels(x, amount):
     return torch.lerp(x, (x*n).round()/n, amount.abs())
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #dfa588b2
-def stretch_mat(x, most):                   # [B, C, H, W]; largest change of the aspect ratio, natural logarithm
-    "Matrices [B, 3, 3] that multiply each image's aspect ratio by exp(-`most`) to exp(`most`), its area kept"
-    s = (most*(torch.rand(len(x), device=x.device) - .5)).exp()
-    zero = torch.zeros_like(s)
-    return affine_mat(s, zero, zero, zero, 1/s, zero)
+def _mostly(rng, n, low, high, neutral, p=.75):
+    "Numbers [n] between `low` and `high` in a share `p` of the images, else `neutral`"
+    drawn = rng.uniform(low, high, n)
+    return np.where(rng.random(n) < p, drawn, neutral)
 
-def stretched(most):
-    "fastai's transform of `stretch_mat`"
-    return AffineCoordTfm(aff_fs=partial(stretch_mat, most=most))
+def _matrices(n, *entries):
+    "Matrices [n, 3, 3] of nine numbers or arrays [n]"
+    return np.stack([np.broadcast_to(e, n) for e in entries], 1).reshape(n, 3, 3)
+
+def perspectives(tilt_x, tilt_y):           # Arrays [n]
+    "Matrices [n, 3, 3] that take the corners of a square, moved by these tilts, to the corners"
+    moved = np.stack([[-1 - tilt_y, -1 - tilt_x], [-1 + tilt_y, 1 + tilt_x], [1 + tilt_y, -1 + tilt_x], [1 - tilt_y, 1 - tilt_x]]).transpose(2, 0, 1)
+    corners = np.array([[-1., -1.], [-1., 1.], [1., -1.], [1., 1.]])
+    rows = []
+    for i, (u, v) in enumerate(corners):    # Two equations a corner for the eight unknowns
+        x, y, one, zero = *moved[:, i].T, np.ones(len(moved)), np.zeros(len(moved))
+        rows += [[x, y, one, zero, zero, zero, -u*x, -u*y], [zero, zero, zero, x, y, one, -v*x, -v*y]]
+    eight = np.linalg.solve(np.array(rows).transpose(2, 0, 1), np.broadcast_to(corners.reshape(8, 1), (len(moved), 8, 1)))[..., 0]
+    return np.concatenate([eight, np.ones((len(moved), 1))], 1).reshape(-1, 3, 3)
+
+def positions(n, rng, stretch=0., zoom=1.15):  # Images; generator; largest change of the aspect ratio (natural logarithm); largest zoom
+    "Matrices [n, 3, 3] from where a pixel goes to where it comes from, both from -1 to 1"
+    tilts = perspectives(_mostly(rng, n, -.1, .1, 0), _mostly(rng, n, -.1, .1, 0))
+    angle = np.deg2rad(_mostly(rng, n, -10, 10, 0))
+    turns = _matrices(n, np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0, 0, 0, 1)
+    size = 1/_mostly(rng, n, 1, zoom, 1)
+    x, y = (1 - size)*rng.uniform(-1, 1, (2, n))
+    zooms = _matrices(n, size, 0, x, 0, size, y, 0, 0, 1)
+    wide = np.exp(stretch*rng.uniform(-.5, .5, n))
+    return tilts @ turns @ zooms @ _matrices(n, wide, 0, 0, 0, 1/wide, 0, 0, 0, 1)
+
+@lru_cache(4)
+def _points(h, w, device):
+    "Centres of the pixels from -1 to 1, and a one: [h*w, 3]"
+    y, x = torch.meshgrid(torch.linspace(-1, 1, h, device=device), torch.linspace(-1, 1, w, device=device), indexing='ij')
+    return torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3)
+
+def resample(x, matrices):                  # [B, 1, H, W]; [B, 3, 3]
+    "The images seen through their matrices; what lies outside is reflected"
+    h, w = x.shape[-2:]
+    points = _points(h, w, x.device) @ matrices.transpose(1, 2)
+    places = (points[..., :2]/points[..., 2:]).view(-1, h, w, 2)
+    return grid_sample(x, places, padding_mode='reflection', align_corners=True)
+
+# %% ../../nbs/lib/train/02_loaders.ipynb #5b0c0c10
+def lights(n, rng, most):                   # Images; generator; largest change, 0 to 1
+    "Slope and shift [n, 2] of the logit of the grey levels"
+    brightness = _mostly(rng, n, .5*(1 - most), .5*(1 + most), .5)
+    widest = abs(np.log(1 - most))
+    contrast = np.exp(_mostly(rng, n, -widest, widest, 0))
+    return np.stack([contrast, contrast*np.log(brightness/(1 - brightness))], 1)
+
+def relight(x, slope_shift):                # [B, 1, H, W]; [B, 2]
+    "The images with their grey levels changed by these slopes and shifts"
+    slope, shift = slope_shift.T[..., None, None, None]
+    return torch.logit(x, eps=1e-7).mul_(slope).add_(shift).sigmoid_()
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #13e38a48
-def affine(*more): return aug_transforms(do_flip=False, max_rotate=10, max_zoom=1.15, max_warp=.1, max_lighting=0, p_affine=.75, xtra_tfms=more)
-def lighting(most): return aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=most, p_affine=0, p_lighting=.75)
-def exposure(): return [*lighting(.5), Drawn(gamma, .7)]
+class Augmentation(RandTransform):
+    "Position, lighting and other changes of a batch in one step"
+    order, split_idx = 30, 0
+    def __init__(self, *changes,            # `Drawn`s, in order
+                 light=0.,                  # Largest change of brightness and contrast
+                 stretch=0.):               # Largest change of the aspect ratio, natural logarithm
+        super().__init__(p=1.)
+        self.changes, self.light, self.stretch = changes, light, stretch
+    def draw(self, n):
+        "What is to be done to `n` images: matrices, lighting, and two arrays for each of the changes"
+        rng = _generator()
+        drawn = [positions(n, rng, self.stretch), lights(n, rng, self.light)]
+        for change in self.changes: drawn += change.draw(n, rng)
+        return drawn
+    def encodes(self, x: TensorImage):
+        matrices, light, *others = _sent(self.draw(len(x)), x.device)
+        found = resample(x.as_subclass(torch.Tensor), matrices)
+        if self.light: found = relight(found, light)
+        for change, chosen, amount in zip(self.changes, others[::2], others[1::2]): found = change.change_some(found, chosen, amount)
+        return type(x)(found)
 
 AUGMENTATIONS = {
     'none': lambda: [],
-    'affine': affine,
-    'standard': lambda: aug_transforms(do_flip=False, max_rotate=10, max_zoom=1.15, max_warp=.1, max_lighting=.3, p_affine=.75, p_lighting=.75),
-    'exposure': lambda: [*affine(), *exposure()],
-    'texture': lambda: [*affine(), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3)],
-    'equalise': lambda: [*affine(), *lighting(.3), Drawn(equalise, 1., .3)],
-    'stretch': lambda: [*affine(stretched(.4)), *lighting(.3), Drawn(equalise, 1., .3)],
-    'erase': lambda: [*affine(), *lighting(.3), Drawn(erase, .5)],
-    'shift': lambda: [*affine(), *exposure(), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3), Drawn(erase, .4, .3)],
-    'artefacts': lambda: [*AUGMENTATIONS['standard'](), Drawn(grid_lines, .08, .3), Drawn(detector_rows, .06, .3), Drawn(grain, .1, .5), Drawn(scatter, .3, .3),
-                          Drawn(motion, 1., .4), Drawn(sharpen, 2., .3), Drawn(few_levels, 1., .3), Drawn(equalise, .6, .2)]}
+    'affine': lambda: [Augmentation()],
+    'standard': lambda: [Augmentation(light=.3)],
+    'exposure': lambda: [Augmentation(Drawn(gamma, .7), light=.5)],
+    'texture': lambda: [Augmentation(Drawn(blur, 1.5, .3), Drawn(noise, .06, .3))],
+    'equalise': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3)],
+    'stretch': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3, stretch=.4)],
+    'stretch_wide': lambda: [Augmentation(Drawn(equalise, 1., .3), light=.3, stretch=.7)],
+    'erase': lambda: [Augmentation(Drawn(erase, .5), light=.3)],
+    'shift': lambda: [Augmentation(Drawn(gamma, .7), Drawn(equalise, 1., .3), Drawn(blur, 1.5, .3), Drawn(noise, .06, .3), Drawn(erase, .4, .3), light=.5)],
+    'artefacts': lambda: [Augmentation(Drawn(grid_lines, .08, .3), Drawn(detector_rows, .06, .3), Drawn(grain, .1, .5), Drawn(scatter, .3, .3), Drawn(motion, 1., .4),
+                                       Drawn(sharpen, 2., .3), Drawn(few_levels, 1., .3), Drawn(equalise, .6, .2), light=.3)]}
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #e28997e7
 STRESS = {'plain': lambda x: x, 'darker': lambda x: x**1.6, 'brighter': lambda x: x**(1/1.6), 'flatter': lambda x: .5 + .6*(x - .5),
@@ -206,10 +323,17 @@ def reshape(x, high, wide):                 # uint8 [N, H, W]; factors of at lea
 RESHAPED = dict(wider=partial(reshape, high=1, wide=1.25), narrower=partial(reshape, high=1.25, wide=1))
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #c3af27a7
+def _free_memory(device):
+    "Bytes that can still be had on a GPU, those that torch keeps for itself included"
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
 def at_hand(images, device):                # uint8 [N, H, W]
     "The array as a tensor on a GPU with room for it, otherwise as it is"
-    if device.type != 'cuda' or images.nbytes > torch.cuda.mem_get_info(device)[0]/2: return images
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    if device.type != 'cuda': return images
+    free = _free_memory(device)
+    if images.nbytes <= free/2: return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    warnings.warn(f"The images take {images.nbytes/2**30:.1f} GB and {device} has {free/2**30:.1f} GB free: batches are read from memory and sent one by one.")
+    return images
 
 # %% ../../nbs/lib/train/02_loaders.ipynb #b2d720ad
 def need_classes(table, split):             # DataFrame with `split` and `label`
@@ -229,8 +353,10 @@ def dataloaders(images,                     # uint8 [N, H, W]
                 stress=False,               # Validate on the images as they are and under `STRESS`
                 num_workers=0):
     "fastai `DataLoaders` over the train and val rows of `table`"
-    device = device or default_device()
+    device = check_device(device or default_device())
     images, tfms = at_hand(images, device), [IntToFloatTensor(), *AUGMENTATIONS[augment]()]
+    if num_workers and isinstance(images, torch.Tensor) and images.device.type != 'cpu':
+        raise StudyError(f"num_workers={num_workers} would copy the images out of {images.device}, where they lie already. Set num_workers to 0.")
     def loader(split, cls, train, tables=None):
         rows = need_classes(table, split)
         return cls(ImageRows(images, table.row.iloc[rows], table.label.iloc[rows], train, tables), bs=min(bs, len(rows)), shuffle=train, drop_last=train,
