@@ -203,19 +203,19 @@ BASE = pd.concat([t.assign(patient_id=t.split + t.patient_id) for t in PATIENTS]
 def example_run(folder, seed, synthetic=False, augment="standard"):
     "A run's folder as the stages leave it, from simulated predictions: the same patients, another noise"
     table = BASE.assign(logit=2*BASE.logit + np.random.default_rng(seed).normal(size=len(BASE)))
-    run = Run(folder/f"runs/{augment}-{seed}-{synthetic}").begin("02_data", seed=seed)
+    run = Run(folder/f"runs/{augment}-{seed}-{synthetic}").begin("01_data", seed=seed)
     run.write("preprocess.json", dict(size=64))
     run.finish(synthetic=synthetic, data=dict(dataset="example", patients_known=True))
-    run.begin("04_training", arch="tiny", weights="none", augment=augment, seed=seed)
+    run.begin("02_training", arch="tiny", weights="none", augment=augment, seed=seed)
     write_predictions(table, run.path("predictions.csv"))
     run.add("predictions.csv")
     run.write("model.json", dict(arch="tiny"))
     run.write("history.csv", pd.DataFrame(dict(epoch=[0, 1], train_loss=.5, valid_loss=.5)))
     run.finish()
-    run.begin("05_evaluation").write("metrics.json", evaluate_table(table, replicates=50))
+    run.begin("03_evaluation").write("metrics.json", evaluate_table(table, replicates=50))
     run.finish()
     calibration = fit_calibration(table[table.split == "val"], kind="temperature", replicates=20)[0]
-    run.begin("06e_promises").write("calibration.json", calibration.to_dict())
+    run.begin("04_calibration").write("calibration.json", calibration.to_dict())
     run.finish()
     run.begin("report").write("report.html", "<html></html>")
     run.finish()

@@ -7,9 +7,10 @@ Docs: https://cxr-study.github.io/cxr_study/lib/core/classes.html.md"""
 # %% auto #0
 __all__ = ['CLASSES', 'classes_of', 'in_prose', 'shown_name', 'with_names']
 
-# %% ../../nbs/lib/core/04_classes.ipynb #2523809d
+# %% ../../nbs/lib/core/04_classes.ipynb #f130794a
 import re
 
+# %% ../../nbs/lib/core/04_classes.ipynb #2523809d
 CLASSES = ('NORMAL', 'PNEUMONIA')           # Label 0 and label 1
 
 def classes_of(data: dict) -> tuple:        # The section `data` of a manifest, or what `data.json` holds
