@@ -196,7 +196,7 @@ def test_operating_points_need_both_classes_and_say_so():
     with pytest.raises(StudyError, match="both classes"): pr.fit_calibration(DEGENERATE['one class'], replicates=10)
 
 
-@pytest.mark.parametrize('wrong, says', [(dict(kind='plat'), "^calibrator=plat .*choose auto"), (dict(in_use='best'), "^operating_point=best .*choose half"), (dict(alpha=0.), "^conformal_alpha=0"),
+@pytest.mark.parametrize('wrong, says', [(dict(kind='plat'), "^calibrator='plat' is none of auto, none"), (dict(in_use='best'), "^operating_point='best' is none of half"), (dict(alpha=0.), "^conformal_alpha=0"),
                                          (dict(cost=-1.), "^cost_of_miss=-1"), (dict(replicates=0), "^promise_replicates=0")])
 def test_wrong_parameters_name_the_choices(wrong, says):
     with pytest.raises(StudyError, match=says): pr.fit_calibration(few, **dict(replicates=10) | wrong)

@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT
 from checklists import anchor, headings
 from marks import prose, stale, texts
+from cxr_study.core.options import STAGES, parameters_cell
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,15 @@ def test_modules_import_only_from_lower_numbers():
     modules = library_notebooks(ROOT)
     assert len(modules) > 30 and sum(len(imports(ROOT, m)) for m in modules) > 100, "are the imports read?"
     assert upward(ROOT) == []
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_the_parameters_cell_of_a_stage_is_made_from_its_options(stage):
+    cells = json.loads((ROOT/f"nbs/{stage}.ipynb").read_text())["cells"]
+    shown = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assert shown == [parameters_cell(stage)], f"write what parameters_cell('{stage}') of core.options prints into the cell tagged parameters"
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert [c for c in code[:5] if "parameters" in c["metadata"].get("tags", [])], "the parameters are among the first five code cells"
 
 
 def test_every_module_has_its_notebook():

@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/core/options.html.md"""
 __all__ = ['SPLITS', 'GEOMETRIES', 'STANDARDISATIONS', 'SEED', 'DATA', 'RESNETS', 'AUGMENTATIONS', 'RECIPE', 'TRAINING',
            'INTERVALS', 'CALIBRATORS', 'POINTS', 'EVALUATION', 'CALIBRATION', 'EXPLANATION', 'ROBUSTNESS', 'SERVING',
            'STAGES', 'OptionError', 'Option', 'checked', 'Stage', 'options', 'stages_with', 'defaults', 'check_options',
-           'parameters_cell', 'begin_stage']
+           'dependents', 'parameters_cell', 'begin_stage']
 
 # %% ../../nbs/lib/core/03_options.ipynb #cfda62e2
 import dataclasses, difflib
@@ -179,6 +179,14 @@ def check_options(given: dict) -> dict:     # Name -> value
         raise OptionError('fold', f"fold={values['fold']} must be below val_folds={values['val_folds']}: folds count from 0.")
     return values
 
+# %% ../../nbs/lib/core/03_options.ipynb #4c967394
+def dependents(stage: str) -> set[str]:     # Name of a stage
+    "The stage and all that read it, directly or through others"
+    found = {stage}
+    for name, other in STAGES.items():
+        if found & set(other.reads): found.add(name)
+    return found
+
 # %% ../../nbs/lib/core/03_options.ipynb #8a2ac58b
 def parameters_cell(stage: str) -> str:
     "Source of the cell tagged `parameters` of a stage"
@@ -197,17 +205,19 @@ def begin_stage(stage: str,                 # Name of the stage
     "The `Run` with this stage begun; `StudyError` if a stage that it reads is missing, `OptionError` for a wrong value"
     run = Run(root()/run_dir)
     missing = [name for name in STAGES[stage].reads if name not in run.stages]
-    if missing: raise StudyError(_no_run_yet(run.folder, missing[0]))
+    if missing: raise StudyError(_no_run_yet(run.folder, missing))
     values = {option.name: checked(option, given[option.name]) for option in STAGES[stage].options}
-    run.begin(stage, **values)
+    still_good = {name for name in run.stages if name in STAGES and name not in dependents(stage)}
+    run.begin(stage, keep=still_good, **values)
     run.may_read = {stage, *STAGES[stage].reads}
     return run
 
 def _no_run_yet(folder, missing):
     "What to do when a stage finds nothing to work on"
     found = sorted(path.parent for path in runs_folder().glob('*/manifest.json') if path.parent != folder)
-    start = f"{folder} has no finished stage {missing} yet."
+    names = ' and '.join(missing)
+    start = f"{folder} has no finished stage {names} yet."
     if not found:
-        return f"{start} Run the notebook {missing} with the same run_dir first, or make a whole run with `cxr-study run`."
-    names = '\n'.join(f'  run_dir = "{path}"' for path in found)
-    return f"{start} Run the notebook {missing} with the same run_dir first, or set the parameter run_dir to a run that is there:\n{names}"
+        return f"{start} Run {names} with the same run_dir first, or make a whole run with `cxr-study run`."
+    runs = '\n'.join(f'  run_dir = "{path}"' for path in found)
+    return f"{start} Run {names} with the same run_dir first, or set the parameter run_dir to a run that is there:\n{runs}"

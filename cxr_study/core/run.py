@@ -204,19 +204,21 @@ def verify(self: Run):
 
 # %% ../../nbs/lib/core/01_run.ipynb #5abd4651
 @patch
-def forget(self: Run, stage: str):
+def forget(self: Run, stage: str, keep=()):  # Name of a stage; names of later stages that stay
     "Take `stage` and later ones, with what they wrote, out of the manifest; their files stay until they are written again"
-    for kind, is_later in dict(stages=lambda name, _: name >= stage, artefacts=lambda _, a: a['stage'] >= stage).items():
-        self.manifest[kind] = {name: entry for name, entry in self.manifest[kind].items() if not is_later(name, entry)}
+    def stays(name): return name < stage or name in keep
+    self.manifest['stages'] = {name: entry for name, entry in self.manifest['stages'].items() if stays(name)}
+    self.manifest['artefacts'] = {name: entry for name, entry in self.manifest['artefacts'].items() if stays(entry['stage'])}
     self.save_manifest()
 
 @patch
 def begin(self: Run,
           stage: str,                       # Name of the numbered notebook, such as `01_data`
+          keep=(),                          # Names of later stages that do not depend on it
           **parameters):                    # What the stage was asked for
     "Start a stage: note its parameters and forget what it and later stages wrote before"
     self.manifest = upgraded(self.manifest)
-    self.forget(stage)
+    self.forget(stage, keep)
     self._stage, self._started = dict(name=stage, parameters=parameters, artefacts={}), time.time()
     return self
 

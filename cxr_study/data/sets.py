@@ -209,9 +209,13 @@ def _label_of(names,                        # Names of the classes
     if positive and positive not in names:
         raise DataError(f"There is no class {positive!r}; the classes are {', '.join(names)}.")
     labels = {n: int(n == positive) if positive else _LABELS.get(n.strip().lower()) for n in names}
-    if strange := [n for n in names if labels[n] is None]:
-        raise DataError(f"The label {', '.join(map(repr, strange[:5]))} is neither NORMAL nor PNEUMONIA. If it is one of "
-                        f"two classes of your own, name the positive one: positive={strange[0]!r}.")
+    strange = [n for n in names if labels[n] is None]
+    if strange and len(names) == 2:
+        raise DataError(f"The classes are {names[0]} and {names[1]}. Say which one is positive: --positive NAME on the command line, "
+                        "positive = \"NAME\" in a notebook.")
+    if strange:
+        raise DataError(f"The label {', '.join(map(repr, strange[:5]))} is neither NORMAL nor PNEUMONIA, and there are {len(names)} classes. "
+                        "Two are needed.")
     if sorted(labels.values()) != [0, 1]:
         raise DataError(f"Two classes are needed; found {', '.join(names) or 'none'}.")
     return labels
