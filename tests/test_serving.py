@@ -147,15 +147,15 @@ def test_a_batch_answers_as_single_pictures_do(service):
 
 
 def test_serving_needs_no_torch():
-    modules = ("serving", "bundle", "predictor", "dicomsr", "guard", "workers", "page", "service")
-    code = "import sys; " + "; ".join(f"import cxr_study.{m}" for m in modules) + "; sys.exit(bool({'torch', 'pandas', 'fastai', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    modules = ("bundle", "predictor", "structured_report", "guard", "service")
+    code = "import sys; " + "; ".join(f"import cxr_study.serve.{m}" for m in modules) + "; sys.exit(bool({'torch', 'pandas', 'fastai', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_service_opens_no_connection_to_elsewhere(service):
     "No socket of the process leads to an address of another machine, and ONNX Runtime is told to report nothing"
     post(service.url + "/predict", encode(RAMP))
-    assert "ORT_DISABLE_TELEMETRY" in (ROOT/"cxr_study/predictor.py").read_text() and "telemetry" not in service.log.read_text()
+    assert "ORT_DISABLE_TELEMETRY" in (ROOT/"cxr_study/serve/predictor.py").read_text() and "telemetry" not in service.log.read_text()
     mine = {os.readlink(f) for f in Path(f"/proc/{service.process.pid}/fd").iterdir()}
     for kind in ("tcp", "udp"):
         for line in Path(f"/proc/{service.process.pid}/net/{kind}").read_text().splitlines()[1:]:

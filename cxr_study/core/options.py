@@ -50,14 +50,18 @@ def _problem(option, value):
 
 def _and_most(option): return "" if option.most is None else f" and at most {option.most}"
 
-def checked(option: Option, value) -> object:
-    "The value in the option's type; `OptionError` says what is wrong with it"
+def _typed(option, value):
+    "The value in the option's type; `OptionError` for another type"
     kind = type(option.default)
     whole_for_float = kind is float and type(value) is int
-    if type(value) is not kind and not whole_for_float:
-        raise OptionError(option.name, f"{option.name}={value!r} should be of type {kind.__name__}, like its default {option.default!r}.")
+    if type(value) is kind or whole_for_float: return kind(value)
+    raise OptionError(option.name, f"{option.name}={value!r} should be of type {kind.__name__}, like its default {option.default!r}.")
+
+def checked(option: Option, value) -> object:
+    "The value in the option's type; `OptionError` says what is wrong with it"
+    value = _typed(option, value)
     if problem := _problem(option, value): raise OptionError(option.name, f"{option.name}={value!r} {problem}.")
-    return kind(value)
+    return value
 
 # %% ../../nbs/lib/core/03_options.ipynb #222c4be0
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +178,7 @@ def check_options(given: dict) -> dict:     # Name -> value
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f", did you mean {near[0]!r}?" if near else "."
         raise OptionError(name, f"There is no parameter {name!r}{hint} There are: {', '.join(known)}.")
+    for name, value in given.items(): _typed(known[name], value)
     values = {name: checked(option, given.get(name, option.default)) for name, option in known.items()}
     if values['fold'] >= values['val_folds']:
         raise OptionError('fold', f"fold={values['fold']} must be below val_folds={values['val_folds']}: folds count from 0.")
