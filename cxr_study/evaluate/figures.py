@@ -151,7 +151,7 @@ def forest_axes(ax, rows,                   # Name -> entry, from the top
         if words or e['value'] is None:
             ax.annotate(quote(e, digits).replace('-', '−'), (1, y), xycoords=('axes fraction', 'data'), xytext=(6, 0), textcoords='offset points', va='center', size=8.5)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.set_ylim(len(rows) - .5, -.5)
+    ax.set_ylim(max(len(rows), 1) - .5, -.5)
     ax.tick_params(axis='y', length=0)
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #fc400ee8
