@@ -188,7 +188,7 @@ def test_publishing_that_is_interrupted_is_noticed(copy, tmp_path, monkeypatch):
 
 
 def test_synthetic_and_unfinished_runs_are_not_published(tmp_path):
-    run = Run(tmp_path/"run").begin("02_data", seed=0)
+    run = Run(tmp_path/"run").begin("01_data", seed=0)
     run.finish(synthetic=True)
     with pytest.raises(StudyError, match="is not finished, it has no predictions.csv"): publish(tmp_path/"run", tmp_path/"results")
     assert not (tmp_path/"results").exists()

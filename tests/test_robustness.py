@@ -187,9 +187,9 @@ def test_auc_within_views_ignores_the_view():
 def test_external_writes_beside_the_other_stages(tmp_path):
     from cxr_study.robust.other_hospital import begin_beside
     run = Run(tmp_path/"run")
-    for stage in ("02_data", "external-a", "report"): begin_beside(run, stage).write(f"{stage}.json", 1); run.finish()
+    for stage in ("01_data", "external-a", "report"): begin_beside(run, stage).write(f"{stage}.json", 1); run.finish()
     begin_beside(run, "external-b").write("external-b.json", 2); run.finish()
-    assert set(Run(run.folder).manifest["stages"]) == {"02_data", "external-a", "external-b", "report"}
+    assert set(Run(run.folder).manifest["stages"]) == {"01_data", "external-a", "external-b", "report"}
     begin_beside(run, "external-a").write("external-a.json", 3); run.finish()
     assert Run(run.folder).read("external-a.json") == 3 and Run(run.folder).read("external-b.json") == 2
 
