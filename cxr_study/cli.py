@@ -26,9 +26,8 @@ def _missing_package(name: str) -> str:     # The module that could not be impor
     package = IMPORT_NAMES.get(name, name.replace('_', '-'))
     extras = [requirement.partition('extra ==')[2].strip(" \"'") for requirement in importlib.metadata.requires('cxr-study') or []
               if requirement.lower().startswith(package) and 'extra ==' in requirement]
-    wanted = next((extra for extra in ('serve', 'evaluate', 'study', *extras) if extra in extras), None)
-    how = f"pip install 'cxr-study[{wanted}]'" if wanted else f"pip install {package}"
-    return f"This command needs the package {package}, which is not installed: {how}"
+    wanted = next((extra for extra in ('serve', 'evaluate', 'study', *extras) if extra in extras), 'study')  # Which brings all others with it
+    return f"This command needs the package {package}, which is not installed: pip install 'cxr-study[{wanted}]'"
 
 class Group(click.Group):
     "A command group that prints a `StudyError`, and a package that is missing, as a sentence"
