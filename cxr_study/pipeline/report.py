@@ -90,7 +90,8 @@ def tiles(figures):                         # Entries of `metrics.json`
     for metric in HEADLINE:
         if f'{split}.{metric}' not in figures: continue
         value, _, interval = told(figures[f'{split}.{metric}']).partition(' (')
-        found.append(dict(name=name_of(metric), value=value, interval=interval.removesuffix(')')))
+        at = " at one half" if metric.endswith('@half') else ""
+        found.append(dict(name=name_of(metric) + at, value=value, interval=interval.removesuffix(')')))
     return found
 
 def results_rows(figures):
