@@ -381,8 +381,10 @@ def predict(paths, out, bundle, dicom_sr, point, prevalence, jobs, as_json):
     cxr-study predict radiographs/ --out predictions.csv
     cxr-study predict study.dcm --dicom-sr reports/
     """
+    from cxr_study.serve.bundle import check_classes
     from cxr_study.serve.predictor import Predictor, predict_files
     predictor = Predictor(bundle)
+    check_classes(predictor.bundle)
     predictor.bundle.calibration.point(point)
     found = predict_files(paths, out, predictor, jobs or None, write_sr(dicom_sr), talk(as_json), point=point, prevalence=prevalence)
     answer(dict(found, out=out), as_json)

@@ -531,3 +531,14 @@ def test_bundle_is_a_command(cli, trained, tmp_path):
     run = trained[0]
     cli("bundle", run.folder, "--out", tmp_path/"b", "--name", "small", CXR_CACHE=os.environ["CXR_CACHE"])
     assert load_bundle(tmp_path/"b").name == "small"
+
+
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_a_network_of_other_classes_is_not_served_as_one_of_pneumonia(cli, tmp_path, command):
+    "Service and `predict` name pneumonia; a bundle of healthy and sick is refused before anything is answered"
+    bundle = example_bundle(tmp_path/"other", classes=("healthy", "sick"))
+    (tmp_path/"film.png").write_bytes(encode(RAMP))
+    args = [tmp_path/"film.png", "--bundle", bundle, "--out", tmp_path/"out.csv"] if command == "predict" else [bundle, "--port", 8799]
+    done = cli(command, *args, check=False, timeout=60)
+    assert done.returncode == 2 and "tells healthy from sick" in done.stderr
+    assert not (tmp_path/"out.csv").exists()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.classes import classes_of
 from ..core.run import Run, StudyError, digest, sha256, versions
 from ..data.images import Preprocess
 from ..data.splits import open_data
@@ -204,4 +205,4 @@ def make_bundle(run_folder,                 # A finished run
         facts['network']['precision'] = 'int8'
     name = name or f"{facts['data']['dataset']}-{facts['network']['arch']}"
     facts |= dict(name=name, version=sha256(content)[:12], made_with=versions(('cxr-study', 'torch', 'onnx', 'onnxscript', 'onnxruntime')))
-    return write_bundle(out, content, model_card(run.folder), **facts)
+    return write_bundle(out, content, model_card(run.folder), classes_of(run.manifest['data']), **facts)

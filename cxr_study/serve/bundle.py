@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/serve/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'BundleError', 'Bundle', 'seal', 'write_bundle', 'brightness_onnx', 'example_calibration',
-           'example_bundle', 'verify_bundle', 'load_bundle', 'find_bundle']
+           'example_bundle', 'verify_bundle', 'load_bundle', 'check_classes', 'find_bundle']
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #4893556c
 import dataclasses, json, os
@@ -53,12 +53,13 @@ def seal(facts):                            # Content of `bundle.json`
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #1531079d
 def write_bundle(folder, onnx,              # Where to; bytes of the network
-                 card, **facts):            # Text of the model card; what else `bundle.json` says
+                 card,                      # Text of the model card
+                 classes=CLASSES, **facts): # Names of the negative and the positive class; what else `bundle.json` says
     "Write a sealed bundle into `folder`; returns the folder"
     folder, content = Path(folder), {'model.onnx': onnx, 'MODEL_CARD.md': card.encode()}
     for name, data in content.items():
         with atomic_write(folder/name) as f: f.write_bytes(data)
-    facts = dict(schema=SCHEMA, notice=NOTICE, classes=list(CLASSES), files={n: dict(sha256=sha256(d), bytes=len(d)) for n, d in content.items()}, **facts)
+    facts = dict(schema=SCHEMA, notice=NOTICE, classes=list(classes), files={n: dict(sha256=sha256(d), bytes=len(d)) for n, d in content.items()}, **facts)
     with atomic_write(folder/'bundle.json') as f: f.write_text(to_json(facts | dict(sha256=seal(facts)), indent=1) + "\n")
     return folder
 
@@ -84,10 +85,10 @@ def example_calibration():
                    for name, t, rule, s in (('half', .5, "the probability is at least one half", .9), ('sensitivity_0.95', .3, "sensitivity at least 0.95", .95)))
     return Calibration(Calibrator('temperature', dict(temperature=1.5)), points, 'sensitivity_0.95', ConformalSets(.1, 1., -1., dict(NORMAL=60, PNEUMONIA=140)), .7)
 
-def example_bundle(folder, size=32, name='brightness'):
+def example_bundle(folder, size=32, name='brightness', classes=CLASSES):
     "Write the bundle of `brightness_onnx` into `folder`; returns the folder"
     data = dict(dataset='none', synthetic=True, counts={}, patients_known=False, provenance={})
-    return write_bundle(folder, brightness_onnx(size), f"# {name}\n\nNo trained model: it looks at the mean brightness.\n", name=name, version='0',
+    return write_bundle(folder, brightness_onnx(size), f"# {name}\n\nNo trained model: it looks at the mean brightness.\n", classes=classes, name=name, version='0',
                         preprocess=Preprocess(size).to_dict(), calibration=example_calibration().to_dict(), familiarity=None,
                         familiarity_reason="No gate was fitted.", head=dict(weight=[20.], bias=-10.), network=dict(arch='brightness', precision='float32'), data=data,
                         limits=["It knows nothing of pneumonia."], versions={})
@@ -112,6 +113,14 @@ def load_bundle(folder):
     if not isinstance(facts, dict) or facts.get('schema') != SCHEMA: raise BundleError(f"{folder} is a bundle of another version. Make it again with `cxr-study bundle`.")
     verify_bundle(folder, facts)
     return Bundle(folder, facts, Preprocess.from_dict(facts['preprocess']), Calibration.from_dict(facts['calibration']))
+
+# %% ../../nbs/lib/serve/01_bundle.ipynb #e0c508c3
+def check_classes(bundle: Bundle) -> Bundle:
+    "The same bundle; `BundleError` if its network tells other classes apart than NORMAL and PNEUMONIA"
+    names = tuple(bundle.facts.get('classes', CLASSES))
+    if names == CLASSES: return bundle
+    raise BundleError(f"The network of {bundle.folder} tells {names[0]} from {names[1]}. Service and `predict` speak of pneumonia and would misquote it. "
+                      "Its answers for a test set are in the predictions.csv of its run.")
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #30dc7256
 def find_bundle(path=None):                 # A bundle, or a folder that holds one; None: CXR_BUNDLE, or `models`

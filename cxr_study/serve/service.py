@@ -32,6 +32,7 @@ import prometheus_client as prometheus
 from ..core.run import NOTICE, to_json
 from ..data.formats import ImageError, Limits, UnsupportedFormat
 from ..predict.table import CLASSES
+from .bundle import check_classes
 from .guard import Guard, Problem, Settings, Workers, decide_token, log_line, problem_body
 from .predictor import Predictor
 
@@ -514,6 +515,7 @@ def serve(bundle=None, settings=Settings(), open_to_all=False, limits=None):  # 
     token, made = decide_token(settings.host, settings.token, open_to_all)
     settings = Settings(**(settings.__dict__ | dict(token=token)))
     predictor = Predictor(bundle, limits=limits or Limits(max_bytes=settings.max_bytes))
+    check_classes(predictor.bundle)
     app = create_app(predictor, settings)
     config = uvicorn.Config(app, settings.host, settings.port, log_config=None, access_log=False, server_header=False, lifespan='off', ws='none', timeout_keep_alive=30,
                             timeout_graceful_shutdown=int(settings.stop_seconds))
