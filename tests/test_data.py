@@ -64,7 +64,7 @@ def test_own_splits_are_kept_less_copies(tmp_path):
 
 @pytest.mark.parametrize('spoil,said', [
     (lambda f: shutil.rmtree(f / 'NORMAL') or (f / 'NORMAL').mkdir(), 'NORMAL holds no image'),
-    (lambda f: (f / 'NORMAL').rename(f / 'COVID'), "'COVID' is neither NORMAL nor PNEUMONIA"),
+    (lambda f: (f / 'NORMAL').rename(f / 'COVID'), "The classes are COVID and PNEUMONIA. Say which one is positive: --positive"),
     (lambda f: shutil.rmtree(f / 'NORMAL'), 'Two classes are needed'),
     (lambda f: picture(f / 'TUBERCULOSIS' / 'a.png'), "'TUBERCULOSIS' is neither"),
     (lambda f: [shutil.rmtree(f / c) for c in ('NORMAL', 'PNEUMONIA')], 'neither two class folders'),
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_image_is_named_and_nothing_is_left(tmp_path, spoil, s
 
 def test_names_that_do_not_speak_for_themselves(tmp_path):
     own = folder(tmp_path / 'own', 2, classes=('krank', 'gesund'))
-    with pytest.raises(DataError, match="positive="): load_dataset(own)
+    with pytest.raises(DataError, match="gesund and krank. Say which one is positive: --positive NAME"): load_dataset(own)
     assert load_dataset(own, 'krank').table.groupby(lambda i: load_dataset(own, 'krank').table.image_id[i].split('/')[0]).label.mean().to_dict() == dict(gesund=0, krank=1)
 
 
