@@ -4,7 +4,10 @@
 
 The test set is never decoded into a training or a figure here. `nbs/results/04_recipes` shows what came out."""
 
-import argparse, dataclasses, sys, time
+import argparse
+import dataclasses
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +58,9 @@ def stressed(model, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
 
     exposed = {name: logits(change[plain]) for name, change in zip(STRESS, stress_tables())}
     reshaped = {name: logits(change(plain)) for name, change in RESHAPED.items()}
-    everything = row("all", np.concatenate(list(exposed.values())), np.tile(val.label, len(exposed)))
+    everything = row(
+        "all", np.concatenate(list(exposed.values())), np.tile(val.label, len(exposed))
+    )
     first, last = ([row(*item, val.label) for item in part.items()] for part in (exposed, reshaped))
     return pd.DataFrame([*first, everything, *last]).set_index("change")
 
@@ -87,7 +92,9 @@ def run_cell(cell: Cell, seed: int, source, checkpoint: Path, device=None) -> di
     images, table = source(cell.spec)
     training = dataclasses.replace(cell.training, seed=seed)
     started = time.time()
-    model, history = train(training, images, table[table.split != "test"], cell.spec, checkpoint, str, device)
+    model, history = train(
+        training, images, table[table.split != "test"], cell.spec, checkpoint, str, device
+    )
     seconds = time.time() - started
     checkpoint.unlink()
     found = stressed(model, images, table)
@@ -108,10 +115,14 @@ def run_cell(cell: Cell, seed: int, source, checkpoint: Path, device=None) -> di
     )
 
 
-SAID = "{cell}, seed {seed}: stress loss {stress_loss:.4f}, plain AUC {plain_auc:.4f}, {seconds:.0f} s"
+SAID = (
+    "{cell}, seed {seed}: stress loss {stress_loss:.4f}, plain AUC {plain_auc:.4f}, {seconds:.0f} s"
+)
 
 
-def compare(cells, seeds, source, file: Path, say=partial(print, file=sys.stderr), device=None) -> pd.DataFrame:
+def compare(
+    cells, seeds, source, file: Path, say=partial(print, file=sys.stderr), device=None
+) -> pd.DataFrame:
     "`run_cell` over cells and seeds; `file` (csv) grows by a row a training, and what it holds is not trained again"
     rows = pd.read_csv(file).to_dict("records") if Path(file).is_file() else []
     for seed in seeds:
@@ -136,13 +147,17 @@ def mean_interval(x) -> tuple[float, float, float]:
     return x.mean(), x.mean() - half, x.mean() + half
 
 
-def ranking(results: pd.DataFrame, base: str = "base", measure: str = "stress_loss") -> pd.DataFrame:
+def ranking(
+    results: pd.DataFrame, base: str = "base", measure: str = "stress_loss"
+) -> pd.DataFrame:
     "A row a cell, best first: mean with interval over seeds, and the difference from `base`, paired by seed"
     wide = results.pivot(index="seed", columns="cell", values=measure)
     rows = []
     for cell in wide:
         mean, lower, upper = mean_interval(wide[cell])
-        difference, difference_lower, difference_upper = mean_interval((wide[cell] - wide[base]).dropna())
+        difference, difference_lower, difference_upper = mean_interval(
+            (wide[cell] - wide[base]).dropna()
+        )
         rest = results.loc[results.cell == cell, [c for c in REST if c in results]].mean()
         rows.append(
             dict(
@@ -163,7 +178,9 @@ def ranking(results: pd.DataFrame, base: str = "base", measure: str = "stress_lo
 def choice(results: pd.DataFrame, file: Path, measure: str = "stress_loss") -> str:
     "Write the ranking and the cell with the lowest mean of the measure as JSON; returns that cell's name"
     order = ranking(results, measure=measure)
-    chosen = dict(measure=measure, split="val", chosen=order.cell[0], cells=order.to_dict("records"))
+    chosen = dict(
+        measure=measure, split="val", chosen=order.cell[0], cells=order.to_dict("records")
+    )
     with atomic_write(file) as temporary:
         temporary.write_text(to_json(chosen))
     return order.cell[0]
@@ -181,7 +198,9 @@ def some_patients(table: pd.DataFrame, images: int, seed: int = 0) -> pd.DataFra
     return table[(table.split == "val") | kept].reset_index(drop=True)
 
 
-def real_images(spec: Preprocess, images: int = 1500, dataset: str = "chest_xray") -> tuple[np.ndarray, pd.DataFrame]:
+def real_images(
+    spec: Preprocess, images: int = 1500, dataset: str = "chest_xray"
+) -> tuple[np.ndarray, pd.DataFrame]:
     "(pixels, table) of a data set at hand, decoded for `spec`: some patients of train, all of val, none of the test"
     source = load_dataset(dataset)
     pixels, index, _ = decoded(source, spec)
@@ -224,7 +243,9 @@ def together(cells: list[Cell], order: pd.DataFrame) -> Cell:
 def of_shape() -> list[Cell]:
     "The recipe of the first comparison as the base, the same with stretching, and stretched at a larger size"
     recipe = Recipe(epochs=3, augment="equalise")
-    base = Cell("base", Training("resnet18", "none", recipe), Preprocess(size=64, standardise="image"))
+    base = Cell(
+        "base", Training("resnet18", "none", recipe), Preprocess(size=64, standardise="image")
+    )
     return [base, base.differing(augment="stretch"), base.differing(augment="stretch", size=96)]
 
 
@@ -237,7 +258,11 @@ def of_crops() -> list[Cell]:
 def of_rate() -> list[Cell]:
     "An EfficientNet from ImageNet with stretching at the default learning rate, as the base, and at three times that"
     recipe = Recipe(epochs=3, augment="stretch")
-    base = Cell("base", Training("tf_efficientnetv2_b0", "imagenet", recipe), Preprocess(size=96, standardise="image"))
+    base = Cell(
+        "base",
+        Training("tf_efficientnetv2_b0", "imagenet", recipe),
+        Preprocess(size=96, standardise="image"),
+    )
     return [base, base.differing(lr=0.003)]
 
 
@@ -250,7 +275,9 @@ def compare_recipes(file: Path) -> None:
 
 
 def compare_shapes(file: Path) -> None:
-    choice(compare(of_shape(), range(3), real_images, file), file.with_suffix(".json"), "shift_loss")
+    choice(
+        compare(of_shape(), range(3), real_images, file), file.with_suffix(".json"), "shift_loss"
+    )
 
 
 def compare_crops(file: Path) -> None:
@@ -262,10 +289,14 @@ def compare_rates(file: Path) -> None:
     compare(of_rate(), [0], partial(real_images, images=10**6), file)
 
 
-COMPARISONS = dict(recipes=compare_recipes, shapes=compare_shapes, crops=compare_crops, rates=compare_rates)
+COMPARISONS = dict(
+    recipes=compare_recipes, shapes=compare_shapes, crops=compare_crops, rates=compare_rates
+)
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("comparison", choices=COMPARISONS)
     name = parser.parse_args().comparison
     COMPARISONS[name](root() / f"results/{name}.csv")

@@ -3,7 +3,8 @@
 usage: decode.py FOLDER [SIZE]     FOLDER: images at their native size, any depth
 """
 
-import sys, time
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,18 @@ def rate(f, files, rounds=3):
 
 
 def main(folder, size=224):
-    files, spec = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpeg', '.jpg')), Preprocess(size)
+    files, spec = (
+        sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpeg', '.jpg')),
+        Preprocess(size),
+    )
     sides = np.array([Image.open(f).size for f in files])
     usual = lambda f: np.asarray(Image.open(f).convert('RGB').resize((size, size)))
     plain, ours = rate(usual, files), rate(spec, files)
     print(f"{len(files)} JPEGs of {sides.min()} to {sides.max()} pixels, one thread")
     print(f"PIL.Image.open(f).convert('RGB').resize(...)   {plain:7.1f} images/s")
-    print(f"Preprocess({size})                              {ours:7.1f} images/s    {ours / plain:.2f} times as many")
+    print(
+        f"Preprocess({size})                              {ours:7.1f} images/s    {ours / plain:.2f} times as many"
+    )
     for name, other in {
         "whole decoding, same filter": lambda f: resize(decode(f), size),
         "PIL's usual way, red channel": lambda f: usual(f)[..., 0],

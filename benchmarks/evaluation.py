@@ -3,13 +3,16 @@
 usage: python benchmarks/evaluation.py [REPLICATES]   (default 10000; the loop takes minutes)
 """
 
-import json, sys, time, warnings
+import json
+import sys
+import time
+import warnings
 
 import numpy as np
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from cxr_study.evaluate.intervals import bootstrap, resample
+from cxr_study.evaluate.intervals import bootstrap, bootstrap_weights
 from cxr_study.evaluate.metrics import scored, simulate
 from cxr_study.predict.decision import sigmoid
 
@@ -47,7 +50,7 @@ def main(replicates=10_000):
     start = time.perf_counter()
     ours = bootstrap(s, replicates=replicates)
     fast = time.perf_counter() - start
-    y, p, weights = s.label.astype(int), sigmoid(s.logit), resample(s, replicates, 0)
+    y, p, weights = s.label.astype(int), sigmoid(s.logit), bootstrap_weights(s, replicates, 0)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -7,19 +7,25 @@
 usage: explanation.py [PART ...] [--out results/benchmarks/explanation.json]
 """
 
-import argparse, json, os, platform, time, warnings
+import argparse
+import json
+import os
+import platform
+import time
+import warnings
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
-import numpy as np, torch
+import numpy as np
+import torch
 
 from cxr_study.core.run import atomic_write, hardware, to_json
+from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import phantom
 from cxr_study.explain.attribution import Inside, explain, timed_maps
-from cxr_study.data.images import Preprocess
-from cxr_study.train.recipe import bf16_pays
-from cxr_study.train.networks import Classifier, create_body
 from cxr_study.robust.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from cxr_study.train.networks import Classifier, create_body
+from cxr_study.train.recipe import bf16_pays
 
 
 def films(n, pixels=224):
@@ -63,8 +69,12 @@ def corruptions(n=624):
 PARTS = dict(maps=maps, corruptions=corruptions)
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('parts', nargs='*', metavar='PART', help=f"of {', '.join(PARTS)}; default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'parts', nargs='*', metavar='PART', help=f"of {', '.join(PARTS)}; default: all"
+    )
     parser.add_argument('--out', type=Path, default=Path('results/benchmarks/explanation.json'))
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):

@@ -1,6 +1,20 @@
 """Starts a service, asks it, and loads it from many clients at once: for the tests, the benchmarks and `nbs/howto/serving.ipynb`."""
 
-import asyncio, contextlib, dataclasses, itertools, json, os, random, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +95,14 @@ def running(
 ):  # To become ready; of `guard.Settings`
     "A service on a free port of this machine, as a process of its own; it is ended when the block ends"
     port = free_port()
-    said = dict(bundle=bundle and str(bundle), settings=dict(settings, port=port), open_to_all=open_to_all)
-    command = [c.format(port=port) for c in command] if command else [sys.executable, '-c', CODE, json.dumps(said)]
+    said = dict(
+        bundle=bundle and str(bundle), settings=dict(settings, port=port), open_to_all=open_to_all
+    )
+    command = (
+        [c.format(port=port) for c in command]
+        if command
+        else [sys.executable, '-c', CODE, json.dumps(said)]
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / 'log'
         with open(log, 'w') as sink:
@@ -94,7 +114,9 @@ def running(
             stop(started)
 
 
-def post(url, content, kind='image/jpeg', **headers):  # Address; bytes; their media type; further headers
+def post(
+    url, content, kind='image/jpeg', **headers
+):  # Address; bytes; their media type; further headers
     "(status, answer as bytes) of a POST"
     request = urllib.request.Request(
         url, content, {'content-type': kind, **{k.replace('_', '-'): v for k, v in headers.items()}}
@@ -138,7 +160,9 @@ async def _wait(head):
     await asyncio.sleep(seconds * random.uniform(1, 1.5))
 
 
-async def client(port, requests, end, rows, keep=False):  # Requests to send in turn; when to stop; where rows go
+async def client(
+    port, requests, end, rows, keep=False
+):  # Requests to send in turn; when to stop; where rows go
     "One client: asks until `end`, and writes (start, seconds, status[, body]) for each request; status 0 is a lost answer"
     reader = writer = None
     for request in itertools.cycle(requests):
@@ -177,7 +201,9 @@ async def load(
 
     async def one(i):
         await asyncio.sleep(ramp * i / clients)
-        await client(port, requests[i % len(requests) :] + requests[: i % len(requests)], end, rows, keep)
+        await client(
+            port, requests[i % len(requests) :] + requests[: i % len(requests)], end, rows, keep
+        )
 
     await asyncio.gather(*map(one, range(clients)))
     return rows

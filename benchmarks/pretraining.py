@@ -5,22 +5,27 @@ usage: pretraining.py [--arch resnet18] [--epochs 3] [--pretrain 3] [--seeds 3] 
 Needs lightly (pip install --no-deps lightly) and chest_xray in CXR_DATA. Finished trainings are not repeated.
 """
 
-import argparse, tempfile, time, warnings
+import argparse
+import tempfile
+import time
+import warnings
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
+from compare_recipes import Cell, mean_interval, real_images, run_cell
 from fastai.vision.all import TensorImageBW
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import nn
 
-from cxr_study.train.loaders import AUGMENTATIONS
 from cxr_study.core.run import atomic_write, seed_everything
 from cxr_study.data.images import Preprocess
-from cxr_study.train.recipe import Recipe
+from cxr_study.train.loaders import AUGMENTATION_STEPS
 from cxr_study.train.networks import Classifier, create_body
-from compare_recipes import Cell, mean_interval, real_images, run_cell
+from cxr_study.train.recipe import Recipe
 from cxr_study.train.training import Training
 
 
@@ -44,14 +49,27 @@ def pretrain(arch, images, rows, spec, epochs, seed, bs=64, lr=1e-3):
     "The body's weights after `epochs` of SimSiam on these rows; no label is read"
     seed_everything(seed)
     classifier = Classifier(create_body(arch), spec)
-    model = SimSiam(classifier, classifier.head[3].in_features).to(memory_format=torch.channels_last).train()
-    loss_of, views, rng = NegativeCosineSimilarity(), AUGMENTATIONS['shift'](), np.random.default_rng(seed)
+    model = (
+        SimSiam(classifier, classifier.head[3].in_features)
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
+    loss_of, views, rng = (
+        NegativeCosineSimilarity(),
+        AUGMENTATION_STEPS['shift'](),
+        np.random.default_rng(seed),
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * (len(rows) // bs))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, lr, total_steps=epochs * (len(rows) // bs)
+    )
     for epoch in range(epochs):
         order, losses = rng.permutation(rows), []
         for k in range(len(rows) // bs):
-            x = TensorImageBW(torch.from_numpy(images[np.sort(order[k * bs : (k + 1) * bs])])[:, None].float() / 255)
+            x = TensorImageBW(
+                torch.from_numpy(images[np.sort(order[k * bs : (k + 1) * bs])])[:, None].float()
+                / 255
+            )
             pair = []
             for _ in range(2):
                 view = x
@@ -82,21 +100,29 @@ def saved(arch, body, path):
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--arch', default='resnet18')
     parser.add_argument('--epochs', type=int, default=3)
     parser.add_argument('--pretrain', type=int, default=3)
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--out', type=Path, default=Path('results/pretraining.csv'))
     args = parser.parse_args()
-    spec, done = Preprocess(size=64), pd.read_csv(args.out).to_dict('records') if args.out.is_file() else []
+    spec, done = (
+        Preprocess(size=64),
+        pd.read_csv(args.out).to_dict('records') if args.out.is_file() else [],
+    )
     images, table = real_images(spec)
     train_rows = table[table.split == 'train'].row.to_numpy()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             arms = {
                 f'scratch, {args.epochs} epochs': (args.epochs, False),
-                f'scratch, {args.epochs + 2 * args.pretrain} epochs': (args.epochs + 2 * args.pretrain, False),
+                f'scratch, {args.epochs + 2 * args.pretrain} epochs': (
+                    args.epochs + 2 * args.pretrain,
+                    False,
+                ),
                 f'SimSiam {args.pretrain} epochs, then {args.epochs}': (args.epochs, True),
             }  # Two views an image: a pretraining epoch is two passes
             for name, (epochs, simsiam) in arms.items():
@@ -114,8 +140,12 @@ if __name__ == '__main__':
                 )
                 extra = time.time() - start
                 # As with all pretrained weights, the body then learns at a tenth of the head's rate
-                cell = Cell(name, Training(args.arch, weights, Recipe(epochs=epochs, lr=2e-3)), spec)
-                row = run_cell(cell, seed, lambda _: (images, table), Path(folder) / 'checkpoint.pt')
+                cell = Cell(
+                    name, Training(args.arch, weights, Recipe(epochs=epochs, lr=2e-3)), spec
+                )
+                row = run_cell(
+                    cell, seed, lambda _: (images, table), Path(folder) / 'checkpoint.pt'
+                )
                 done.append(dict(row, seconds=round(row['seconds'] + extra, 1)))
                 print(done[-1], flush=True)
                 with atomic_write(args.out) as f:

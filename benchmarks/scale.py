@@ -4,7 +4,13 @@ Seconds are processor seconds of all threads, which do not depend on what else t
 usage: scale.py [IMAGES ...]     default 2803 5606 11212 (a fortieth, a twentieth and a tenth of 112,120)
 """
 
-import json, resource, subprocess, sys, tempfile, threading, time
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 
@@ -56,7 +62,10 @@ def main(sizes):
     for images in sizes:
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [sys.executable, __file__, '--one', str(images), folder], stdout=subprocess.PIPE, text=True, check=True
+                [sys.executable, __file__, '--one', str(images), folder],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
             )
             print(done.stdout.strip(), flush=True)
 

@@ -35,24 +35,27 @@ import pandas as pd
 import torch
 from fastai.vision.all import Callback, default_device
 from safetensors.torch import save_file
-from sklearn.metrics import roc_auc_score
-
-from cxr_study.train import loaders
-from cxr_study.core.run import atomic_write, git_state, hardware, to_json, versions
-from cxr_study.data.cache import decoded
-from cxr_study.data.sets import load_dataset, sample_patients
-from cxr_study.data.images import Preprocess
-from cxr_study.train.recipe import Recipe, fit
-from cxr_study.train.networks import Classifier, create_body
-from cxr_study.train.training import Training, learner, predict_logits, train
 from second_edition_films import SHAPES, VERSIONS, Films, independent, marked, seven, shaped
 from second_edition_rule import choose, criterion, platt_line, wide_specificity
+from sklearn.metrics import roc_auc_score
+
+from cxr_study.core.run import atomic_write, git_state, hardware, to_json, versions
+from cxr_study.data.cache import decoded
+from cxr_study.data.images import Preprocess
+from cxr_study.data.sets import load_dataset, sample_patients
+from cxr_study.train import loaders
+from cxr_study.train.networks import Classifier, create_body
+from cxr_study.train.recipe import Recipe, fit_learner
+from cxr_study.train.training import Training, learner, predict_logits, train
 
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
 NEAR = 0.002  # Validation AUC that a distilled network may lose
 ROUNDS = 20  # Seeds of each network, at most
 TEACHERS = 3  # Seeds of each of two networks
-FILE_BYTES, ALL_BYTES = 15 * 2**20, 46 * 2**20  # Of a file of weights; of all, so that four files hold them
+FILE_BYTES, ALL_BYTES = (
+    15 * 2**20,
+    46 * 2**20,
+)  # Of a file of weights; of all, so that four files hold them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,10 @@ def candidates(data, tiny=False):
     else:
         wide = dict(size=128, augment='stretch_wide')
         changes = dict(
-            crop=dict(geometry='crop'), balanced=dict(balanced=True), overlay=dict(overlay=True), average=dict(ema=0.98)
+            crop=dict(geometry='crop'),
+            balanced=dict(balanced=True),
+            overlay=dict(overlay=True),
+            average=dict(ema=0.98),
         )
         found = dict(stretch=dict(size=128), wide=wide) | {
             f'wide_{name}': wide | change for name, change in changes.items()
@@ -115,7 +121,9 @@ def candidate_jobs(tiny=False):
 
 
 def grid_jobs(tiny=False):
-    cells = [(g, a) for g in ('squash', 'crop', 'letterbox') for a in ('equalise', 'stretch')][: 2 if tiny else 6]
+    cells = [(g, a) for g in ('squash', 'crop', 'letterbox') for a in ('equalise', 'stretch')][
+        : 2 if tiny else 6
+    ]
     return [
         Job('grid', 'chest_xray', f'{g}_{a}', seed, geometry=g, augment=a, size=64, epochs=6)
         for seed in range(1 if tiny else 5)
@@ -146,35 +154,42 @@ def extra_jobs(chosen, tiny=False):
 
 
 def network_job(arch, data, name, seed, choices):
-    pretrained = dict(weights='imagenet', epochs=6, lr=0.003) if arch == 'tf_efficientnetv2_b0' else {}
+    pretrained = (
+        dict(weights='imagenet', epochs=6, lr=0.003) if arch == 'tf_efficientnetv2_b0' else {}
+    )
     return Job('seeds', data, name, seed, arch=arch, **choices | pretrained)
 
 
 def distil_jobs(chosen, tiny=False):
     choices = candidates('chest_xray')[chosen['chest_xray']] | dict(size=224)
-    return [Job('distil', 'chest_xray', chosen['chest_xray'], seed, **choices) for seed in range(1 if tiny else 5)]
+    return [
+        Job('distil', 'chest_xray', chosen['chest_xray'], seed, **choices)
+        for seed in range(1 if tiny else 5)
+    ]
 
 
 def smaller(job, tiny):
     "The job at a size that a CPU trains in a second"
     if not tiny:
         return job
-    arch = dict(resnet18='test_resnet', tf_efficientnetv2_b0='test_efficientnet').get(job.arch, job.arch)
+    arch = dict(resnet18='test_resnet', tf_efficientnetv2_b0='test_efficientnet').get(
+        job.arch, job.arch
+    )
     return dataclasses.replace(job, arch=arch, weights='none', size=32, epochs=min(job.epochs, 3))
 
 
 @contextlib.contextmanager
 def augmentation(name):
     "Lend a name that `Recipe` takes for an augmentation: the plan's wider stretching in the place of `stretch`"
-    if name in loaders.AUGMENTATIONS:
+    if name in loaders.AUGMENTATION_STEPS:
         yield name
         return
-    before = loaders.AUGMENTATIONS['stretch']
-    loaders.AUGMENTATIONS['stretch'] = wide
+    before = loaders.AUGMENTATION_STEPS['stretch']
+    loaders.AUGMENTATION_STEPS['stretch'] = wide
     try:
         yield 'stretch'
     finally:
-        loaders.AUGMENTATIONS['stretch'] = before
+        loaders.AUGMENTATION_STEPS['stretch'] = before
 
 
 def wide():
@@ -192,7 +207,9 @@ def training_pixels(films, job):
     rng = np.random.default_rng(0)
     marks = [np.stack([marked(x, rng) for x in plain])] if job.overlay else []
     versions_ = seven(images[table.row[table.fold == job.fold].to_numpy()])
-    mixed = np.stack([versions_[VERSIONS[i % len(VERSIONS)]][i] for i in range(len(versions_['plain']))])
+    mixed = np.stack(
+        [versions_[VERSIONS[i % len(VERSIONS)]][i] for i in range(len(versions_['plain']))]
+    )
     return np.concatenate([plain, *marks, mixed]), versions_
 
 
@@ -210,11 +227,14 @@ def training_table(films, job, images):  # Number of images in `training_pixels`
         epochs = max(1, round(job.epochs / REPEATS))
     rows = at.copy()
     if job.overlay:  # A third of each class
-        order = np.argsort(train_rows.label.to_numpy()[at] + np.random.default_rng(job.seed).random(len(at)))
+        order = np.argsort(
+            train_rows.label.to_numpy()[at] + np.random.default_rng(job.seed).random(len(at))
+        )
         rows[order[::3]] += len(train_rows)
     seen = train_rows.iloc[at].assign(row=rows, split='train')
     return pd.concat(
-        [seen, val.assign(row=images - len(val) + np.arange(len(val)), split='val')], ignore_index=True
+        [seen, val.assign(row=images - len(val) + np.arange(len(val)), split='val')],
+        ignore_index=True,
     ), epochs
 
 
@@ -233,8 +253,14 @@ class Teacher(Callback):
         if not self.training:
             return
         x = torch.Tensor(self.xb[0])
-        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == 'cuda'):
-            logits = [slope * m(x)[:, 0].float() + intercept for m, (slope, intercept) in zip(self.members, self.lines)]
+        with (
+            torch.no_grad(),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == 'cuda'),
+        ):
+            logits = [
+                slope * m(x)[:, 0].float() + intercept
+                for m, (slope, intercept) in zip(self.members, self.lines)
+            ]
         self.learn.yb = (torch.stack(logits).mean(0).sigmoid(),)
 
 
@@ -249,7 +275,13 @@ class Bench:
     "Films and device of one process"
 
     def __init__(self, folder, limit, tiny):
-        self.folder, self.limit, self.tiny, self.device, self.kept = Path(folder), limit, tiny, default_device(), {}
+        self.folder, self.limit, self.tiny, self.device, self.kept = (
+            Path(folder),
+            limit,
+            tiny,
+            default_device(),
+            {},
+        )
         self.checkpoint = self.folder / f'checkpoint-{os.getpid()}.pt'
 
     def films(self, data):
@@ -261,10 +293,13 @@ class Bench:
         "Name -> uint8 [n, H, W]: the test as it is, and for published networks its shapes and the other hospital"
         published = job.part in ('seeds', 'distil')
         found = self.remembered(
-            ('tests', job.data, job.size, job.geometry, published), lambda: self.shapes(job, published)
+            ('tests', job.data, job.size, job.geometry, published),
+            lambda: self.shapes(job, published),
         )
         if published:
-            found = found | dict(nih=self.remembered(('nih', job.size), lambda: np.array(self.elsewhere(job.size))))
+            found = found | dict(
+                nih=self.remembered(('nih', job.size), lambda: np.array(self.elsewhere(job.size)))
+            )
         return found
 
     def shapes(self, job, all_of_them):
@@ -306,7 +341,9 @@ class Bench:
         members = [Job(**m['job']) for m in job.teachers]
         networks = [network_of(m, self.path(m), self.device).requires_grad_(False) for m in members]
         learn.add_cb(Teacher(networks, [(m['slope'], m['intercept']) for m in job.teachers]))
-        history = fit(learn, training.recipe, self.checkpoint, job.seed, False, job.key, str)
+        history = fit_learner(
+            learn, training.recipe, self.checkpoint, job.seed, False, job.key, str
+        )
         model = learn.model.eval()
         del learn
         gc.collect()
@@ -323,18 +360,25 @@ class Bench:
         clock = [time.time()]
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
-        films, kind = self.films(job.data), ('training', job.data, job.size, job.geometry, job.fold, job.overlay)
+        films, kind = (
+            self.films(job.data),
+            ('training', job.data, job.size, job.geometry, job.fold, job.overlay),
+        )
         pixels, versions_ = self.remembered(kind, lambda: training_pixels(films, job))
         table, epochs = training_table(films, job, len(pixels))
         tests = {} if job.part == 'candidates' else self.tests(job)
         clock.append(time.time())
         with augmentation(job.augment) as name:
             recipe = Recipe(epochs=epochs, lr=job.lr, augment=name, ema=job.ema)
-            model, history = self.fit(Training(job.arch, job.weights, recipe, job.seed), job, pixels, table)
+            model, history = self.fit(
+                Training(job.arch, job.weights, recipe, job.seed), job, pixels, table
+            )
         clock.append(time.time())
         if job.part != 'grid':
             self.path(job).parent.mkdir(exist_ok=True)
-            torch.save({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job))
+            torch.save(
+                {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, self.path(job)
+            )
         found = self.logits(model, {f'val/{k}': x for k, x in versions_.items()} | tests)
         clock.append(time.time())
         seconds = dict(zip(('prepare', 'train', 'predict'), np.diff(clock).round(2).tolist()))
@@ -398,7 +442,12 @@ class Kept:
         for name, z in logits.items():
             self.logits[place][f'{job.key}/{name}'] = z
         self.facts['jobs'].append(
-            dict(job=dataclasses.asdict(job), key=job.key, finished=round(time.time() - self.started, 1), **facts)
+            dict(
+                job=dataclasses.asdict(job),
+                key=job.key,
+                finished=round(time.time() - self.started, 1),
+                **facts,
+            )
         )
         self.write(place)
 
@@ -421,12 +470,15 @@ class Kept:
 
     def shipped(self):
         "Keys of the weights to keep: the network that the plan's rule ships, then a seed of each network"
-        plain = sorted(self.of(part='seeds', data='chest_xray', arch='resnet18'), key=lambda j: j['criterion'])
+        plain = sorted(
+            self.of(part='seeds', data='chest_xray', arch='resnet18'), key=lambda j: j['criterion']
+        )
         distilled = sorted(self.of(part='distil'), key=lambda j: j['criterion'])
         near = [j for j in distilled if j['valid_auc'] >= self.teacher_auc(j) - NEAR]
         order = near[:1] or plain[:1]
         order += sorted(
-            self.of(part='seeds', seed=0), key=lambda j: ('efficientnet' not in j['job']['arch'], j['job']['data'])
+            self.of(part='seeds', seed=0),
+            key=lambda j: ('efficientnet' not in j['job']['arch'], j['job']['data']),
         )
         return list(dict.fromkeys(j['key'] for j in order))
 
@@ -434,8 +486,13 @@ class Kept:
         "Validation AUC of the mean of the teachers' calibrated logits"
         films = pd.DataFrame(self.facts['films']['chest_xray'])
         label = films.label[films.fold == distilled['job']['fold']]
-        members = [(Job(**m['job']).key, m['slope'], m['intercept']) for m in distilled['job']['teachers']]
-        logits = [slope * self.logits['seeds'][f'{key}/val/plain'] + shift for key, slope, shift in members]
+        members = [
+            (Job(**m['job']).key, m['slope'], m['intercept']) for m in distilled['job']['teachers']
+        ]
+        logits = [
+            slope * self.logits['seeds'][f'{key}/val/plain'] + shift
+            for key, slope, shift in members
+        ]
         return roc_auc_score(label, np.mean(logits, 0))
 
     def pack(self):
@@ -444,7 +501,9 @@ class Kept:
         for key in self.shipped():
             state = {
                 f'{key}/{k}': half(v)
-                for k, v in torch.load(self.folder / 'weights' / f'{key}.pt', weights_only=True).items()
+                for k, v in torch.load(
+                    self.folder / 'weights' / f'{key}.pt', weights_only=True
+                ).items()
             }
             whole = sum(map(nbytes, state.values()))
             if total + whole > ALL_BYTES:
@@ -537,7 +596,9 @@ class Processes:
         self.inbox, self.outbox = context.Queue(), context.Queue()
         threads = max(1, (os.cpu_count() or 1) // size)
         self.workers = [
-            context.Process(target=work, args=(self.inbox, self.outbox, *options, threads), daemon=True)
+            context.Process(
+                target=work, args=(self.inbox, self.outbox, *options, threads), daemon=True
+            )
             for _ in range(size)
         ]
         for w in self.workers:
@@ -565,8 +626,16 @@ class Plan:
     "Hands out jobs in the plan's order, as long as there is time for them"
 
     def __init__(self, options, kept, films):
-        self.parts, self.tiny, self.kept, self.films = options.parts.split(','), options.tiny, kept, films
-        self.fixed, self.first_seed = dict(c.split('=') for c in options.chosen.split(',') if c), options.first_seed
+        self.parts, self.tiny, self.kept, self.films = (
+            options.parts.split(','),
+            options.tiny,
+            kept,
+            films,
+        )
+        self.fixed, self.first_seed = (
+            dict(c.split('=') for c in options.chosen.split(',') if c),
+            options.first_seed,
+        )
         self.seconds = options.seconds - (time.time() - kept.started)
         self.started, self.running, self.took = time.time(), [], {}
         self.shares = [float(x) for x in options.shares.split(',')]
@@ -590,7 +659,9 @@ class Plan:
 
     def next(self):
         "The job to start now, or None"
-        if self.waiting['candidates'] and (self.in_time('candidates') or self.waiting['candidates'][0].seed == 0):
+        if self.waiting['candidates'] and (
+            self.in_time('candidates') or self.waiting['candidates'][0].seed == 0
+        ):
             return self.waiting['candidates'].pop(0)
         busy = any(j.part == 'candidates' for j in self.running)
         if not busy and self.chosen is None:
@@ -618,7 +689,9 @@ class Plan:
         "Seconds kept for distilling, until that is done"
         if not self.waiting['distil'] or not self.taught():
             return 0
-        return 1.3 * self.took.get(self.kind(self.waiting['distil'][0]), 3 * max(self.took.values(), default=0))
+        return 1.3 * self.took.get(
+            self.kind(self.waiting['distil'][0]), 3 * max(self.took.values(), default=0)
+        )
 
     def teachers(self):
         "Facts of the three first seeds of the two networks"
@@ -651,11 +724,18 @@ class Plan:
             names = [n for n in candidates(data, self.tiny) if any(n == name for name, _ in found)]
             chosen, table = choose(found, names) if names else (None, [])
             self.chosen[data] = self.fixed.get(data) or chosen or next(iter(candidates(data)))
-            choice[data] = dict(chosen=self.chosen[data], by_rule=self.chosen[data] == chosen, table=table)
+            choice[data] = dict(
+                chosen=self.chosen[data], by_rule=self.chosen[data] == chosen, table=table
+            )
         self.kept.write()
         print(json.dumps(choice, default=float), flush=True)
-        looks = [dataclasses.replace(Job(**j['job']), part='looks') for j in self.kept.of(part='candidates')]
-        seeds = seed_jobs(self.chosen, self.first_seed, self.tiny) + extra_jobs(self.chosen, self.tiny)
+        looks = [
+            dataclasses.replace(Job(**j['job']), part='looks')
+            for j in self.kept.of(part='candidates')
+        ]
+        seeds = seed_jobs(self.chosen, self.first_seed, self.tiny) + extra_jobs(
+            self.chosen, self.tiny
+        )
         later = dict(looks=looks, seeds=seeds, distil=distil_jobs(self.chosen, self.tiny))
         self.waiting |= {part: jobs if part in self.parts else [] for part, jobs in later.items()}
 
@@ -688,7 +768,9 @@ def run(plan, kept, pool, tiny):
             raise RuntimeError(f"the first jobs all failed: {facts}")
         if job.part in ('seeds', 'distil'):
             kept.pack()
-        print(f"[{time.time() - kept.started:5.0f} s] {job.key} {line_of(logits, facts)}", flush=True)
+        print(
+            f"[{time.time() - kept.started:5.0f} s] {job.key} {line_of(logits, facts)}", flush=True
+        )
 
 
 def line_of(logits, facts):
@@ -696,8 +778,13 @@ def line_of(logits, facts):
         return f"FAILED {facts[-300:]}"
     if 'criterion' not in facts:
         return str(facts['seconds'])
-    found = {k: round(facts[k], 4) for k in ('images_per_second', 'criterion', 'valid_auc', 'wide_specificity')}
-    return str(facts['seconds'] | found | {k: round(v, 1) for k, v in facts.items() if k == 'peak_gib'})
+    found = {
+        k: round(facts[k], 4)
+        for k in ('images_per_second', 'criterion', 'valid_auc', 'wide_specificity')
+    }
+    return str(
+        facts['seconds'] | found | {k: round(v, 1) for k, v in facts.items() if k == 'peak_gib'}
+    )
 
 
 def prepare(kept, folder, limit, tiny, parts):
@@ -706,19 +793,29 @@ def prepare(kept, folder, limit, tiny, parts):
     for data in ('chest_xray', 'pneumoniamnist'):
         films = bench.films(data)
         tables[data] = films.table()
-        jobs = [smaller(j, tiny) for j in candidate_jobs() + (grid_jobs() if 'grid' in parts else []) if j.data == data]
-        for size, geometry in sorted({(films.native, 'squash')} | {(j.size, j.geometry) for j in jobs}):
+        jobs = [
+            smaller(j, tiny)
+            for j in candidate_jobs() + (grid_jobs() if 'grid' in parts else [])
+            if j.data == data
+        ]
+        for size, geometry in sorted(
+            {(films.native, 'squash')} | {(j.size, j.geometry) for j in jobs}
+        ):
             films.images(size, geometry)
         kept.facts['films'][data] = tables[data].drop(columns='row').to_dict('list')
     nih = sample_patients(load_dataset('nih_chestxray14'), limit).table
-    kept.facts['films']['nih_chestxray14'] = nih[['image_id', 'patient_id', 'label', 'view']].to_dict('list')
+    kept.facts['films']['nih_chestxray14'] = nih[
+        ['image_id', 'patient_id', 'label', 'view']
+    ].to_dict('list')
     kept.write()
     print(f"[{time.time() - kept.started:5.0f} s] films decoded", flush=True)
     return tables
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--seconds', type=float, default=400)
     parser.add_argument(
@@ -729,13 +826,21 @@ def main(arguments=None):
     )
     parser.add_argument('--limit', type=int, default=0, help="about so many films of each data set")
     parser.add_argument('--tiny', action='store_true', help="tiny networks, one seed, two recipes")
-    parser.add_argument('--shares', default='0.3,0.15', help="of the seconds for candidates and grid, at most")
+    parser.add_argument(
+        '--shares', default='0.3,0.15', help="of the seconds for candidates and grid, at most"
+    )
     parser.add_argument('--parts', default='candidates,grid,looks,seeds,distil')
     parser.add_argument(
-        '--chosen', default='', help="recipes of an earlier call, such as chest_xray=wide,pneumoniamnist=wide"
+        '--chosen',
+        default='',
+        help="recipes of an earlier call, such as chest_xray=wide,pneumoniamnist=wide",
     )
-    parser.add_argument('--first-seed', type=int, default=0, help="of the networks; distilling needs 0")
-    parser.add_argument('--work', type=Path, help="folder for decoded films and weights; default: a temporary one")
+    parser.add_argument(
+        '--first-seed', type=int, default=0, help="of the networks; distilling needs 0"
+    )
+    parser.add_argument(
+        '--work', type=Path, help="folder for decoded films and weights; default: a temporary one"
+    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -751,7 +856,10 @@ def main(arguments=None):
             pool.close()
         kept.facts['seconds'] = round(time.time() - kept.started, 1)
         kept.write()
-    print(f"{len(kept.facts['jobs'])} jobs, {len(kept.facts['failed'])} failed, {kept.facts['seconds']} s", flush=True)
+    print(
+        f"{len(kept.facts['jobs'])} jobs, {len(kept.facts['failed'])} failed, {kept.facts['seconds']} s",
+        flush=True,
+    )
 
 
 if __name__ == '__main__':

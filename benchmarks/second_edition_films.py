@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from cxr_study.train.loaders import STRESS, reshape, stress_tables
 from cxr_study.core.run import atomic_write, sha256
 from cxr_study.data.cache import decoded
+from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import kermany_names, load_dataset, sample_patients, take
 from cxr_study.data.splits import make_split
-from cxr_study.data.images import Preprocess
+from cxr_study.train.loaders import STRESS, reshape, stress_tables
 
 WIDE = 1.35  # Width over height from which a film is called wide
 SHAPES = (0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5)
@@ -25,7 +25,9 @@ VERSIONS = (*STRESS, 'narrower', 'wider')  # The seven versions of a validation 
 def matches():
     "Table of chest_xray's files with their ratio and the PneumoniaMNIST image of the same film"
     return pd.read_csv(
-        Path(os.environ['CXR_DATA']) / 'chest_xray_matches.csv', keep_default_na=False, dtype=dict(mnist_index=str)
+        Path(os.environ['CXR_DATA']) / 'chest_xray_matches.csv',
+        keep_default_na=False,
+        dtype=dict(mnist_index=str),
     )
 
 
@@ -43,20 +45,33 @@ def mnist_films(limit=0):
     )
     found = found.drop_duplicates('image_id').reset_index(drop=True)
     official = [f.split('/')[0] for f in found.file]
-    found['child'] = kermany_names([Path(f).name for f in found.file], official).patient_id.to_numpy()
-    table = image_set.table.merge(found[['image_id', 'child', 'width_over_height']], 'left', 'image_id')
+    found['child'] = kermany_names(
+        [Path(f).name for f in found.file], official
+    ).patient_id.to_numpy()
+    table = image_set.table.merge(
+        found[['image_id', 'child', 'width_over_height']], 'left', 'image_id'
+    )
     table['patient_id'] = table.child.fillna(table.image_id)
     test = (table.official == 'test').to_numpy()
-    copied = pd.Series([sha256(np.ascontiguousarray(image_set.source(i)).data) for i in range(len(table))])
-    order = table.child.isna().sort_values(kind='stable').index  # Of copies, one with a child is kept
+    copied = pd.Series(
+        [sha256(np.ascontiguousarray(image_set.source(i)).data) for i in range(len(table))]
+    )
+    order = (
+        table.child.isna().sort_values(kind='stable').index
+    )  # Of copies, one with a child is kept
     copied = copied[order].duplicated().sort_index().to_numpy()
     kept = np.flatnonzero(test | ~(table.child.isna().to_numpy() | copied))
-    named = replace(image_set, table=table.drop(columns=['child', 'width_over_height']), patients_known=True)
+    named = replace(
+        image_set, table=table.drop(columns=['child', 'width_over_height']), patients_known=True
+    )
     named = take(named, kept)
     ratio = table.width_over_height.to_numpy(float)[kept]
     if limit:
         few = sample_patients(replace(named, table=named.table.assign(ratio=ratio)), limit)
-        named, ratio = replace(few, table=few.table.drop(columns='ratio')), few.table.ratio.to_numpy()
+        named, ratio = (
+            replace(few, table=few.table.drop(columns='ratio')),
+            few.table.ratio.to_numpy(),
+        )
     return named, ratio
 
 
@@ -70,19 +85,29 @@ def fitted(image, ratio, size, geometry):  # uint8 [224, 224] squashed film; its
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
     inner = (max(1, round(size * down)), max(1, round(size * across)))
     whole = Image.new('L', (size, size))
-    whole.paste(picture.resize(inner, Image.Resampling.BILINEAR), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    whole.paste(
+        picture.resize(inner, Image.Resampling.BILINEAR),
+        ((size - inner[0]) // 2, (size - inner[1]) // 2),
+    )
     return np.asarray(whole)
 
 
 def marked(image, rng):  # uint8 [H, W]; NumPy generator
     "The film with a letter, a time stamp or a line of the exposure at a random place of its upper or lower part"
     h, w = image.shape
-    words = [rng.choice(['R', 'L']), f"{rng.integers(24):02d}:{rng.integers(60):02d}", f"KV{rng.integers(50, 75)}"]
+    words = [
+        rng.choice(['R', 'L']),
+        f"{rng.integers(24):02d}:{rng.integers(60):02d}",
+        f"KV{rng.integers(50, 75)}",
+    ]
     words = str(words[rng.integers(3)])
     font = ImageFont.load_default(
         size=int(h * (rng.uniform(0.08, 0.16) if len(words) == 1 else rng.uniform(0.04, 0.08)))
     )
-    x, y = rng.uniform(0, 0.8) * w, (rng.uniform(0, 0.15) if rng.random() < 0.5 else rng.uniform(0.75, 0.9)) * h
+    x, y = (
+        rng.uniform(0, 0.8) * w,
+        (rng.uniform(0, 0.15) if rng.random() < 0.5 else rng.uniform(0.75, 0.9)) * h,
+    )
     picture = Image.fromarray(image)
     ImageDraw.Draw(picture).text((x, y), words, fill=int(rng.integers(180, 256)), font=font)
     return np.asarray(picture)
@@ -92,7 +117,12 @@ class Films:
     "A data set's table and its images in the sizes and geometries asked for; what one process made, others read"
 
     def __init__(self, folder, data, limit=0, tiny=False):
-        self.folder, self.data, self.limit, self.native = Path(folder), data, limit, 32 if tiny else 224
+        self.folder, self.data, self.limit, self.native = (
+            Path(folder),
+            data,
+            limit,
+            32 if tiny else 224,
+        )
 
     def kept(self, name, make):
         "The array `make()` gives, as a read-only memory map of a file"
@@ -129,7 +159,10 @@ class Films:
     def made_table(self, folds):
         image_set, ratio = self.source()
         index = self.decoded(self.native)[1]
-        split = [make_split(image_set, index.sha256, 'grouped', 5, k, 0)[0].split.to_numpy() for k in range(folds)]
+        split = [
+            make_split(image_set, index.sha256, 'grouped', 5, k, 0)[0].split.to_numpy()
+            for k in range(folds)
+        ]
         table = image_set.table[['image_id', 'patient_id', 'label', 'official']].assign(
             ratio=ratio, row=range(len(ratio))
         )
@@ -149,7 +182,13 @@ class Films:
     def shaped(self, size, geometry):
         whole, ratio = self.images(self.native), self.table().ratio.to_numpy()
         with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(lambda i: fitted(whole[i], ratio[i], size, geometry), range(len(whole)))))
+            return np.stack(
+                list(
+                    pool.map(
+                        lambda i: fitted(whole[i], ratio[i], size, geometry), range(len(whole))
+                    )
+                )
+            )
 
 
 def seven(images):  # uint8 [n, H, W]
@@ -163,7 +202,9 @@ def shaped(images, factor):
     return images if factor == 1 else reshape(images, max(1, 1 / factor), max(1, factor))
 
 
-def independent(table, copies, seed):  # Training rows with `label` and `wide`; how many copies of the table
+def independent(
+    table, copies, seed
+):  # Training rows with `label` and `wide`; how many copies of the table
     "Positions into `table`, about `copies` times as many: label and wide are independent, their totals stay"
     rng, n = np.random.default_rng(seed), len(table)
     groups = table.groupby(['label', 'wide']).indices

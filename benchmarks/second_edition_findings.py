@@ -13,23 +13,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
-
-from cxr_study.core.run import atomic_write, to_json
-from cxr_study.evaluate.metrics import scored
-from cxr_study.calibrate.measures import ece_debiased
 from second_edition_films import SHAPES, VERSIONS, WIDE
 from second_edition_rule import platt_line
 from second_edition_tables import TEST, films_of, read
+
+from cxr_study.calibrate.measures import ece_debiased
+from cxr_study.core.run import atomic_write, to_json
+from cxr_study.evaluate.metrics import scored
 
 SENSITIVITY = 0.97  # Of the threshold in use, at least, on validation
 ECE_REPLICATES = 200  # Each fits a line
 SETS = dict(chest_xray=('all', 'common', 'the 66'), pneumoniamnist=('all', 'common', 'the 67'))
 GOALS = {  # Set -> metric -> (direction, goal)
-    ('chest_xray', 'all'): dict(auc=(1, 0.985), accuracy=(1, 0.93), brier=(-1, 0.065), ece=(-1, 0.06)),
-    ('chest_xray', 'common'): dict(auc=(1, 0.994), accuracy=(1, 0.96), specificity=(1, 0.9), sensitivity=(1, 0.97)),
+    ('chest_xray', 'all'): dict(
+        auc=(1, 0.985), accuracy=(1, 0.93), brier=(-1, 0.065), ece=(-1, 0.06)
+    ),
+    ('chest_xray', 'common'): dict(
+        auc=(1, 0.994), accuracy=(1, 0.96), specificity=(1, 0.9), sensitivity=(1, 0.97)
+    ),
     ('chest_xray', 'the 66'): dict(specificity=(1, 0.65)),
-    ('pneumoniamnist', 'all'): dict(auc=(1, 0.991), accuracy=(1, 0.95), brier=(-1, 0.045), ece=(-1, 0.04)),
-    ('pneumoniamnist', 'common'): dict(auc=(1, 0.994), accuracy=(1, 0.96), specificity=(1, 0.9), sensitivity=(1, 0.97)),
+    ('pneumoniamnist', 'all'): dict(
+        auc=(1, 0.991), accuracy=(1, 0.95), brier=(-1, 0.045), ece=(-1, 0.04)
+    ),
+    ('pneumoniamnist', 'common'): dict(
+        auc=(1, 0.994), accuracy=(1, 0.96), specificity=(1, 0.9), sensitivity=(1, 0.97)
+    ),
 }
 
 
@@ -39,7 +47,9 @@ GOALS = {  # Set -> metric -> (direction, goal)
 def child_weights(children, replicates, seed=0):
     "[replicates, films]: how often each film is drawn when children are drawn with replacement"
     code, names = pd.factorize(np.asarray(children))
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), replicates)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), replicates
+    )
     return drawn[:, code].astype(float)
 
 
@@ -57,10 +67,14 @@ def auc(z, y, weights):
     below, upto = well[:, np.searchsorted(z, z, 'left')], well[:, np.searchsorted(z, z, 'right')]
     sick = w * y
     pairs = sick.sum(1) * well[:, -1]
-    return np.divide((sick * (below + upto) / 2).sum(1), pairs, out=np.full(len(w), np.nan), where=pairs > 0)
+    return np.divide(
+        (sick * (below + upto) / 2).sum(1), pairs, out=np.full(len(w), np.nan), where=pairs > 0
+    )
 
 
-def metrics(z, y, weights, threshold):  # Calibrated logits [n]; labels [n]; [replicates, n]; on the logit
+def metrics(
+    z, y, weights, threshold
+):  # Calibrated logits [n]; labels [n]; [replicates, n]; on the logit
     "Metric -> one a replicate"
     sick, well = weights * y, weights * (1 - y)
     found = dict(auc=auc(z, y, weights))
@@ -96,7 +110,11 @@ def entry(point, draws, each=None):  # Value; one a replicate; one a seed
     "Value with its interval, and the SD over seeds"
     kept = draws[np.isfinite(draws)]
     lower, upper = np.percentile(kept, [2.5, 97.5]) if len(kept) else (np.nan, np.nan)
-    spread = {} if each is None else dict(seeds=len(each), sd=float(np.std(each, ddof=1)) if len(each) > 1 else None)
+    spread = (
+        {}
+        if each is None
+        else dict(seeds=len(each), sd=float(np.std(each, ddof=1)) if len(each) > 1 else None)
+    )
     return dict(value=float(point), lower=float(lower), upper=float(upper), **spread)
 
 
@@ -133,7 +151,9 @@ class Network:
     def raw(self, i, name):
         "Logits of a training; `name` such as val/plain"
         key = self.jobs[i]['key']
-        return self.logits[f"{key if name.startswith('val') else self.look(key)}/{name}"].astype(float)
+        return self.logits[f"{key if name.startswith('val') else self.look(key)}/{name}"].astype(
+            float
+        )
 
     @cache
     def line(self, i, names=VERSIONS):
@@ -151,11 +171,17 @@ class Network:
 
     def rows(self, part):
         "Which test films belong to a set"
-        return np.ones(len(self.test), bool) if part == 'all' else (self.test.set == part).to_numpy()
+        return (
+            np.ones(len(self.test), bool) if part == 'all' else (self.test.set == part).to_numpy()
+        )
 
     def tables(self, replicates):
         "Set -> metric -> entry"
-        return {part: table_of(self, part, replicates) for part in SETS[self.data] if self.rows(part).any()}
+        return {
+            part: table_of(self, part, replicates)
+            for part in SETS[self.data]
+            if self.rows(part).any()
+        }
 
 
 def with_sets(films, data, matches):
@@ -165,7 +191,9 @@ def with_sets(films, data, matches):
         other = 'the 66'
     else:
         matched, other = films.ratio.notna(), 'the 67'
-    return films.assign(set=np.where(matched | (films.label == 1), 'common', other), wide=films.ratio >= WIDE)
+    return films.assign(
+        set=np.where(matched | (films.label == 1), 'common', other), wide=films.ratio >= WIDE
+    )
 
 
 def networks_of(facts, logits, films, part):
@@ -175,8 +203,14 @@ def networks_of(facts, logits, films, part):
         job = entry_['job']
         if job['part'] == part:
             found.setdefault((job['data'], job['arch'], job['name']), []).append(entry_)
-    look = (lambda key: key.replace('candidates', 'looks', 1)) if part == 'candidates' else (lambda key: key)
-    seen = {k: [j for j in jobs if f"{look(j['key'])}/test/1" in logits] for k, jobs in found.items()}
+    look = (
+        (lambda key: key.replace('candidates', 'looks', 1))
+        if part == 'candidates'
+        else (lambda key: key)
+    )
+    seen = {
+        k: [j for j in jobs if f"{look(j['key'])}/test/1" in logits] for k, jobs in found.items()
+    }
     return {
         k: Network(k[0], sorted(jobs, key=lambda j: j['job']['seed']), logits, films[k[0]], look)
         for k, jobs in seen.items()
@@ -192,7 +226,11 @@ def table_of(network, part, replicates):
     one, few = np.ones((1, len(films))), weights[:ECE_REPLICATES]
     draws, points = {}, {}
     for i in range(len(network)):
-        z, raw, threshold = network.calibrated(i, 'test/1')[rows], network.raw(i, 'test/1')[rows], network.threshold(i)
+        z, raw, threshold = (
+            network.calibrated(i, 'test/1')[rows],
+            network.raw(i, 'test/1')[rows],
+            network.threshold(i),
+        )
         for w, kept in ((one, points), (weights, draws)):
             found = metrics(z, y, w, threshold)
             found['raw_brier'] = brier(raw, y, w)
@@ -202,7 +240,10 @@ def table_of(network, part, replicates):
             for name, values in found.items():
                 kept.setdefault(name, []).append(values)
     each = {name: np.concatenate(values) for name, values in points.items()}
-    return {name: entry(each[name].mean(), two_way(np.stack(values)), each[name]) for name, values in draws.items()}
+    return {
+        name: entry(each[name].mean(), two_way(np.stack(values)), each[name])
+        for name, values in draws.items()
+    }
 
 
 def ensemble_of(networks, part, replicates):
@@ -212,19 +253,25 @@ def ensemble_of(networks, part, replicates):
     rows, val = first.rows(part), first.val(0)
     films = first.test[rows]
     z = np.mean([n.calibrated(i, 'test/1') for n, i in members], 0)[rows]
-    threshold = threshold_in_use(np.mean([n.calibrated(i, 'val/plain') for n, i in members], 0), val)
+    threshold = threshold_in_use(
+        np.mean([n.calibrated(i, 'val/plain') for n, i in members], 0), val
+    )
     weights = child_weights(films.patient_id, replicates)
     y, one = films.label.to_numpy(), np.ones((1, len(films)))
     points, draws = metrics(z, y, one, threshold), metrics(z, y, weights, threshold)
     if part == 'all':
         points['ece'], draws['ece'] = ece(z, films, one), ece(z, films, weights[:ECE_REPLICATES])
-    return {name: entry(points[name][0], draws[name]) | dict(members=len(members)) for name in points}
+    return {
+        name: entry(points[name][0], draws[name]) | dict(members=len(members)) for name in points
+    }
 
 
 def ensembles(networks, replicates):
     "Set -> metric -> entry of all members together"
     first = networks[0]
-    return {p: ensemble_of(networks, p, replicates) for p in SETS[first.data] if first.rows(p).any()}
+    return {
+        p: ensemble_of(networks, p, replicates) for p in SETS[first.data] if first.rows(p).any()
+    }
 
 
 # Goals, ladder, hypotheses
@@ -292,19 +339,26 @@ def fall_when_wider(a, b, replicates):
     well = (val.label == 0).to_numpy()
 
     def fall(network, i, w):
-        before, after = ((network.raw(i, f'val/{v}')[well] < 0).astype(float) for v in ('plain', 'wider'))
+        before, after = (
+            (network.raw(i, f'val/{v}')[well] < 0).astype(float) for v in ('plain', 'wider')
+        )
         return share(before, w[:, well]) - share(after, w[:, well])
 
-    return over_seeds(lambda i, w: fall(b, i, w) - fall(a, i, w), min(len(a), len(b)), val.patient_id, replicates)
+    return over_seeds(
+        lambda i, w: fall(b, i, w) - fall(a, i, w), min(len(a), len(b)), val.patient_id, replicates
+    )
 
 
 def guides(networks):
     "H4: rank correlation over recipes of C (sign turned) and of validation AUC with test specificity at one half"
     one = [np.ones((1, len(n.test))) for n in networks]
     got = [
-        np.mean([specificity(n, i, n.rows('all'), w, True)[0] for i in range(len(n))]) for n, w in zip(networks, one)
+        np.mean([specificity(n, i, n.rows('all'), w, True)[0] for i in range(len(n))])
+        for n, w in zip(networks, one)
     ]
-    mean = {k: [np.mean([j[k] for j in n.jobs]) for n in networks] for k in ('criterion', 'valid_auc')}
+    mean = {
+        k: [np.mean([j[k] for j in n.jobs]) for n in networks] for k in ('criterion', 'valid_auc')
+    }
     if len(networks) < 3:
         return None
     return dict(
@@ -332,11 +386,16 @@ def perturbed_against_plain(network, name, replicates):
 
     def one(i, w, names):
         z = network.calibrated(i, 'test/1', names)
-        return ece(z, network.test, w) if name == 'ece' else brier(z, network.test.label.to_numpy(), w)
+        return (
+            ece(z, network.test, w) if name == 'ece' else brier(z, network.test.label.to_numpy(), w)
+        )
 
     count = ECE_REPLICATES if name == 'ece' else replicates
     return over_seeds(
-        lambda i, w: one(i, w, VERSIONS) - one(i, w, ('plain',)), len(network), network.test.patient_id, count
+        lambda i, w: one(i, w, VERSIONS) - one(i, w, ('plain',)),
+        len(network),
+        network.test.patient_id,
+        count,
     )
 
 
@@ -354,7 +413,9 @@ def distilled_against(distilled, teachers, plain):
 
     return dict(
         teacher_auc=float(teacher),
-        distilled_auc=[float(auc(distilled.raw(i, 'val/plain'), y, w)[0]) for i in range(len(distilled))],
+        distilled_auc=[
+            float(auc(distilled.raw(i, 'val/plain'), y, w)[0]) for i in range(len(distilled))
+        ],
         sd_distilled=spread(distilled),
         sd_plain=spread(plain),
         distillations=len(distilled),
@@ -368,7 +429,10 @@ def elsewhere(network, films, replicates):
         part = films.iloc[rows]
         y = part.label.to_numpy()
         found[view] = over_seeds(
-            lambda i, w: auc(network.raw(i, 'nih')[rows], y, w), len(network), part.patient_id, replicates
+            lambda i, w: auc(network.raw(i, 'nih')[rows], y, w),
+            len(network),
+            part.patient_id,
+            replicates,
         )
     return found
 
@@ -378,9 +442,13 @@ def in_shapes(network):
     y, one, found = network.test.label.to_numpy(), np.ones((1, len(network.test))), {}
     for f in SHAPES:
         each = [
-            metrics(network.calibrated(i, f'test/{f:g}'), y, one, network.threshold(i)) for i in range(len(network))
+            metrics(network.calibrated(i, f'test/{f:g}'), y, one, network.threshold(i))
+            for i in range(len(network))
         ]
-        found[f'{f:g}'] = {k: float(np.mean([e[k][0] for e in each])) for k in ('auc', 'sensitivity', 'specificity')}
+        found[f'{f:g}'] = {
+            k: float(np.mean([e[k][0] for e in each]))
+            for k in ('auc', 'sensitivity', 'specificity')
+        }
     return found
 
 
@@ -391,8 +459,13 @@ def findings(folders, matches, replicates=2000):
     seeds, grid, tried, distilled = (
         networks_of(facts, logits, films, p) for p in ('seeds', 'grid', 'candidates', 'distil')
     )
-    tables, found = {}, dict(seeds={f'{d} {a}': len(n) for (d, a, _), n in seeds.items()}, choice=facts['choice'])
-    for (data, arch, _), n in (seeds | {(d, f'{a} distilled', r): n for (d, a, r), n in distilled.items()}).items():
+    tables, found = (
+        {},
+        dict(seeds={f'{d} {a}': len(n) for (d, a, _), n in seeds.items()}, choice=facts['choice']),
+    )
+    for (data, arch, _), n in (
+        seeds | {(d, f'{a} distilled', r): n for (d, a, r), n in distilled.items()}
+    ).items():
         tables[data, arch] = n.tables(replicates)
         if len(n) > 1:
             tables[data, f'{arch}, ensemble'] = ensembles([n], replicates)
@@ -419,13 +492,18 @@ def hypotheses(facts, seeds, grid, tried, distilled, replicates):
     found = dict(H1={a: lost_on_others(n, replicates) for a, n in chest.items()})
     if {'squash_stretch', 'letterbox_equalise'} <= set(cells):
         pair = cells['squash_stretch'], cells['letterbox_equalise']
-        found['H2'] = {part: grid_difference(*pair, part, replicates) for part in ('common', 'the 66')}
+        found['H2'] = {
+            part: grid_difference(*pair, part, replicates) for part in ('common', 'the 66')
+        }
     if {'squash_stretch', 'squash_equalise'} <= set(cells):
         found['H3'] = fall_when_wider(cells['squash_stretch'], cells['squash_equalise'], replicates)
     found['H4'] = dict(grid=guides(list(cells.values())), candidates=guides(list(ladder.values())))
     chosen = facts['choice'].get('chest_xray', {}).get('chosen')
     if chosen != 'stretch' and {'stretch', chosen} <= set(ladder):
-        found['H5'] = {m: against(ladder[chosen], ladder['stretch'], m, replicates) for m in ('specificity', 'auc')}
+        found['H5'] = {
+            m: against(ladder[chosen], ladder['stretch'], m, replicates)
+            for m in ('specificity', 'auc')
+        }
     found['H6'] = {
         f'{d} {a}': {m: perturbed_against_plain(n, m, replicates) for m in ('brier', 'ece')}
         for (d, a, _), n in seeds.items()
@@ -452,7 +530,10 @@ def markdown(found):
     "Goals, tables and ladder for people"
     chosen = {data: choice['chosen'] for data, choice in found['choice'].items()}
     lines = ["# Findings", "", f"Trainings: {found['seeds']}", f"Chosen: {chosen}", ""]
-    lines += ["| set | who | metric | goal | value (interval) | SD over seeds | met |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| set | who | metric | goal | value (interval) | SD over seeds | met |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in found['goals']:
         spread = f"{r['sd']:.3f}" if r.get('sd') is not None else ''
         met = 'yes' if r['met'] else 'no'
@@ -470,12 +551,30 @@ def markdown(found):
         'raw_ece',
     )
     for title in ('tables', 'ladder', 'grid'):
-        lines += ["", f"## {title}", "", "| who | set | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| who | set | " + " | ".join(names) + " |",
+            "|---|---|" + "---|" * len(names),
+        ]
         for who, sets in found[title].items():
             lines += [
-                f"| {who} | {part} | " + " | ".join(quoted(t.get(n)) for n in names) + " |" for part, t in sets.items()
+                f"| {who} | {part} | " + " | ".join(quoted(t.get(n)) for n in names) + " |"
+                for part, t in sets.items()
             ]
-    return "\n".join([*lines, "", "## Hypotheses", "", "```", json.dumps(found['hypotheses'], indent=1), "```", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "## Hypotheses",
+            "",
+            "```",
+            json.dumps(found['hypotheses'], indent=1),
+            "```",
+            "",
+        ]
+    )
 
 
 def plain(x):
@@ -488,7 +587,9 @@ def plain(x):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('folders', type=Path, nargs='+')
     parser.add_argument('--matches', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)

@@ -29,13 +29,18 @@ def criterion(z, table):  # Version -> logits [n]; the validation films
     weights = group_weights(table)
     slope, intercept = platt_line(z, table, weights)
     sign = np.where(table.label == 1, -1, 1)
-    loss = np.mean([np.logaddexp(0, sign * (slope * v.astype(float) + intercept)) for v in z.values()], 0)
+    loss = np.mean(
+        [np.logaddexp(0, sign * (slope * v.astype(float) + intercept)) for v in z.values()], 0
+    )
     return weights * loss
 
 
 def wide_specificity(logit, table):  # Plain logits [n]
     "Share of wide normals below the threshold that gives the plan's sensitivity"
-    sick, wide = logit[table.label.to_numpy() == 1], logit[((table.label == 0) & table.wide).to_numpy()]
+    sick, wide = (
+        logit[table.label.to_numpy() == 1],
+        logit[((table.label == 0) & table.wide).to_numpy()],
+    )
     threshold = np.sort(sick)[math.floor((1 - SENSITIVITY) * len(sick))]
     return float((wide < threshold).mean()) if len(wide) else math.nan
 
@@ -45,7 +50,10 @@ def standard_error(parts, children):  # Differences [n] a training, and the chil
     means = np.array([p.mean() for p in parts])
     over_trainings = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else 0.0
     n = sum(map(len, parts))
-    sums = [pd.Series(p - p.mean()).groupby(np.asarray(c)).sum().to_numpy() for p, c in zip(parts, children)]
+    sums = [
+        pd.Series(p - p.mean()).groupby(np.asarray(c)).sum().to_numpy()
+        for p, c in zip(parts, children)
+    ]
     return max(float(over_trainings), float(np.sqrt((np.concatenate(sums) ** 2).sum()) / n))
 
 
@@ -72,6 +80,8 @@ def choose(found, names):
             )
         )
     ties = [r for r in rows if r['excess'] <= r['error']]
-    found_well = {r['candidate']: np.nan_to_num(r['wide_specificity']) for r in ties}  # NaN: no wide normals
+    found_well = {
+        r['candidate']: np.nan_to_num(r['wide_specificity']) for r in ties
+    }  # NaN: no wide normals
     chosen = next(n for n, share in found_well.items() if share >= max(found_well.values()) - SPARE)
     return chosen, [r | dict(tie=r in ties, chosen=r['candidate'] == chosen) for r in rows]

@@ -36,7 +36,9 @@ def read(*folders):  # Where the script wrote, call after call
             whole = facts
             continue
         if facts['films'] != whole['films']:
-            raise StudyError(f"{folder} was made from other films than {folders[0]}. Read it alone.")
+            raise StudyError(
+                f"{folder} was made from other films than {folders[0]}. Read it alone."
+            )
         known = {entry['key'] for entry in whole['jobs']}
         whole['jobs'] += [entry for entry in facts['jobs'] if entry['key'] not in known]
         whole['failed'] += facts['failed']
@@ -66,24 +68,39 @@ def tables_of(facts, logits, entry):  # From `read`; one of `facts['jobs']`
     "Name of a file -> table of predictions of one training"
     job = entry['job']
     val, test = rows_of(films_of(facts, job['data']), job)
-    looked = entry['key'].replace('candidates', 'looks', 1) if job['part'] == 'candidates' else entry['key']
+    looked = (
+        entry['key'].replace('candidates', 'looks', 1)
+        if job['part'] == 'candidates'
+        else entry['key']
+    )
 
     def of(key):
-        return {k.removeprefix(f'{key}/'): v.astype(float) for k, v in logits.items() if k.startswith(f'{key}/')}
+        return {
+            k.removeprefix(f'{key}/'): v.astype(float)
+            for k, v in logits.items()
+            if k.startswith(f'{key}/')
+        }
 
     mine, seen = of(entry['key']), of(looked)
     found = {
         'predictions.csv': pd.concat(
-            [val.assign(logit=mine['val/plain']), *([test.assign(logit=seen['test/1'])] if 'test/1' in seen else [])],
+            [
+                val.assign(logit=mine['val/plain']),
+                *([test.assign(logit=seen['test/1'])] if 'test/1' in seen else []),
+            ],
             ignore_index=True,
         ),
-        'versions.csv': stacked({k[4:]: val.assign(logit=z) for k, z in mine.items() if k.startswith('val/')}),
+        'versions.csv': stacked(
+            {k[4:]: val.assign(logit=z) for k, z in mine.items() if k.startswith('val/')}
+        ),
     }
     shapes = {k[5:]: test.assign(logit=z) for k, z in seen.items() if k.startswith('test/')}
     if len(shapes) > 1:
         found['shapes.csv'] = stacked(shapes)
     if 'nih' in mine:
-        found['other.csv'] = films_of(facts, 'nih_chestxray14').assign(split='test', logit=mine['nih'])
+        found['other.csv'] = films_of(facts, 'nih_chestxray14').assign(
+            split='test', logit=mine['nih']
+        )
     return found
 
 
@@ -115,7 +132,9 @@ def write_tables(folders, out, parts=('seeds', 'distil', 'candidates', 'grid')):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('folders', type=Path, nargs='+')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--parts', default='seeds,distil,candidates,grid')

@@ -12,14 +12,21 @@ servers are tuned as far as a few lines go: inference mode, channels_last for th
 Needs torch, litserve and python-multipart beside the service's own packages.
 """
 
-import argparse, asyncio, io, json, os, sys, threading, time
+import argparse
+import asyncio
+import io
+import json
+import os
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
+from load_client import form_bytes, load, running, summary
 from PIL import Image
 
 from cxr_study.core.run import Run, hardware, versions
-from load_client import form_bytes, load, running, summary
 
 HERE = [sys.executable, __file__]
 
@@ -32,19 +39,24 @@ def decoder(spec, decode):
     if decode == "ours":
         return spec
     return lambda content: np.asarray(
-        Image.open(io.BytesIO(content)).convert("L").resize((spec.size,) * 2, Image.Resampling.BILINEAR)
+        Image.open(io.BytesIO(content))
+        .convert("L")
+        .resize((spec.size,) * 2, Image.Resampling.BILINEAR)
     )
 
 
 def network(folder, decode, threads=None, channels_last=False):
     "(model, decoder) of a run"
     import torch
+
     from cxr_study.train.networks import load_model
 
     if threads:
         torch.set_num_threads(threads)
     model = load_model(Run(folder, verify=False))
-    return model.to(memory_format=torch.channels_last) if channels_last else model, decoder(model.spec, decode)
+    return model.to(memory_format=torch.channels_last) if channels_last else model, decoder(
+        model.spec, decode
+    )
 
 
 def logits(model, arrays):
@@ -88,7 +100,9 @@ def pictures(folder, n=16, size=(1320, 970)):
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
     made = []
     for f in files[:: max(1, len(files) // n)][:n]:
-        Image.open(f).convert("L").resize(size, Image.Resampling.LANCZOS).save(b := io.BytesIO(), "JPEG", quality=90)
+        Image.open(f).convert("L").resize(size, Image.Resampling.LANCZOS).save(
+            b := io.BytesIO(), "JPEG", quality=90
+        )
         made.append(b.getvalue())
     return made
 
@@ -136,7 +150,9 @@ def overload(how, contents, seconds, clients=400):
                 await asyncio.sleep(0.2)
 
         asking = asyncio.create_task(health())
-        rows = await load(url, [form_bytes(c) for c in contents], clients=clients, seconds=seconds, ramp=2.0)
+        rows = await load(
+            url, [form_bytes(c) for c in contents], clients=clients, seconds=seconds, ramp=2.0
+        )
         stop = True
         await asking
         return rows, times
@@ -145,13 +161,17 @@ def overload(how, contents, seconds, clients=400):
 
     with running(**how) as s:
         rows, times = asyncio.run(both(s.url))
-    found = summary(rows) | dict(health_ms={f"p{q}": round(1000 * float(np.percentile(times, q)), 1) for q in (50, 99)})
+    found = summary(rows) | dict(
+        health_ms={f"p{q}": round(1000 * float(np.percentile(times, q)), 1) for q in (50, 99)}
+    )
     print("overload", found)
     return found
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("bundle", "run", "images"):
         p.add_argument(name)
     p.add_argument("--seconds", type=float, default=20.0)
@@ -191,10 +211,17 @@ def main():
         "LitServe, our decoding": lit("1", "ours"),
     }
     servers = {k: v for k, v in servers.items() if not a.only or k in a.only.split(";")}
-    found = {name: measure(name, how, contents, a.seconds, a.clients) for name, how in servers.items()}
+    found = {
+        name: measure(name, how, contents, a.seconds, a.clients) for name, how in servers.items()
+    }
     first = next(iter(found.values()))[1]
-    apart = {name: max(abs(x[i] - first[i]) for i in x if i in first) for name, (_, x) in found.items()}
-    print("largest difference of logits from the first server:", {k: float(f"{v:.2g}") for k, v in apart.items()})
+    apart = {
+        name: max(abs(x[i] - first[i]) for i in x if i in first) for name, (_, x) in found.items()
+    }
+    print(
+        "largest difference of logits from the first server:",
+        {k: float(f"{v:.2g}") for k, v in apart.items()},
+    )
     assert all(v < 1e-3 for k, v in apart.items() if "our" in k)
     result = dict(
         images=len(contents),

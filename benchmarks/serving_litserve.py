@@ -6,10 +6,10 @@ import litserve as ls
 import numpy as np
 import torch
 from fastapi import Request
+from serving import decoder
 
 from cxr_study.core.run import Run
 from cxr_study.train.networks import load_model
-from serving import decoder
 
 
 class API(ls.LitAPI):

@@ -3,7 +3,15 @@
 usage: python benchmarks/sweep.py [workers] [kill] [dask]      (default: all; results are printed, folders stay in benchmarks/../cache/sweep)
 """
 
-import contextlib, hashlib, json, os, shutil, signal, subprocess, sys, time
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from cxr_study.core.run import Run, cache_folder
@@ -52,7 +60,8 @@ def state(runs):
         names = [
             n
             for n in run.manifest["artefacts"]
-            if n.endswith((".csv", ".json", ".safetensors", ".png", ".svg", ".txt")) and n != "history.csv"
+            if n.endswith((".csv", ".json", ".safetensors", ".png", ".svg", ".txt"))
+            and n != "history.csv"
         ]
         found[run.folder.name] = {n: run.manifest["artefacts"][n]["sha256"] for n in names} | {
             "manifest": hashlib.sha256(
@@ -112,7 +121,9 @@ def dask():
     if not reports("one"):
         fresh("one", "--jobs", "1")
     clear("dask")
-    environment = os.environ | dict(CXR_RUNS=str(FOLDER / "dask"), CXR_CACHE=str(FOLDER / "dask-cache"))
+    environment = os.environ | dict(
+        CXR_RUNS=str(FOLDER / "dask"), CXR_CACHE=str(FOLDER / "dask-cache")
+    )
     run = lambda *args: subprocess.Popen(
         [sys.executable, "-m", *args],
         env=environment,
@@ -120,7 +131,16 @@ def dask():
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    cluster = [run("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "18786", "--no-dashboard")]
+    cluster = [
+        run(
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "18786",
+            "--no-dashboard",
+        )
+    ]
     cluster += [
         run(
             "distributed.cli.dask_worker",

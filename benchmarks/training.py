@@ -12,12 +12,22 @@ usage: training.py [PART ...] [--size 224] [--arch resnet18] [--steps 8] [--out 
 CXR_DATA has to hold chest_xray and pneumoniamnist for the parts that read real files.
 """
 
-import argparse, json, os, platform, random, sys, tempfile, time, warnings
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.vision.all import (
     Callback,
     CategoryBlock,
@@ -34,11 +44,11 @@ from torch import nn
 from torchvision import transforms
 from torchvision.models import resnet18
 
-from cxr_study.train.loaders import dataloaders
 from cxr_study.core.run import atomic_write, hardware, to_json
-from cxr_study.data.sets import load_dataset
 from cxr_study.data.images import Preprocess
-from cxr_study.train.recipe import Recipe, callbacks, rates
+from cxr_study.data.sets import load_dataset
+from cxr_study.train.loaders import dataloaders
+from cxr_study.train.recipe import Recipe, callbacks, group_rates
 from cxr_study.train.training import Training, learner
 
 BATCH = 64
@@ -49,7 +59,9 @@ def drawn_images(n, size, file=None):
     shape, rng = (n, size, size), np.random.default_rng(0)
     images = np.memmap(file, np.uint8, 'w+', shape=shape) if file else np.empty(shape, np.uint8)
     for i in range(0, n, 1024):
-        images[i : i + 1024] = rng.integers(0, 255, (len(images[i : i + 1024]), size, size), np.uint8)
+        images[i : i + 1024] = rng.integers(
+            0, 255, (len(images[i : i + 1024]), size, size), np.uint8
+        )
     return images, rows(n)
 
 
@@ -92,7 +104,12 @@ def epochs(learn, n=2):
 
 
 def study_learner(arch, images, table, size, **choices):
-    return learner(Training(arch, recipe=Recipe(batch_size=BATCH, **choices)), images, table, Preprocess(size=size))
+    return learner(
+        Training(arch, recipe=Recipe(batch_size=BATCH, **choices)),
+        images,
+        table,
+        Preprocess(size=size),
+    )
 
 
 def step(arch, size, steps):
@@ -121,7 +138,9 @@ def step(arch, size, steps):
         bare, epoch = time.perf_counter() - start, min(epochs(learn))
         found.append(dict(bare_s=bare, epoch_s=epoch, ratio=epoch / bare))
     best = sorted(found, key=lambda f: f['ratio'])[1]
-    return dict(best, arch=arch, size=size, bf16=bf16, images_per_second=steps * BATCH / best['epoch_s'])
+    return dict(
+        best, arch=arch, size=size, bf16=bf16, images_per_second=steps * BATCH / best['epoch_s']
+    )
 
 
 def inputs(loader, batches):
@@ -150,7 +169,9 @@ def fastai_stock(arch, size, steps):
         dls = ImageDataLoaders.from_folder(
             folder, item_tfms=Resize(size, ResizeMethod.Squish), batch_tfms=tfms, bs=BATCH
         )
-        plain = ImageDataLoaders.from_folder(folder, item_tfms=Resize(size, ResizeMethod.Squish), bs=BATCH)
+        plain = ImageDataLoaders.from_folder(
+            folder, item_tfms=Resize(size, ResizeMethod.Squish), bs=BATCH
+        )
         stock = Learner(dls, resnet18(num_classes=2), loss_func=CrossEntropyLossFlat())
         theirs = dict(
             training=steps * BATCH / min(epochs(stock)),
@@ -161,7 +182,9 @@ def fastai_stock(arch, size, steps):
     images = np.stack([Preprocess(size=size)(source.source(i)) for i in part.index])
     decode = time.perf_counter() - start
     table = rows(len(images)).assign(label=part.label.to_numpy())
-    ours_dls = {augment: dataloaders(images, table, BATCH, augment) for augment in ('none', 'standard')}
+    ours_dls = {
+        augment: dataloaders(images, table, BATCH, augment) for augment in ('none', 'standard')
+    }
     ours = dict(
         training=steps * BATCH / min(epochs(study_learner('resnet18', images, table, size))),
         input=inputs(ours_dls['none'].train, steps - 2),
@@ -194,7 +217,9 @@ def medmnist(arch, size, steps, pixels=28):
     images = np.stack([Preprocess(size=pixels)(source.source(i)) for i in source.table.index[:n]])
     labels = source.table.label.to_numpy()[:n]
     data = PILDataset(
-        images[BATCH:], labels[BATCH:], transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+        images[BATCH:],
+        labels[BATCH:],
+        transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]),
     )
     loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, drop_last=True)
     model, criterion = resnet18(num_classes=2).to(default_device()), nn.CrossEntropyLoss()
@@ -209,13 +234,18 @@ def medmnist(arch, size, steps, pixels=28):
         wait(default_device())
         return time.perf_counter() - start
 
-    theirs = dict(training=len(data) / min(epoch() for _ in range(2)), input=inputs(loader, 3 * steps))
+    theirs = dict(
+        training=len(data) / min(epoch() for _ in range(2)), input=inputs(loader, 3 * steps)
+    )
     table = rows(len(images)).assign(label=labels)
     ours = dict(
-        training=len(data) / min(epochs(study_learner('resnet18', images, table, pixels, augment='none'))),
+        training=len(data)
+        / min(epochs(study_learner('resnet18', images, table, pixels, augment='none'))),
         input=inputs(dataloaders(images, table, BATCH, 'none').train, 3 * steps),
     )
-    return dict(size=pixels, medmnist=theirs, study=ours, ratio={k: ours[k] / theirs[k] for k in ours})
+    return dict(
+        size=pixels, medmnist=theirs, study=ours, ratio={k: ours[k] / theirs[k] for k in ours}
+    )
 
 
 def precision(arch, size, steps):
@@ -223,7 +253,9 @@ def precision(arch, size, steps):
     for name, pixels in ((arch, size), ('tf_efficientnetv2_b0', 160), ('efficientnet_b0', size)):
         images, table = drawn_images(BATCH * (steps // 2 + 1), pixels)
         speed = {
-            p: (steps // 2) * BATCH / min(epochs(study_learner(name, images, table, pixels, precision=p)))
+            p: (steps // 2)
+            * BATCH
+            / min(epochs(study_learner(name, images, table, pixels, precision=p)))
             for p in ('fp32', 'bf16')
         }
         found.append(dict(arch=name, size=pixels, **speed))
@@ -236,7 +268,9 @@ def batches(arch, size, steps):
     for bs in (64, 256, 512) if default_device().type == 'cuda' else (16, 64, 256):
         n = max(1, steps * BATCH // bs)
         images, table = drawn_images(BATCH + n * bs, size)
-        learn = learner(Training(arch, recipe=Recipe(batch_size=bs)), images, table, Preprocess(size=size))
+        learn = learner(
+            Training(arch, recipe=Recipe(batch_size=bs)), images, table, Preprocess(size=size)
+        )
         found[bs] = n * bs / min(epochs(learn))
     return dict(arch=arch, size=size, images_per_second=found)
 
@@ -250,7 +284,10 @@ def resident_mb():
 def memory(arch, size, steps, n=112_120):
     "Batches at random from a sparse array as large as NIH ChestX-ray14's; resident memory may grow by one copy, in the file's own pages"
     with tempfile.TemporaryDirectory(dir=os.environ.get('TMPDIR')) as folder:
-        images, table = np.memmap(f'{folder}/images', np.uint8, 'w+', shape=(n, size, size)), rows(n)
+        images, table = (
+            np.memmap(f'{folder}/images', np.uint8, 'w+', shape=(n, size, size)),
+            rows(n),
+        )
         before, dls = resident_mb(), dataloaders(images, table, BATCH, 'none')
         it, most = iter(dls.train), dict(before)
         for _ in range(400):
@@ -280,7 +317,15 @@ def scale(arch, size, steps):
     return found
 
 
-PARTS = dict(step=step, fastai=fastai_stock, medmnist=medmnist, precision=precision, batches=batches, memory=memory, scale=scale)
+PARTS = dict(
+    step=step,
+    fastai=fastai_stock,
+    medmnist=medmnist,
+    precision=precision,
+    batches=batches,
+    memory=memory,
+    scale=scale,
+)
 
 
 def flat(value, path=''):
@@ -293,8 +338,12 @@ def flat(value, path=''):
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('parts', nargs='*', metavar='PART', help=f"of {', '.join(PARTS)}; default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'parts', nargs='*', metavar='PART', help=f"of {', '.join(PARTS)}; default: all"
+    )
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--arch', default='resnet18')
     parser.add_argument('--steps', type=int, default=8)
@@ -306,7 +355,10 @@ if __name__ == '__main__':
     for name in args.parts or PARTS:
         found[name] = PARTS[name](args.arch, args.size, args.steps)
         for label, value in flat(found[name], name):
-            print(f"{label:60} {value:.4g}" if isinstance(value, float) else f"{label:60} {value}", flush=True)
+            print(
+                f"{label:60} {value:.4g}" if isinstance(value, float) else f"{label:60} {value}",
+                flush=True,
+            )
     found['hardware'] = dict(hardware(), processor=platform.processor())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.out) as f:

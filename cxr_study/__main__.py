@@ -11,4 +11,5 @@ __all__ = []
 from .cli import main
 
 # %% ../nbs/lib/cli/02_main.ipynb #bb158a07
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

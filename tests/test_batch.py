@@ -1,9 +1,22 @@
 """Sweeps as a person runs them, on a study of three small notebooks: killed, resumed, shared out, refused, repeated."""
-import contextlib, json, os, re, shutil, signal, subprocess, sys, time
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-import nbformat, pandas as pd, pytest
-from nbformat.v4 import new_code_cell, new_notebook
+
+import nbformat
+import pandas as pd
+import pytest
 from conftest import COMMAND, ROOT, bare
+from nbformat.v4 import new_code_cell, new_notebook
+
 from cxr_study.core.options import parameters_cell
 from cxr_study.core.run import Run
 from cxr_study.pipeline.reproduce import compare_runs, reproduced
@@ -36,25 +49,49 @@ STAGES = {"01_data": DATA, "02_training": TRAINING, "03_evaluation": EVALUATION}
 
 def project_of(tmp_path):
     "A project of three quick notebooks; what is returned calls the command line in it"
-    project = tmp_path/"project"
-    (project/"nbs").mkdir(parents=True); (project/"settings.ini").touch()
+    project = tmp_path / "project"
+    (project / "nbs").mkdir(parents=True)
+    (project / "settings.ini").touch()
     for name, code in STAGES.items():
-        cells = [new_code_cell(IMPORTS), new_code_cell(parameters_cell(name).replace("limit = 0 ", "limit = 40"), metadata=dict(tags=["parameters"])),
-                 new_code_cell(f"run = begin_stage('{name}', run_dir, globals())" + code)]
-        nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), project/f"nbs/{name}.ipynb")
+        cells = [
+            new_code_cell(IMPORTS),
+            new_code_cell(
+                parameters_cell(name).replace("limit = 0 ", "limit = 40"),
+                metadata=dict(tags=["parameters"]),
+            ),
+            new_code_cell(f"run = begin_stage('{name}', run_dir, globals())" + code),
+        ]
+        nbformat.write(
+            new_notebook(
+                cells=cells,
+                metadata=dict(
+                    kernelspec=dict(name="python3", display_name="python3", language="python")
+                ),
+            ),
+            project / f"nbs/{name}.ipynb",
+        )
 
-    def call(*args, expect=0, runs=tmp_path/"runs", start=False, **kwargs):
+    def call(*args, expect=0, runs=tmp_path / "runs", start=False, **kwargs):
         how = dict(cwd=project, env=bare(tmp_path) | dict(CXR_RUNS=str(runs)), text=True)
-        if start: return subprocess.Popen([COMMAND, *map(str, args)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how)
+        if start:
+            return subprocess.Popen(
+                [COMMAND, *map(str, args)],
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                **how,
+            )
         done = subprocess.run([COMMAND, *map(str, args)], capture_output=True, timeout=300, **how)
         assert done.returncode == expect, done.stdout + done.stderr
         return done
-    call.folder, call.project, call.runs = tmp_path, project, tmp_path/"runs"
+
+    call.folder, call.project, call.runs = tmp_path, project, tmp_path / "runs"
     return call
 
 
 @pytest.fixture
-def study(tmp_path): return project_of(tmp_path)
+def study(tmp_path):
+    return project_of(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +102,11 @@ def undisturbed(tmp_path_factory):
     return study.runs
 
 
-def sweep_file(study, text="parameters: {dataset: phantom, limit: 40}\ngrid:\n  lr: [0.1, 0.2]\n  interval_method: [bca_t, bca]\n"):
-    (study.project/"sweep.yaml").write_text(text)
+def sweep_file(
+    study,
+    text="parameters: {dataset: phantom, limit: 40}\ngrid:\n  lr: [0.1, 0.2]\n  interval_method: [bca_t, bca]\n",
+):
+    (study.project / "sweep.yaml").write_text(text)
     return "sweep.yaml"
 
 
@@ -75,10 +115,21 @@ def state(runs):
     found = {}
     for path in sorted(Path(runs).glob("*/manifest.json")):
         run = Run(path.parent)
-        stages = {n: {k: v for k, v in e.items() if k not in ("seconds", "finished", "key")} if n == "report" else {k: v for k, v in e.items() if k not in ("seconds", "finished")}
-                  for n, e in run.manifest["stages"].items()}
-        files = {n: run.path(n).read_bytes() for n in run.manifest["artefacts"] if n.endswith((".csv", ".json"))}
-        found[run.folder.name] = files, dict(run.manifest, stages=stages, artefacts=sorted(run.manifest["artefacts"]))
+        stages = {
+            n: {k: v for k, v in e.items() if k not in ("seconds", "finished", "key")}
+            if n == "report"
+            else {k: v for k, v in e.items() if k not in ("seconds", "finished")}
+            for n, e in run.manifest["stages"].items()
+        }
+        files = {
+            n: run.path(n).read_bytes()
+            for n in run.manifest["artefacts"]
+            if n.endswith((".csv", ".json"))
+        }
+        found[run.folder.name] = (
+            files,
+            dict(run.manifest, stages=stages, artefacts=sorted(run.manifest["artefacts"])),
+        )
     return found
 
 
@@ -86,95 +137,166 @@ def wait_for(condition, seconds=120):
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, "waited in vain"
-        time.sleep(.05)
+        time.sleep(0.05)
 
 
 def finished(runs):
     "Manifests of the runs that have their report -> when they were written"
-    return {p: p.stat().st_mtime_ns for p in sorted(Path(runs).glob("*/manifest.json")) if json.loads(p.read_text())["stages"].get("report", {}).get("key")}
+    return {
+        p: p.stat().st_mtime_ns
+        for p in sorted(Path(runs).glob("*/manifest.json"))
+        if json.loads(p.read_text())["stages"].get("report", {}).get("key")
+    }
 
 
 def test_a_sweep_that_is_killed_and_resumed_ends_as_an_undisturbed_one(study, undisturbed):
     file = sweep_file(study)
     process = study("sweep", file, "--jobs", 1, "--threads", 1, start=True)
     wait_for(lambda: len(finished(study.runs)) >= 2)
-    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     before = finished(study.runs)
     assert 2 <= len(before) < 4
     done = study("sweep", file, "--jobs", 1, "--threads", 1, "--json")
-    assert [r["status"] for r in json.loads(done.stdout)["runs"]] == ["done"]*4
+    assert [r["status"] for r in json.loads(done.stdout)["runs"]] == ["done"] * 4
     assert before.items() <= finished(study.runs).items(), "finished runs were written again"
     assert state(study.runs) == state(undisturbed)
-    page = (study.runs/"sweeps/sweep/index.html").read_text()
+    page = (study.runs / "sweeps/sweep/index.html").read_text()
     assert page.count("report.html") == 4 and "http" not in page and "SYNTHETIC" in page
 
 
 def test_stages_are_shared_and_a_finished_run_is_never_repeated(study):
-    file = sweep_file(study, "parameters: {dataset: phantom, limit: 40}\ngrid: {interval_method: [bca_t, bca]}\n")
+    file = sweep_file(
+        study, "parameters: {dataset: phantom, limit: 40}\ngrid: {interval_method: [bca_t, bca]}\n"
+    )
     plan = json.loads(study("sweep", file, "--dry-run", "--json").stdout)
-    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [("01_data", 1), ("02_training", 1), ("03_evaluation", 2)]
+    assert [(s["stage"], s["compute"]) for s in plan["stages"]] == [
+        ("01_data", 1),
+        ("02_training", 1),
+        ("03_evaluation", 2),
+    ]
     assert not list(study.runs.glob("*/manifest.json"))
     study("sweep", file, "--jobs", 2)
-    trained = {Run(p.parent).manifest["stages"]["02_training"]["finished"] for p in study.runs.glob("*/manifest.json")}
+    trained = {
+        Run(p.parent).manifest["stages"]["02_training"]["finished"]
+        for p in study.runs.glob("*/manifest.json")
+    }
     assert len(trained) == 1
     before = {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")}
-    study("sweep", sweep_file(study, "name: other\nparameters: {dataset: phantom, limit: 40}\ngrid: {interval_method: [bca]}\n"), "--jobs", 1)
+    study(
+        "sweep",
+        sweep_file(
+            study,
+            "name: other\nparameters: {dataset: phantom, limit: 40}\ngrid: {interval_method: [bca]}\n",
+        ),
+        "--jobs",
+        1,
+    )
     assert {p: p.stat().st_mtime_ns for p in study.runs.glob("*/manifest.json")} == before
 
 
 def test_a_failed_run_keeps_its_notebook_and_does_not_stop_the_others(study):
-    file = sweep_file(study, "parameters: {dataset: phantom, limit: 40, clip: 0.2}\ngrid: {lr: [0.1, 0.2]}\n")
+    file = sweep_file(
+        study, "parameters: {dataset: phantom, limit: 40, clip: 0.2}\ngrid: {lr: [0.1, 0.2]}\n"
+    )
     done = study("sweep", file, "--jobs", 1, "--json", expect=1)
     results = json.loads(done.stdout)["runs"]
-    assert [r["status"] for r in results] == ["done", "failed"] and "the loss is not a number" in results[1]["error"]
-    notebook = nbformat.read(study.runs/results[1]["run"]/"notebooks/02_training.ipynb", 4)
-    assert any(o.get("ename") == "AssertionError" for c in notebook.cells for o in c.get("outputs", []))
-    assert "failed" in (study.runs/"sweeps/sweep/index.html").read_text()
+    assert [r["status"] for r in results] == [
+        "done",
+        "failed",
+    ] and "the loss is not a number" in results[1]["error"]
+    notebook = nbformat.read(study.runs / results[1]["run"] / "notebooks/02_training.ipynb", 4)
+    assert any(
+        o.get("ename") == "AssertionError" for c in notebook.cells for o in c.get("outputs", [])
+    )
+    assert "failed" in (study.runs / "sweeps/sweep/index.html").read_text()
 
 
 def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, undisturbed):
     pytest.importorskip("distributed")
     file, port = sweep_file(study), 18786 + os.getpid() % 1000
-    environment = bare(study.folder) | dict(CXR_RUNS=str(study.runs), DASK_DISTRIBUTED__WORKER__DAEMON="False")
-    start = lambda *args: subprocess.Popen([sys.executable, "-m", "distributed.cli." + args[0], *args[1:]], cwd=study.project, env=environment,
-                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    environment = bare(study.folder) | dict(
+        CXR_RUNS=str(study.runs), DASK_DISTRIBUTED__WORKER__DAEMON="False"
+    )
+    start = lambda *args: subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli." + args[0], *args[1:]],
+        cwd=study.project,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     address = f"tcp://127.0.0.1:{port}"
-    cluster = [start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
+    cluster = [
+        start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    ]
     try:
-        cluster += [start("dask_worker", address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny") for _ in range(2)]
+        cluster += [
+            start(
+                "dask_worker",
+                address,
+                "--nworkers",
+                "1",
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+                "--no-nanny",
+            )
+            for _ in range(2)
+        ]
         from distributed import Client
-        with Client(address, timeout=60) as client: client.wait_for_workers(2, timeout=60)
+
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
         sweep = study("sweep", file, "--scheduler", address, "--threads", 1, start=True)
         wait_for(lambda: list(study.runs.glob("*/notebooks/02_training.ipynb")))
         os.killpg(cluster[1].pid, signal.SIGKILL)
         assert sweep.wait(timeout=200) == 0
-        refused = study("sweep", sweep_file(study), "--scheduler", address, expect=2, runs=Path("/proc/nowhere"))
+        refused = study(
+            "sweep", sweep_file(study), "--scheduler", address, expect=2, runs=Path("/proc/nowhere")
+        )
         assert "/proc/nowhere cannot be written to" in refused.stderr
     finally:
         for process in cluster:
-            with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
-    predictions = lambda runs: {p.parent.name: p.read_bytes() for p in Path(runs).glob("*/predictions.csv")}
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    predictions = lambda runs: {
+        p.parent.name: p.read_bytes() for p in Path(runs).glob("*/predictions.csv")
+    }
     assert len(predictions(study.runs)) == 4 and predictions(study.runs) == predictions(undisturbed)
 
 
-@pytest.mark.parametrize("text, line, says", [
-    ("parameters:\n  dataset: phantom\ngrid:\n  lrr: [0.1]\n", 4, "did you mean 'lr'"),
-    ("grid:\n  lr: [0.1,\n       ten]\n", 3, "should be of type float"),
-    ("parameters:\n  seed: -1\n", 2, "seed=-1 must be at least 0"),
-    ("parameters:\n\n  dataset: /lost/images\n", 3, "/lost/images"),
-    ("grid: {lr: [0.1]}\nreference: {lr: 0.5}\n", 2, "no run of this sweep is the reference"),
-    ("grid: [1]\n", 1, "name: value"),
-    ("grid:\n  lr: [0.1\n", 3, "not YAML"),
-    ("parameters:\n  seed: 1\n  seed: 2\n", 3, "given twice")])
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        ("parameters:\n  dataset: phantom\ngrid:\n  lrr: [0.1]\n", 4, "did you mean 'lr'"),
+        ("grid:\n  lr: [0.1,\n       ten]\n", 3, "should be of type float"),
+        ("parameters:\n  seed: -1\n", 2, "seed=-1 must be at least 0"),
+        ("parameters:\n\n  dataset: /lost/images\n", 3, "/lost/images"),
+        ("grid: {lr: [0.1]}\nreference: {lr: 0.5}\n", 2, "no run of this sweep is the reference"),
+        ("grid: [1]\n", 1, "name: value"),
+        ("grid:\n  lr: [0.1\n", 3, "not YAML"),
+        ("parameters:\n  seed: 1\n  seed: 2\n", 3, "given twice"),
+    ],
+)
 def test_a_sweep_that_cannot_work_is_refused_with_its_line(study, monkeypatch, text, line, says):
     monkeypatch.chdir(study.project)
-    with pytest.raises(SweepError) as refused: read_sweep(sweep_file(study, text))
+    with pytest.raises(SweepError) as refused:
+        read_sweep(sweep_file(study, text))
     assert f"sweep.yaml, line {line}:" in str(refused.value) and says in str(refused.value)
 
 
 def test_the_command_says_all_mistakes_at_once_and_starts_nothing(study):
-    done = study("sweep", sweep_file(study, "parameters:\n  seed: -1\ngrid:\n  lr: [0.1,\n       ten]\n"), expect=2)
-    assert "sweep.yaml, line 2: seed=-1" in done.stderr and "sweep.yaml, line 5" in done.stderr and "Traceback" not in done.stderr
+    done = study(
+        "sweep",
+        sweep_file(study, "parameters:\n  seed: -1\ngrid:\n  lr: [0.1,\n       ten]\n"),
+        expect=2,
+    )
+    assert (
+        "sweep.yaml, line 2: seed=-1" in done.stderr
+        and "sweep.yaml, line 5" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not study.runs.exists()
 
 
@@ -188,87 +310,193 @@ def keys(tmp_path_factory):
     "A copy of notebooks and library; `edit(file, old, new)` changes it, `changed()` names the stages whose key is another one since the last call"
     folder = tmp_path_factory.mktemp("copy")
     for name in ("nbs", "cxr_study", "settings.ini"):
-        source = ROOT/name
-        shutil.copytree(source, folder/name, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*")) if source.is_dir() else shutil.copy(source, folder/name)
-    code = ("import json; from cxr_study.core.options import check_options; from cxr_study.pipeline.stages import stage_keys; "
-            "print(json.dumps({name: key.key for name, key in stage_keys(check_options({}), inputs='x').items()}))")
+        source = ROOT / name
+        shutil.copytree(
+            source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*")
+        ) if source.is_dir() else shutil.copy(source, folder / name)
+    code = (
+        "import json; from cxr_study.core.options import check_options; from cxr_study.pipeline.stages import stage_keys; "
+        "print(json.dumps({name: key.key for name, key in stage_keys(check_options({}), inputs='x').items()}))"
+    )
 
     def now():
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | dict(PYTHONPATH=str(folder)), capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=os.environ | dict(PYTHONPATH=str(folder)),
+            capture_output=True,
+            check=True,
+        )
         return json.loads(done.stdout)
 
     class Keys:
         before = now()
+
         def edit(self, name, old, new):
-            path = folder/name
+            path = folder / name
             assert old in path.read_text(), (name, old)
             path.write_text(path.read_text().replace(old, new, 1))
+
         def changed(self):
             after = now()
             names = {name for name in after if after[name] != self.before[name]}
             self.before = after
             return names
+
     return Keys()
 
 
-ALL = {"01_data", "02_training", "03_evaluation", "04_calibration", "05_explanation", "06_robustness", "07_serving"}
+ALL = {
+    "01_data",
+    "02_training",
+    "03_evaluation",
+    "04_calibration",
+    "05_explanation",
+    "06_robustness",
+    "07_serving",
+}
 
 
-@pytest.mark.parametrize("file, old, new, stages", [
-    ("nbs/02_training.ipynb", "One line an epoch.", "One line each epoch.", set()),                           # Prose
-    ("nbs/02_training.ipynb", "set_ylabel(\\\"Loss\\\")", "set_ylabel(\\\"Loss, nats\\\")", set()),           # A figure of training
-    ("cxr_study/core/style.py", "def figure(", "def figure(unused=None, *, ", None),                          # Style: whatever draws, not training
-    ("cxr_study/data/audit.py", "def examine(", "def examine(unused, ", {"01_data"}),                         # The audit: its own stage, and none that follow
-    ("cxr_study/evaluate/figures.py", "def roc_figure(", "def roc_figure(unused, ", None),
-    ("cxr_study/train/recipe.py", "def make_learner(", "def make_learner(unused, ", None),                    # Reached from the stage through training's relative import
-    ("cxr_study/data/formats.py", "def read_bytes(", "def read_bytes(unused, ", ALL),                         # Reached through images
-])
+@pytest.mark.parametrize(
+    "file, old, new, stages",
+    [
+        ("nbs/02_training.ipynb", "One line an epoch.", "One line each epoch.", set()),  # Prose
+        (
+            "nbs/02_training.ipynb",
+            "set_ylabel(\\\"Loss\\\")",
+            "set_ylabel(\\\"Loss, nats\\\")",
+            set(),
+        ),  # A figure of training
+        (
+            "cxr_study/core/style.py",
+            "def figure(",
+            "def figure(unused=None, *, ",
+            None,
+        ),  # Style: whatever draws, not training
+        (
+            "cxr_study/data/audit.py",
+            "def examine(",
+            "def examine(unused, ",
+            {"01_data"},
+        ),  # The audit: its own stage, and none that follow
+        ("cxr_study/evaluate/figures.py", "def roc_figure(", "def roc_figure(unused, ", None),
+        (
+            "cxr_study/train/recipe.py",
+            "def make_learner(",
+            "def make_learner(unused, ",
+            None,
+        ),  # Reached from the stage through training's relative import
+        (
+            "cxr_study/data/formats.py",
+            "def read_bytes(",
+            "def read_bytes(unused, ",
+            ALL,
+        ),  # Reached through images
+    ],
+)
 def test_an_edit_reruns_the_stages_that_use_it_and_no_others(keys, file, old, new, stages):
     keys.changed()
     keys.edit(file, old, new)
     changed = keys.changed()
-    if stages is not None: assert changed == stages
-    elif "core/style" in file: assert changed and not {"02_training"} & changed
-    elif "figures" in file: assert "03_evaluation" in changed and not {"01_data", "02_training"} & changed
-    else: assert "02_training" in changed and "01_data" not in changed
+    if stages is not None:
+        assert changed == stages
+    elif "core/style" in file:
+        assert changed and not {"02_training"} & changed
+    elif "figures" in file:
+        assert "03_evaluation" in changed and not {"01_data", "02_training"} & changed
+    else:
+        assert "02_training" in changed and "01_data" not in changed
 
 
 def test_a_run_is_reproduced_and_a_differing_package_is_named(study):
-    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs/"one")
-    manifest = study.runs/"one/manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"numpy": "{__import__("numpy").__version__}"', '"numpy": "1.0.0"'))
+    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs / "one")
+    manifest = study.runs / "one/manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace(
+            f'"numpy": "{__import__("numpy").__version__}"', '"numpy": "1.0.0"'
+        )
+    )
     done = study("reproduce", "one")
-    assert "numpy was 1.0.0 and is" in done.stdout and re.search(r"identical +predictions\.csv", done.stdout)
-    table = (study.runs/"one/predictions.csv").read_text().splitlines()
-    (study.runs/"one/predictions.csv").write_text('\n'.join(table[:-1] + [table[-1].rsplit(',', 1)[0] + ",0.125\n"]))
-    edited = json.loads(manifest.read_text()); edited["artefacts"]["predictions.csv"]["sha256"] = "0"*64; manifest.write_text(json.dumps(edited))
-    rows = compare_runs(Run(study.runs/"one", verify=False), Run(study.runs/"reproduced/one"))
-    assert not reproduced(rows) and next(r for r in rows if r["artefact"] == "predictions.csv")["words"].startswith("logit by up to")
+    assert "numpy was 1.0.0 and is" in done.stdout and re.search(
+        r"identical +predictions\.csv", done.stdout
+    )
+    table = (study.runs / "one/predictions.csv").read_text().splitlines()
+    (study.runs / "one/predictions.csv").write_text(
+        '\n'.join(table[:-1] + [table[-1].rsplit(',', 1)[0] + ",0.125\n"])
+    )
+    edited = json.loads(manifest.read_text())
+    edited["artefacts"]["predictions.csv"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(edited))
+    rows = compare_runs(Run(study.runs / "one", verify=False), Run(study.runs / "reproduced/one"))
+    assert not reproduced(rows) and next(r for r in rows if r["artefact"] == "predictions.csv")[
+        "words"
+    ].startswith("logit by up to")
 
 
-@pytest.mark.skipif(not list(ROOT.glob("results/*/seed0/predictions.csv")), reason="no published results in this checkout")
+@pytest.mark.skipif(
+    not list(ROOT.glob("results/*/seed0/predictions.csv")),
+    reason="no published results in this checkout",
+)
 def test_published_figures_follow_from_published_predictions(cli, tmp_path):
     "Metrics and figures in under a minute, with torch made unavailable"
-    (tmp_path/"torch.py").write_text("raise ImportError('torch is not to be used here')")
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not to be used here')")
     started = time.time()
-    done = cli("reproduce", ROOT/"results/pneumoniamnist-resnet18/seed0", "--from-predictions", "--json", check=False, PYTHONPATH=str(tmp_path))
+    done = cli(
+        "reproduce",
+        ROOT / "results/pneumoniamnist-resnet18/seed0",
+        "--from-predictions",
+        "--json",
+        check=False,
+        PYTHONPATH=str(tmp_path),
+    )
     found = json.loads(done.stdout)
     metrics = next(r for r in found["artefacts"] if r["artefact"] == "metrics.json")
-    assert found["reproduced"] and metrics["apart"] <= 1e-12, "another processor may add in another order, and that is all"
+    assert found["reproduced"] and metrics["apart"] <= 1e-12, (
+        "another processor may add in another order, and that is all"
+    )
     print(f"recomputed in {time.time() - started:.0f} s")
 
 
 def test_a_summary_of_runs(undisturbed, study):
-    done = study("summarise", undisturbed, "--out", study.folder/"out", "--reference", "lr=0.1", "--reference", "interval_method=bca_t", "--json", "--replicates", 100)
+    done = study(
+        "summarise",
+        undisturbed,
+        "--out",
+        study.folder / "out",
+        "--reference",
+        "lr=0.1",
+        "--reference",
+        "interval_method=bca_t",
+        "--json",
+        "--replicates",
+        100,
+    )
     found = json.loads(done.stdout)
-    assert "interval_method bca_t, lr 0.2 - interval_method bca_t, lr 0.1:test.auc" in found["figures"]
-    means = pd.read_csv(study.folder/"out/arms.csv").query("split == 'val' and metric == 'auc'")
+    assert (
+        "interval_method bca_t, lr 0.2 - interval_method bca_t, lr 0.1:test.auc" in found["figures"]
+    )
+    means = pd.read_csv(study.folder / "out/arms.csv").query("split == 'val' and metric == 'auc'")
     highest = list(means.arm[means.value == means.value.max()])
-    assert len(means) == 4 and found["best"] == (highest[0] if len(highest) == 1 else None), "arms that differ in the interval alone share their AUC"
-    assert {p.name for p in (study.folder/"out").iterdir()} == {"runs.csv", "runs.parquet", "arms.csv", "comparisons.csv", "summary.json", "index.html", "figures"}
+    assert len(means) == 4 and found["best"] == (highest[0] if len(highest) == 1 else None), (
+        "arms that differ in the interval alone share their AUC"
+    )
+    assert {p.name for p in (study.folder / "out").iterdir()} == {
+        "runs.csv",
+        "runs.parquet",
+        "arms.csv",
+        "comparisons.csv",
+        "summary.json",
+        "index.html",
+        "figures",
+    }
     assert "\x1b" not in done.stdout + done.stderr and "%|" not in done.stderr
 
 
 def test_the_shell_completes(cli):
     assert "_CXR_STUDY_COMPLETE" in cli("completion", "zsh").stdout
-    assert "plain,sweep" in cli(_CXR_STUDY_COMPLETE="bash_complete", COMP_WORDS="cxr-study sw", COMP_CWORD="1").stdout
+    assert (
+        "plain,sweep"
+        in cli(
+            _CXR_STUDY_COMPLETE="bash_complete", COMP_WORDS="cxr-study sw", COMP_CWORD="1"
+        ).stdout
+    )

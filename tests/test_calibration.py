@@ -1,156 +1,298 @@
 "Calibration against simulations with known truth and against independent implementations; and what cannot be fitted"
-import json, subprocess, sys, warnings
 
-import numpy as np, pandas as pd, pytest
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from notebook_functions import functions_of
 from scipy.stats import norm
 
-from cxr_study.calibrate import conformal as ab, calibrators as ca, thresholds as de, measures as me, transfer as pr
-from cxr_study.evaluate import intervals as iv, metrics as mt
-from notebook_functions import functions_of
+from cxr_study.calibrate import calibrators as ca
+from cxr_study.calibrate import conformal as ab
+from cxr_study.calibrate import measures as me
+from cxr_study.calibrate import thresholds as de
+from cxr_study.calibrate import transfer as pr
 from cxr_study.core.run import StudyError
-from cxr_study.predict.decision import CURVES, Calibration, Calibrator, ConformalSets, OperatingPoint, log_odds, sigmoid
+from cxr_study.evaluate import intervals as iv
+from cxr_study.evaluate import metrics as mt
+from cxr_study.predict.decision import (
+    CURVES,
+    Calibration,
+    Calibrator,
+    ConformalSets,
+    OperatingPoint,
+    log_odds,
+    sigmoid,
+)
 from cxr_study.predict.table import PredictionError
 
 
 def drawn(n=2000, truth=lambda x: x, seed=0, images=1, split='val'):
     "Logits whose true log odds are `truth` of them; with several images a patient, these share label and most of the logit"
     rng = np.random.default_rng(seed)
-    patient = np.arange(n)//images
-    logit = rng.normal(2*np.sign(rng.random(n) - .4), 2)[patient*images] + (rng.normal(size=n)*.3 if images > 1 else 0)
+    patient = np.arange(n) // images
+    logit = rng.normal(2 * np.sign(rng.random(n) - 0.4), 2)[patient * images] + (
+        rng.normal(size=n) * 0.3 if images > 1 else 0
+    )
     label = (rng.random(n)[patient] < sigmoid(truth(logit))).astype(int)
-    return pd.DataFrame(dict(image_id=[f"{split}{i}" for i in range(n)], patient_id=[f"{split}p{p}" for p in patient], split=split, label=label, logit=logit))
+    return pd.DataFrame(
+        dict(
+            image_id=[f"{split}{i}" for i in range(n)],
+            patient_id=[f"{split}p{p}" for p in patient],
+            split=split,
+            label=label,
+            logit=logit,
+        )
+    )
 
 
 # --- known truth ---
 
+
 @pytest.mark.parametrize('seed', range(5))
 def test_calibrators_find_the_truth(seed):
     "Temperature 2; slope 0.5 and intercept -1; beta's three numbers; four standard errors of slack"
-    half, moved = drawn(4000, lambda x: x/2, seed), drawn(4000, lambda x: x/2 - 1, seed)
-    assert abs(ca.fit('temperature', half).parameters['temperature'] - 2) < .25
-    found = ca.fit('platt', moved).parameters
-    assert abs(found['slope'] - .5) < .06 and abs(found['intercept'] + 1) < .2
-    bent = drawn(20000, lambda x: CURVES['beta'](x, 1.5, .5, .3), seed)
-    for x in (-4., -1., 0., 2., 5.): assert abs(sigmoid(ca.fit('beta', bent)(x)) - sigmoid(CURVES['beta'](x, 1.5, .5, .3))) < .03
+    half, moved = drawn(4000, lambda x: x / 2, seed), drawn(4000, lambda x: x / 2 - 1, seed)
+    assert abs(ca.fit_calibrator('temperature', half).parameters['temperature'] - 2) < 0.25
+    found = ca.fit_calibrator('platt', moved).parameters
+    assert abs(found['slope'] - 0.5) < 0.06 and abs(found['intercept'] + 1) < 0.2
+    bent = drawn(20000, lambda x: CURVES['beta'](x, 1.5, 0.5, 0.3), seed)
+    for x in (-4.0, -1.0, 0.0, 2.0, 5.0):
+        assert (
+            abs(
+                sigmoid(ca.fit_calibrator('beta', bent)(x))
+                - sigmoid(CURVES['beta'](x, 1.5, 0.5, 0.3))
+            )
+            < 0.03
+        )
     grid = np.linspace(-3, 3, 7)
-    assert np.abs(sigmoid(ca.fit('isotonic', bent)(grid)) - sigmoid(CURVES['beta'](grid, 1.5, .5, .3))).max() < .08
+    assert (
+        np.abs(
+            sigmoid(ca.fit_calibrator('isotonic', bent)(grid))
+            - sigmoid(CURVES['beta'](grid, 1.5, 0.5, 0.3))
+        ).max()
+        < 0.08
+    )
 
 
-@pytest.mark.parametrize('truth, slope, intercept', [(lambda x: x, 1, 0), (lambda x: .6*x, .6, 0), (lambda x: x - 1, 1, -1)], ids=['perfect', 'sure', 'high'])
+@pytest.mark.parametrize(
+    'truth, slope, intercept',
+    [(lambda x: x, 1, 0), (lambda x: 0.6 * x, 0.6, 0), (lambda x: x - 1, 1, -1)],
+    ids=['perfect', 'sure', 'high'],
+)
 def test_slope_and_intercept_lie_in_their_intervals(truth, slope, intercept, monkeypatch):
     "95 % intervals over patients; with 40 studies, fewer than 33 hits have a chance below one in a hundred"
     monkeypatch.setattr(me, 'SLOW', {})
     hits = np.zeros(2)
     for seed in range(40):
-        found = me.measure(drawn(400, truth, seed, images=2), 'val', replicates=200)
-        hits += [found['slope']['lower'] <= slope <= found['slope']['upper'], slope != 1 or found['intercept']['lower'] <= intercept <= found['intercept']['upper']]
+        found = me.calibration_measures(drawn(400, truth, seed, images=2), 'val', replicates=200)
+        hits += [
+            found['slope']['lower'] <= slope <= found['slope']['upper'],
+            slope != 1 or found['intercept']['lower'] <= intercept <= found['intercept']['upper'],
+        ]
     assert (hits >= 33).all(), hits
 
 
 def test_the_temperature_lies_in_the_interval_of_its_inverse_slope():
     hits = 0
     for seed in range(40):
-        s = mt.scored(drawn(400, lambda x: x/2, seed, images=2))
-        line = np.concatenate([me.recalibration(s, w, intercept=False)[1] for w in iv.resample(s, 200, seed)])
-        low, high = np.quantile(1/line, [.025, .975])
+        s = mt.scored(drawn(400, lambda x: x / 2, seed, images=2))
+        line = np.concatenate(
+            [me.recalibration(s, w, intercept=False)[1] for w in iv.bootstrap_weights(s, 200, seed)]
+        )
+        low, high = np.quantile(1 / line, [0.025, 0.975])
         hits += low <= 2 <= high
     assert hits >= 33
 
 
 def test_debiased_ece_is_near_zero_for_a_calibrated_score_and_right_for_others():
-    def mean(truth, n): return np.mean([[f(s := mt.scored(drawn(n, truth, seed)), s.ones)[0] for f in (me.ece, me.ece_debiased)] for seed in range(60)], axis=0)
+    def mean(truth, n):
+        return np.mean(
+            [
+                [
+                    f(s := mt.scored(drawn(n, truth, seed)), s.ones)[0]
+                    for f in (me.ece, me.ece_debiased)
+                ]
+                for seed in range(60)
+            ],
+            axis=0,
+        )
+
     for n in (600, 5000):
         plain, debiased = mean(lambda x: x, n)
-        assert debiased < .45*plain
-    assert plain > 2*debiased and debiased < .006
-    for truth in (lambda x: .5*x, lambda x: x - 1.5):
-        true = np.mean([np.abs(sigmoid(truth(t.logit)) - sigmoid(t.logit)).mean() for t in (drawn(2000, truth, seed) for seed in range(60))])
-        assert abs(mean(truth, 2000)[1] - true) < .005
+        assert debiased < 0.45 * plain
+    assert plain > 2 * debiased and debiased < 0.006
+    for truth in (lambda x: 0.5 * x, lambda x: x - 1.5):
+        true = np.mean(
+            [
+                np.abs(sigmoid(truth(t.logit)) - sigmoid(t.logit)).mean()
+                for t in (drawn(2000, truth, seed) for seed in range(60))
+            ]
+        )
+        assert abs(mean(truth, 2000)[1] - true) < 0.005
 
 
 def test_conformal_coverage_is_nominal_on_exchangeable_data():
-    for alpha in (.05, .1):
+    for alpha in (0.05, 0.1):
         each = []
         for seed in range(150):
-            pair = [mt.simulate(patients=300, images=1, separation=2.5, seed=2*seed + k) for k in (0, 1)]
+            pair = [
+                mt.simulate(patients=300, images=1, separation=2.5, seed=2 * seed + k)
+                for k in (0, 1)
+            ]
             found = ab.coverage(ab.fit_sets(pair[0], alpha), pair[1])
             each.append([found[f'coverage_{c}']['value'] for c in ('NORMAL', 'PNEUMONIA')])
-        assert np.abs(np.mean(each, axis=0) - (1 - alpha)).max() < .01
+        assert np.abs(np.mean(each, axis=0) - (1 - alpha)).max() < 0.01
 
 
 def test_a_promised_sensitivity_is_kept_as_often_as_promised():
-    missed = np.mean([de.true_sensitivity(de.keep_sensitivity(mt.simulate(patients=400, images=1, prevalence=.5, seed=k).assign(logit=lambda t: 2*t.logit), .95)[0]) < .95
-                      for k in range(300)])
-    assert missed < .09                                           # 5 % promised, three standard errors
+    missed = np.mean(
+        [
+            de.true_sensitivity(
+                de.keep_sensitivity(
+                    mt.simulate(patients=400, images=1, prevalence=0.5, seed=k).assign(
+                        logit=lambda t: 2 * t.logit
+                    ),
+                    0.95,
+                )[0]
+            )
+            < 0.95
+            for k in range(300)
+        ]
+    )
+    assert missed < 0.09  # 5 % promised, three standard errors
 
 
 def test_em_finds_a_prevalence_if_only_that_differs():
     em_prevalence = functions_of('results/06_recalibration').em_prevalence
-    for prevalence in (.1, .3, .8):
-        assert abs(em_prevalence(mt.simulate(patients=4000, images=1, prevalence=prevalence).logit.to_numpy()*2 + log_odds(.6), .6) - prevalence) < .03
+    for prevalence in (0.1, 0.3, 0.8):
+        assert (
+            abs(
+                em_prevalence(
+                    mt.simulate(patients=4000, images=1, prevalence=prevalence).logit.to_numpy() * 2
+                    + log_odds(0.6),
+                    0.6,
+                )
+                - prevalence
+            )
+            < 0.03
+        )
 
 
 # --- independent implementations ---
 
+
 def test_fits_are_those_of_scikit_learn():
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
-    table = drawn(1500, lambda x: .7*x + .5)
+
+    table = drawn(1500, lambda x: 0.7 * x + 0.5)
     plain = LogisticRegression(C=np.inf, tol=1e-8).fit(table[['logit']], table.label)
-    found = ca.fit('platt', table).parameters
-    np.testing.assert_allclose([found['slope'], found['intercept']], [plain.coef_[0, 0], plain.intercept_[0]], rtol=.03)  # Platt's targets differ a little
-    theirs = IsotonicRegression(out_of_bounds='clip').fit(table.logit, table.label).predict(np.linspace(-9, 9, 99))
-    ours = (sigmoid(ca.fit('isotonic', table)(np.linspace(-9, 9, 99)))*(len(table) + 2) - 1)/len(table)
+    found = ca.fit_calibrator('platt', table).parameters
+    np.testing.assert_allclose(
+        [found['slope'], found['intercept']], [plain.coef_[0, 0], plain.intercept_[0]], rtol=0.03
+    )  # Platt's targets differ a little
+    theirs = (
+        IsotonicRegression(out_of_bounds='clip')
+        .fit(table.logit, table.label)
+        .predict(np.linspace(-9, 9, 99))
+    )
+    ours = (
+        sigmoid(ca.fit_calibrator('isotonic', table)(np.linspace(-9, 9, 99))) * (len(table) + 2) - 1
+    ) / len(table)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_measures_are_those_of_mapie_and_scikit_learn():
     mapie = pytest.importorskip('mapie.metrics.calibration')
     from sklearn.linear_model import LogisticRegression
-    table = drawn(1500, lambda x: .7*x + .5)
+
+    table = drawn(1500, lambda x: 0.7 * x + 0.5)
     s, p = mt.scored(table), sigmoid(table.logit.to_numpy())
-    np.testing.assert_allclose(me.spiegelhalter(s)['z'], mapie.spiegelhalter_statistic(table.label.to_numpy(), p), rtol=1e-6)
-    upper = mapie.spiegelhalter_p_value(table.label.to_numpy(), p)                        # One-sided there, two-sided here
-    np.testing.assert_allclose(me.spiegelhalter(s)['p'], 2*min(upper, 1 - upper), rtol=.01)
-    def by_hand(score, hit): return sum(abs(hit[i].sum() - score[i].sum()) for i in np.array_split(np.argsort(score), 15))/len(score)
+    np.testing.assert_allclose(
+        me.spiegelhalter(s)['z'],
+        mapie.spiegelhalter_statistic(table.label.to_numpy(), p),
+        rtol=1e-6,
+    )
+    upper = mapie.spiegelhalter_p_value(
+        table.label.to_numpy(), p
+    )  # One-sided there, two-sided here
+    np.testing.assert_allclose(me.spiegelhalter(s)['p'], 2 * min(upper, 1 - upper), rtol=0.01)
+
+    def by_hand(score, hit):
+        return sum(
+            abs(hit[i].sum() - score[i].sum()) for i in np.array_split(np.argsort(score), 15)
+        ) / len(score)
+
     np.testing.assert_allclose(me.ece(s, s.ones)[0], by_hand(p, table.label.to_numpy()), atol=1e-10)
-    np.testing.assert_allclose(me.top_label_ece(s, s.ones)[0], by_hand(np.maximum(p, 1 - p), (p >= .5) == (table.label == 1).to_numpy()), atol=1e-10)
+    np.testing.assert_allclose(
+        me.top_label_ece(s, s.ones)[0],
+        by_hand(np.maximum(p, 1 - p), (p >= 0.5) == (table.label == 1).to_numpy()),
+        atol=1e-10,
+    )
     plain = LogisticRegression(C=np.inf, tol=1e-10).fit(table[['logit']], table.label)
-    np.testing.assert_allclose(me.recalibration(s, s.ones)[:, 0], [plain.intercept_[0], plain.coef_[0, 0]], rtol=1e-3)
+    np.testing.assert_allclose(
+        me.recalibration(s, s.ones)[:, 0], [plain.intercept_[0], plain.coef_[0, 0]], rtol=1e-3
+    )
 
 
 def test_intercept_in_the_large_is_that_of_statsmodels():
     import statsmodels.api as sm
-    table = drawn(800, lambda x: .7*x + .5)
-    theirs = sm.GLM(table.label, np.ones(len(table)), family=sm.families.Binomial(), offset=table.logit).fit().params.iloc[0]
+
+    table = drawn(800, lambda x: 0.7 * x + 0.5)
+    theirs = (
+        sm.GLM(table.label, np.ones(len(table)), family=sm.families.Binomial(), offset=table.logit)
+        .fit()
+        .params.iloc[0]
+    )
     s = mt.scored(table)
     np.testing.assert_allclose(me.recalibration(s, s.ones, slope=False)[0, 0], theirs, rtol=1e-6)
 
 
 def test_the_reliability_curve_is_isotonic_regression():
     from sklearn.isotonic import IsotonicRegression
+
     for table in (drawn(500), drawn(500).assign(logit=lambda t: t.logit.round())):
         s = mt.scored(table)
-        np.testing.assert_allclose(me.corp(s, s.label), IsotonicRegression().fit(s.logit, s.label).predict(s.logit), atol=1e-12)
+        np.testing.assert_allclose(
+            me.corp(s, s.label),
+            IsotonicRegression().fit(s.logit, s.label).predict(s.logit),
+            atol=1e-12,
+        )
 
 
 def reference():
     "Net benefit of a fixed table by dcurves 1.1.7, kept beside the tests because dcurves asks for an older pandas"
-    return pd.DataFrame(json.loads((__import__('pathlib').Path(__file__).parent/'dcurves.json').read_text()))
+    return pd.DataFrame(
+        json.loads((__import__('pathlib').Path(__file__).parent / 'dcurves.json').read_text())
+    )
+
 
 def by_dcurves(table, prevalence=None):
     dcurves = pytest.importorskip('dcurves')
     frame = pd.DataFrame(dict(y=table.label.to_numpy(), p=sigmoid(table.logit.to_numpy())))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return dcurves.dca(data=frame, outcome='y', modelnames=['p'], thresholds=list(de.RATES), prevalence=prevalence)
+        return dcurves.dca(
+            data=frame,
+            outcome='y',
+            modelnames=['p'],
+            thresholds=list(de.RATES),
+            prevalence=prevalence,
+        )
+
 
 @pytest.mark.parametrize('source', ['kept', 'dcurves'])
-@pytest.mark.parametrize('prevalence', [None, .1])
+@pytest.mark.parametrize('prevalence', [None, 0.1])
 def test_decision_curves_are_those_of_dcurves(source, prevalence):
-    table = drawn(400, lambda x: .7*x + .5, seed=4)
+    table = drawn(400, lambda x: 0.7 * x + 0.5, seed=4)
     s, kept = mt.scored(table), reference() if source == 'kept' else by_dcurves(table, prevalence)
-    if source == 'kept': kept = kept[kept.asked.isna() if prevalence is None else kept.asked == prevalence]
+    if source == 'kept':
+        kept = kept[kept.asked.isna() if prevalence is None else kept.asked == prevalence]
     for ours, name in zip(de.net_benefit(s, s.ones, prevalence=prevalence), ('p', 'all')):
         np.testing.assert_allclose(ours[0], kept[kept.model == name].net_benefit, atol=1e-10)
 
@@ -158,10 +300,15 @@ def test_decision_curves_are_those_of_dcurves(source, prevalence):
 def test_sets_are_those_of_crepes():
     crepes = pytest.importorskip('crepes')
     val, test = drawn(300, seed=1), drawn(500, seed=2, split='test')
-    sets, own = ab.fit_sets(val, .1), np.where(val.label == 1, -val.logit, val.logit)
+    sets, own = ab.fit_sets(val, 0.1), np.where(val.label == 1, -val.logit, val.logit)
     theirs = crepes.ConformalClassifier().fit(own, bins=val.label.to_numpy())
     for k, sign in ((0, 1), (1, -1)):
-        kept = theirs.predict_set(sign*test.logit.to_numpy()[:, None], bins=np.full(len(test), k), confidence=.9, smoothing=False)[:, 0]
+        kept = theirs.predict_set(
+            sign * test.logit.to_numpy()[:, None],
+            bins=np.full(len(test), k),
+            confidence=0.9,
+            smoothing=False,
+        )[:, 0]
         np.testing.assert_array_equal(kept.astype(bool), sets(test.logit)[:, k])
 
 
@@ -170,15 +317,22 @@ def test_the_area_under_the_risk_coverage_curve_is_the_mean_risk():
     s = mt.scored(table)
     order = np.argsort(-np.abs(s.logit), kind='stable')
     wrong = ((s.logit >= 0) != s.label)[order]
-    np.testing.assert_allclose(ab.aurc(s, s.ones)[0], [np.mean(np.cumsum(wrong)/np.arange(1, len(wrong) + 1))])
+    np.testing.assert_allclose(
+        ab.aurc(s, s.ones)[0], [np.mean(np.cumsum(wrong) / np.arange(1, len(wrong) + 1))]
+    )
 
 
 # --- what cannot be fitted ---
 
 few = drawn(400)
-DEGENERATE = {'one class': few[few.label == 1], 'eight with pneumonia': pd.concat([few[few.label == 0], few[few.label == 1].head(8)]),
-              'ties throughout': few.assign(logit=1.), 'one child': few[(few.label == 0) | (few.patient_id == few.patient_id[few.label == 1].iloc[0])],
-              'wrong way round': few.assign(logit=-5*few.logit.abs()*np.where(few.label == 1, 1, -1))}
+DEGENERATE = {
+    'one class': few[few.label == 1],
+    'eight with pneumonia': pd.concat([few[few.label == 0], few[few.label == 1].head(8)]),
+    'ties throughout': few.assign(logit=1.0),
+    'one child': few[(few.label == 0) | (few.patient_id == few.patient_id[few.label == 1].iloc[0])],
+    'wrong way round': few.assign(logit=-5 * few.logit.abs() * np.where(few.label == 1, 1, -1)),
+}
+
 
 @pytest.mark.parametrize('name', DEGENERATE)
 @pytest.mark.parametrize('kind', ['temperature', 'platt', 'beta', 'isotonic', 'auto'])
@@ -187,42 +341,77 @@ def test_what_cannot_be_fitted_is_replaced_with_a_warning_that_names_it(name, ki
         warnings.simplefilter('always')
         found, _ = ca.choose(DEGENERATE[name], kind)
     text = ' '.join(str(w.message) for w in said if issubclass(w.category, UserWarning))
-    assert found.kind != kind and np.isfinite(found(np.array([-50., 0, 50]))).all()
-    if name != 'wrong way round': assert found.kind == 'none'
-    if not (name == 'wrong way round' and kind == 'auto'): assert f"calibrator {'temperature' if kind == 'auto' else kind} cannot be fitted" in text, text
+    assert found.kind != kind and np.isfinite(found(np.array([-50.0, 0, 50]))).all()
+    if name != 'wrong way round':
+        assert found.kind == 'none'
+    if not (name == 'wrong way round' and kind == 'auto'):
+        assert f"calibrator {'temperature' if kind == 'auto' else kind} cannot be fitted" in text, (
+            text
+        )
 
 
 def test_operating_points_need_both_classes_and_say_so():
-    with pytest.raises(StudyError, match="both classes"): pr.fit_calibration(DEGENERATE['one class'], replicates=10)
+    with pytest.raises(StudyError, match="both classes"):
+        pr.fit_calibration(DEGENERATE['one class'], replicates=10)
 
 
-@pytest.mark.parametrize('wrong, says', [(dict(kind='plat'), "^calibrator='plat' is none of auto, none"), (dict(in_use='best'), "^operating_point='best' is none of half"), (dict(alpha=0.), "^conformal_alpha=0"),
-                                         (dict(cost=-1.), "^cost_of_miss=-1"), (dict(replicates=0), "^promise_replicates=0")])
+@pytest.mark.parametrize(
+    'wrong, says',
+    [
+        (dict(kind='plat'), "^calibrator='plat' is none of auto, none"),
+        (dict(in_use='best'), "^operating_point='best' is none of half"),
+        (dict(alpha=0.0), "^conformal_alpha=0"),
+        (dict(cost=-1.0), "^cost_of_miss=-1"),
+        (dict(replicates=0), "^promise_replicates=0"),
+    ],
+)
 def test_wrong_parameters_name_the_choices(wrong, says):
-    with pytest.raises(StudyError, match=says): pr.fit_calibration(few, **dict(replicates=10) | wrong)
+    with pytest.raises(StudyError, match=says):
+        pr.fit_calibration(few, **dict(replicates=10) | wrong)
 
 
-@pytest.mark.parametrize('rows', [lambda t: t[t.label == 1], lambda t: t[t.label == 0], lambda t: t.head(2), lambda t: t.assign(logit=0.)], ids=['sick', 'healthy', 'two', 'ties'])
+@pytest.mark.parametrize(
+    'rows',
+    [
+        lambda t: t[t.label == 1],
+        lambda t: t[t.label == 0],
+        lambda t: t.head(2),
+        lambda t: t.assign(logit=0.0),
+    ],
+    ids=['sick', 'healthy', 'two', 'ties'],
+)
 def test_a_test_split_of_any_kind_gives_promises_figures_and_strict_json(rows):
     val, test = drawn(300, seed=1), rows(drawn(100, seed=2, split='test'))
     calibration, _ = pr.fit_calibration(val, replicates=20)
     found = pr.promised_and_got(calibration, pd.concat([val, test]), replicates=20)
-    json.dumps([found, me.measure(test, replicates=20)], allow_nan=False, default=float)
-    for figure in (pr.plot_promises(found), de.decision_figure(dict(test=test)), me.reliability_figure(dict(test=test))): figure.draw_without_rendering()
+    json.dumps(
+        [found, me.calibration_measures(test, replicates=20)], allow_nan=False, default=float
+    )
+    for figure in (
+        pr.plot_promises(found),
+        de.decision_figure(dict(test=test)),
+        me.reliability_figure(dict(test=test)),
+    ):
+        figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize('kind', list(CURVES))
 def test_no_probability_is_exactly_0_or_1_and_the_ranking_stays(kind):
-    calibration = Calibration(ca.fit(kind, drawn(600, lambda x: 3*x)))
+    calibration = Calibration(ca.fit_calibrator(kind, drawn(600, lambda x: 3 * x)))
     x = np.r_[-1e6, -700, np.sort(np.random.default_rng(0).normal(0, 5, 500)), 700, 1e6]
     p = calibration.probability(x)
-    assert (p > 0).all() and (p < 1).all() and np.isfinite(np.log(p)).all() and np.isfinite(np.log1p(-p)).all()
+    assert (
+        (p > 0).all()
+        and (p < 1).all()
+        and np.isfinite(np.log(p)).all()
+        and np.isfinite(np.log1p(-p)).all()
+    )
     assert (np.diff(calibration.logit(x)) > 0).all()
 
 
 @pytest.mark.parametrize('kind', list(CURVES))
 def test_a_calibration_is_the_same_after_a_round_trip(kind):
-    table = drawn(600, lambda x: .7*x + .5)
+    table = drawn(600, lambda x: 0.7 * x + 0.5)
     found, _ = pr.fit_calibration(table, kind, replicates=20)
     again = Calibration.from_dict(json.loads(json.dumps(found.to_dict())))
     x = np.linspace(-12, 12, 101)
@@ -232,23 +421,48 @@ def test_a_calibration_is_the_same_after_a_round_trip(kind):
     assert again.point().name == 'sensitivity_0.98'
 
 
-@pytest.mark.parametrize('calibrator', [dict(kind='platt', parameters=dict(slope=-1., intercept=0.)), dict(kind='platt', parameters=dict(slope=1.)), dict(kind='magic'),
-                                        dict(kind='temperature', parameters=dict(temperature=float('nan'))), dict(kind='isotonic', parameters=dict(logits=[0, 1], probabilities=[.9, .1]))])
+@pytest.mark.parametrize(
+    'calibrator',
+    [
+        dict(kind='platt', parameters=dict(slope=-1.0, intercept=0.0)),
+        dict(kind='platt', parameters=dict(slope=1.0)),
+        dict(kind='magic'),
+        dict(kind='temperature', parameters=dict(temperature=float('nan'))),
+        dict(kind='isotonic', parameters=dict(logits=[0, 1], probabilities=[0.9, 0.1])),
+    ],
+)
 def test_a_calibration_that_cannot_be_applied_is_refused(calibrator):
-    with pytest.raises(PredictionError): Calibration.from_dict(Calibration(points=(OperatingPoint('half', .5, ''),)).to_dict() | dict(calibrator=calibrator))
+    with pytest.raises(PredictionError):
+        Calibration.from_dict(
+            Calibration(points=(OperatingPoint('half', 0.5, ''),)).to_dict()
+            | dict(calibrator=calibrator)
+        )
 
 
 def test_little_data_gives_sets_that_never_exclude():
     sets = ab.fit_sets(drawn(12))
-    assert sets.highest_normal is None and sets([-9., 9.]).all()
+    assert sets.highest_normal is None and sets([-9.0, 9.0]).all()
 
 
 def test_applying_needs_numpy_only():
-    code = ("import sys; from cxr_study.predict.decision import Calibration, Calibrator; Calibration(Calibrator('temperature', dict(temperature=2.))).probability([1.]); "
-            "sys.exit(bool({'torch', 'scipy', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules)))")
+    code = (
+        "import sys; from cxr_study.predict.decision import Calibration, Calibrator; Calibration(Calibrator('temperature', dict(temperature=2.))).probability([1.]); "
+        "sys.exit(bool({'torch', 'scipy', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize('module', ['calibrators', 'measures', 'thresholds', 'conformal', 'transfer'])
+@pytest.mark.parametrize(
+    'module', ['calibrators', 'measures', 'thresholds', 'conformal', 'transfer']
+)
 def test_no_torch_in_calibration(module):
-    assert subprocess.run([sys.executable, "-c", f"import sys, cxr_study.calibrate.{module}; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"]).returncode == 0
+    assert (
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import sys, cxr_study.calibrate.{module}; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)",
+            ]
+        ).returncode
+        == 0
+    )

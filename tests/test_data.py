@@ -1,5 +1,17 @@
 """Data sets, caches, splits and the audit: what a user does wrong, what a machine does wrong, and what a publisher did wrong."""
-import errno, hashlib, http.server, io, json, os, shutil, signal, subprocess, sys, threading, time
+
+import errno
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +19,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cxr_study.core.run import Run, StudyError
 from cxr_study.data import audit as audits
 from cxr_study.data import cache
 from cxr_study.data import sets as data
-from cxr_study.core.run import Run, StudyError
-from cxr_study.data.sets import DataError, LeakError, MissingData, load_dataset, phantom, sample_patients, take
 from cxr_study.data.cache import decoded
-from cxr_study.data.splits import make_split, open_data
 from cxr_study.data.images import Preprocess, resize
+from cxr_study.data.sets import (
+    DataError,
+    LeakError,
+    MissingData,
+    load_dataset,
+    phantom,
+    sample_patients,
+    take,
+)
+from cxr_study.data.splits import make_split, open_data
 
 SPEC = Preprocess(32)
 
@@ -26,8 +46,10 @@ def places(tmp_path, monkeypatch):
 
 def real(name, monkeypatch=None):
     "A real data set, or skip with the reason"
-    try: return load_dataset(name)
-    except MissingData: pytest.skip(f"{name} is not at hand: set CXR_DATA to a folder that holds it")
+    try:
+        return load_dataset(name)
+    except MissingData:
+        pytest.skip(f"{name} is not at hand: set CXR_DATA to a folder that holds it")
 
 
 def picture(path, seed=0, size=40):
@@ -39,18 +61,20 @@ def picture(path, seed=0, size=40):
 def folder(root, n=6, splits=('',), classes=('NORMAL', 'PNEUMONIA')):
     for s, split in enumerate(splits):
         for c, name in enumerate(classes):
-            for i in range(n): picture(root / split / name / f'{split}{name}{i}.png', seed=100 * s + 10 * c + i)
+            for i in range(n):
+                picture(root / split / name / f'{split}{name}{i}.png', seed=100 * s + 10 * c + i)
     return root
 
 
 # --- One's own folder ---
+
 
 def test_two_class_folders_are_split_into_three_parts(tmp_path):
     image_set = load_dataset(folder(tmp_path / 'own', 30))
     _, index, _ = decoded(image_set, SPEC)
     table, _ = make_split(image_set, index.sha256)
     assert set(table.split) == {'train', 'val', 'test'} and not image_set.patients_known
-    assert (table.groupby('split').label.mean() == .5).all()
+    assert (table.groupby('split').label.mean() == 0.5).all()
 
 
 def test_own_splits_are_kept_less_copies(tmp_path):
@@ -62,62 +86,134 @@ def test_own_splits_are_kept_less_copies(tmp_path):
     assert (table[table.split != ''].split == table[table.split != ''].official).all()
 
 
-@pytest.mark.parametrize('spoil,said', [
-    (lambda f: shutil.rmtree(f / 'NORMAL') or (f / 'NORMAL').mkdir(), 'NORMAL holds no image'),
-    (lambda f: (f / 'NORMAL').rename(f / 'COVID'), "The classes are COVID and PNEUMONIA. Say which one is positive: --positive"),
-    (lambda f: shutil.rmtree(f / 'NORMAL'), 'Two classes are needed'),
-    (lambda f: picture(f / 'TUBERCULOSIS' / 'a.png'), "'TUBERCULOSIS' is neither"),
-    (lambda f: [shutil.rmtree(f / c) for c in ('NORMAL', 'PNEUMONIA')], 'neither two class folders'),
-    (lambda f: (f / 'labels.csv').write_text('file,label\nNORMAL/NORMAL0.png,2\n'), "'2' is neither"),
-    (lambda f: (f / 'labels.csv').write_text('file,diagnosis\n'), 'lacks the column label'),
-    (lambda f: (f / 'labels.csv').write_text('file,label\ngone.png,0\nNORMAL/NORMAL0.png,1\n'), 'such as gone.png'),
-    (lambda f: (f / 'labels.csv').write_text('file,label,split\nNORMAL/NORMAL0.png,0,eval\nNORMAL/NORMAL1.png,1,test\n'), "split 'eval'"),
-    (lambda f: (f / 'labels.csv').write_text('file,label\nNORMAL/NORMAL0.png,0\nNORMAL/NORMAL0.png,1\n'), 'listed more than once')])
+@pytest.mark.parametrize(
+    'spoil,said',
+    [
+        (lambda f: shutil.rmtree(f / 'NORMAL') or (f / 'NORMAL').mkdir(), 'NORMAL holds no image'),
+        (
+            lambda f: (f / 'NORMAL').rename(f / 'COVID'),
+            "The classes are COVID and PNEUMONIA. Say which one is positive: --positive",
+        ),
+        (lambda f: shutil.rmtree(f / 'NORMAL'), 'Two classes are needed'),
+        (lambda f: picture(f / 'TUBERCULOSIS' / 'a.png'), "'TUBERCULOSIS' is neither"),
+        (
+            lambda f: [shutil.rmtree(f / c) for c in ('NORMAL', 'PNEUMONIA')],
+            'neither two class folders',
+        ),
+        (
+            lambda f: (f / 'labels.csv').write_text('file,label\nNORMAL/NORMAL0.png,2\n'),
+            "'2' is neither",
+        ),
+        (lambda f: (f / 'labels.csv').write_text('file,diagnosis\n'), 'lacks the column label'),
+        (
+            lambda f: (f / 'labels.csv').write_text(
+                'file,label\ngone.png,0\nNORMAL/NORMAL0.png,1\n'
+            ),
+            'such as gone.png',
+        ),
+        (
+            lambda f: (f / 'labels.csv').write_text(
+                'file,label,split\nNORMAL/NORMAL0.png,0,eval\nNORMAL/NORMAL1.png,1,test\n'
+            ),
+            "split 'eval'",
+        ),
+        (
+            lambda f: (f / 'labels.csv').write_text(
+                'file,label\nNORMAL/NORMAL0.png,0\nNORMAL/NORMAL0.png,1\n'
+            ),
+            'listed more than once',
+        ),
+    ],
+)
 def test_what_is_wrong_with_a_folder_is_said_before_anything_is_decoded(tmp_path, spoil, said):
     own = folder(tmp_path / 'own', 2)
     spoil(own)
-    with pytest.raises(StudyError, match=said): load_dataset(own)
+    with pytest.raises(StudyError, match=said):
+        load_dataset(own)
 
 
-@pytest.mark.parametrize('spoil,said', [(lambda f: f.write_text('hello'), 'neither JPEG nor PNG'), (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
-                                        (lambda f: f.write_bytes(b''), 'empty')])
+@pytest.mark.parametrize(
+    'spoil,said',
+    [
+        (lambda f: f.write_text('hello'), 'neither JPEG nor PNG'),
+        (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
+        (lambda f: f.write_bytes(b''), 'empty'),
+    ],
+)
 def test_a_file_that_is_no_image_is_named_and_nothing_is_left(tmp_path, spoil, said):
     own = folder(tmp_path / 'own', 3)
     spoil(own / 'PNEUMONIA' / 'PNEUMONIA1.png')
-    with pytest.raises(DataError, match=f'PNEUMONIA/PNEUMONIA1.png: .*{said}'): decoded(load_dataset(own), SPEC)
+    with pytest.raises(DataError, match=f'PNEUMONIA/PNEUMONIA1.png: .*{said}'):
+        decoded(load_dataset(own), SPEC)
     assert [p.name for p in (tmp_path / 'cache').iterdir() if not p.name.endswith('.lock')] == []
 
 
 def test_names_that_do_not_speak_for_themselves(tmp_path):
     own = folder(tmp_path / 'own', 2, classes=('krank', 'gesund'))
-    with pytest.raises(DataError, match="gesund and krank. Say which one is positive: --positive NAME"): load_dataset(own)
-    assert load_dataset(own, 'krank').table.groupby(lambda i: load_dataset(own, 'krank').table.image_id[i].split('/')[0]).label.mean().to_dict() == dict(gesund=0, krank=1)
+    with pytest.raises(
+        DataError, match="gesund and krank. Say which one is positive: --positive NAME"
+    ):
+        load_dataset(own)
+    assert load_dataset(own, 'krank').table.groupby(
+        lambda i: load_dataset(own, 'krank').table.image_id[i].split('/')[0]
+    ).label.mean().to_dict() == dict(gesund=0, krank=1)
 
 
 def test_csv_with_patients_and_split(tmp_path):
-    for i in range(4): picture(tmp_path / 'x' / f'{i}.png', i)
-    (tmp_path / 'x' / 'list.csv').write_text('file,label,patient,split,age\n0.png,NORMAL,007,train,4\n1.png,PNEUMONIA,007,train,4\n2.png,NORMAL,8,val,5\n3.png,PNEUMONIA,,test,6\n')
+    for i in range(4):
+        picture(tmp_path / 'x' / f'{i}.png', i)
+    (tmp_path / 'x' / 'list.csv').write_text(
+        'file,label,patient,split,age\n0.png,NORMAL,007,train,4\n1.png,PNEUMONIA,007,train,4\n2.png,NORMAL,8,val,5\n3.png,PNEUMONIA,,test,6\n'
+    )
     table = load_dataset(tmp_path / 'x' / 'list.csv').table
-    assert list(table.patient_id) == ['007', '007', '8', '3.png'] and list(table.official) == ['train', 'train', 'val', 'test'] and list(table.age) == [4, 4, 5, 6]
+    assert (
+        list(table.patient_id) == ['007', '007', '8', '3.png']
+        and list(table.official) == ['train', 'train', 'val', 'test']
+        and list(table.age) == [4, 4, 5, 6]
+    )
 
 
 def test_nih_official_test_list(tmp_path):
     names = [f'0000000{i}_00{j}.png' for i in range(1, 4) for j in range(2)]
-    for k, n in enumerate(names): picture(tmp_path / 'nih' / f'images_00{k % 2 + 1}' / 'images' / n, k)
-    pd.DataFrame({'Image Index': names, 'Finding Labels': ['No Finding', 'Pneumonia', 'No Finding', 'Edema|Pneumonia', 'Mass', 'No Finding'], 'Follow-up #': 0,
-                  'Patient ID': [1, 1, 2, 2, 3, 3], 'Patient Age': [4, 5, 60, 61, 30, 31], 'Patient Gender': list('MMFFMM'), 'View Position': ['PA', 'AP'] * 3,
-                  'OriginalImage[Width': 1, 'Height]': 1}).to_csv(tmp_path / 'nih' / 'Data_Entry_2017.csv', index=False)
+    for k, n in enumerate(names):
+        picture(tmp_path / 'nih' / f'images_00{k % 2 + 1}' / 'images' / n, k)
+    pd.DataFrame(
+        {
+            'Image Index': names,
+            'Finding Labels': [
+                'No Finding',
+                'Pneumonia',
+                'No Finding',
+                'Edema|Pneumonia',
+                'Mass',
+                'No Finding',
+            ],
+            'Follow-up #': 0,
+            'Patient ID': [1, 1, 2, 2, 3, 3],
+            'Patient Age': [4, 5, 60, 61, 30, 31],
+            'Patient Gender': list('MMFFMM'),
+            'View Position': ['PA', 'AP'] * 3,
+            'OriginalImage[Width': 1,
+            'Height]': 1,
+        }
+    ).to_csv(tmp_path / 'nih' / 'Data_Entry_2017.csv', index=False)
     (tmp_path / 'nih' / 'test_list.txt').write_text('\n'.join(names[4:]))
     got = load_dataset(tmp_path / 'nih')
     assert got.name == 'nih_chestxray14' and got.provenance['left_out'] == {'other findings': 1}
-    assert list(got.table.label) == [0, 1, 0, 1, 0] and list(got.table.official) == ['train'] * 4 + ['test'] and got.table.patient_id.nunique() == 3
+    assert (
+        list(got.table.label) == [0, 1, 0, 1, 0]
+        and list(got.table.official) == ['train'] * 4 + ['test']
+        and got.table.patient_id.nunique() == 3
+    )
     assert decoded(got, SPEC)[0].shape == (5, 32, 32)
 
 
 # --- Downloads ---
 
+
 class Publisher(http.server.BaseHTTPRequestHandler):
     "Serves `content`; cuts the first answer off after `cut` bytes; `slow` seconds between two halves"
+
     content, cut, slow, sent = b'', None, 0, []
 
     def do_HEAD(self):
@@ -136,24 +232,32 @@ class Publisher(http.server.BaseHTTPRequestHandler):
         self.wfile.write(whole[half:])
         self.sent.append(len(whole))
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
 def publisher():
-    Publisher.content, Publisher.cut, Publisher.slow, Publisher.sent = os.urandom(300_000), None, 0, []
+    Publisher.content, Publisher.cut, Publisher.slow, Publisher.sent = (
+        os.urandom(300_000),
+        None,
+        0,
+        [],
+    )
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Publisher)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/file'
     server.shutdown()
 
 
-def left_in(folder): return sorted(p.name for p in folder.iterdir() if not p.name.endswith('.lock'))
+def left_in(folder):
+    return sorted(p.name for p in folder.iterdir() if not p.name.endswith('.lock'))
 
 
 def test_a_download_that_was_cut_off_leaves_nothing_and_starts_again(tmp_path, publisher):
     Publisher.cut, md5 = 100_000, hashlib.md5(Publisher.content).hexdigest()
-    with pytest.raises(OSError): data._download(publisher, tmp_path / 'd' / 'file', md5)
+    with pytest.raises(OSError):
+        data._download(publisher, tmp_path / 'd' / 'file', md5)
     assert left_in(tmp_path / 'd') == []
     assert data._download(publisher, tmp_path / 'd' / 'file', md5).read_bytes() == Publisher.content
     assert left_in(tmp_path / 'd') == ['file'] and Publisher.sent == [100_000, 300_000]
@@ -168,42 +272,73 @@ _download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
 
 
 def test_a_download_that_was_killed_starts_again_without_what_it_left(tmp_path, publisher):
-    Publisher.slow, md5, path = 60, hashlib.md5(Publisher.content).hexdigest(), tmp_path / 'd' / 'file'
-    killed = subprocess.Popen([sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob('d/file.part/*')): time.sleep(.05)
-    killed.kill(); killed.wait()
+    Publisher.slow, md5, path = (
+        60,
+        hashlib.md5(Publisher.content).hexdigest(),
+        tmp_path / 'd' / 'file',
+    )
+    killed = subprocess.Popen(
+        [sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL
+    )
+    while not list(tmp_path.glob('d/file.part/*')):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
     assert left_in(tmp_path / 'd') == ['file.part']
     Publisher.slow = 0
-    assert data._download(publisher, path, md5).read_bytes() == Publisher.content and left_in(tmp_path / 'd') == ['file']
+    assert data._download(publisher, path, md5).read_bytes() == Publisher.content and left_in(
+        tmp_path / 'd'
+    ) == ['file']
 
 
 def test_two_processes_download_a_file_once(tmp_path, publisher):
-    Publisher.slow, md5, path = 1, hashlib.md5(Publisher.content).hexdigest(), tmp_path / 'd' / 'file'
-    both = [subprocess.Popen([sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [p.wait(timeout=60) for p in both] == [0, 0] and path.read_bytes() == Publisher.content and len(Publisher.sent) == 1
+    Publisher.slow, md5, path = (
+        1,
+        hashlib.md5(Publisher.content).hexdigest(),
+        tmp_path / 'd' / 'file',
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL
+        )
+        for _ in range(2)
+    ]
+    assert (
+        [p.wait(timeout=60) for p in both] == [0, 0]
+        and path.read_bytes() == Publisher.content
+        and len(Publisher.sent) == 1
+    )
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_left(tmp_path, publisher):
-    with pytest.raises(DataError, match='has not the MD5'): data._download(publisher, tmp_path / 'd' / 'file', '0' * 32)
+    with pytest.raises(DataError, match='has not the MD5'):
+        data._download(publisher, tmp_path / 'd' / 'file', '0' * 32)
     assert left_in(tmp_path / 'd') == []
 
 
 def test_no_network_and_no_data_fails_quickly_with_places_and_ways(tmp_path, monkeypatch):
     monkeypatch.setenv('CXR_DATA', str(tmp_path / 'none'))
-    for proxy in ('https_proxy', 'HTTPS_PROXY'): monkeypatch.setenv(proxy, 'http://127.0.0.1:9')
+    for proxy in ('https_proxy', 'HTTPS_PROXY'):
+        monkeypatch.setenv(proxy, 'http://127.0.0.1:9')
     start = time.time()
-    with pytest.raises(MissingData) as missing: load_dataset('pneumoniamnist')
+    with pytest.raises(MissingData) as missing:
+        load_dataset('pneumoniamnist')
     assert time.time() - start < 5
-    assert str(tmp_path / 'none') in str(missing.value) and all(f'\n  {k}. ' in str(missing.value) for k in (1, 2, 3))
+    assert str(tmp_path / 'none') in str(missing.value) and all(
+        f'\n  {k}. ' in str(missing.value) for k in (1, 2, 3)
+    )
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     import socket
+
     monkeypatch.setattr(data, '_PATIENCE', 1)
     with socket.socket() as deaf:
-        deaf.bind(('127.0.0.1', 0)); deaf.listen()
+        deaf.bind(('127.0.0.1', 0))
+        deaf.listen()
         start = time.time()
-        with pytest.raises(OSError): data._download(f'http://127.0.0.1:{deaf.getsockname()[1]}/x', tmp_path / 'x', '0' * 32)
+        with pytest.raises(OSError):
+            data._download(f'http://127.0.0.1:{deaf.getsockname()[1]}/x', tmp_path / 'x', '0' * 32)
         assert time.time() - start < 3 and left_in(tmp_path) == []
 
 
@@ -216,7 +351,8 @@ def test_auto_says_loudly_that_it_takes_phantoms(tmp_path, monkeypatch, capsys):
 def test_a_truncated_local_file_is_an_error_even_for_auto(tmp_path, monkeypatch):
     (tmp_path / 'pneumoniamnist.npz').write_bytes(b'PK')
     monkeypatch.setenv('CXR_DATA', str(tmp_path))
-    with pytest.raises(DataError, match='truncated'): load_dataset('auto')
+    with pytest.raises(DataError, match='truncated'):
+        load_dataset('auto')
 
 
 # --- The cache ---
@@ -237,11 +373,15 @@ cache.decoded(p, Preprocess(32))
 
 
 def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
-    build = subprocess.Popen([sys.executable, '-c', BUILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    build = subprocess.Popen(
+        [sys.executable, '-c', BUILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     build.stdout.readline()
     part = lambda: next((tmp_path / 'cache').glob('*.part/index.csv'), None)
-    while not part() or part().read_text().count('\n') < 60: time.sleep(.02)
-    build.send_signal(signal.SIGKILL); build.wait()
+    while not part() or part().read_text().count('\n') < 60:
+        time.sleep(0.02)
+    build.send_signal(signal.SIGKILL)
+    build.wait()
     p = phantom(images=600)
     before = cache.images_done(part().parent, (600, 32, 32))
     assert 50 <= before < 600
@@ -249,14 +389,21 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     p.source = lambda i: drawn.append(i) or draw(i)
     images, index, _ = decoded(p, SPEC)
     assert min(drawn) == before and len(drawn) == 600 - before
-    assert all((images[i] == SPEC(draw(i))).all() for i in range(0, 600, 37)) and list(index.image_id) == list(p.table.image_id)
+    assert all((images[i] == SPEC(draw(i))).all() for i in range(0, 600, 37)) and list(
+        index.image_id
+    ) == list(p.table.image_id)
 
 
 def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, monkeypatch):
     fill = cache.fill
-    def full(*args): fill(*args); raise OSError(errno.ENOSPC, 'No space left on device')
+
+    def full(*args):
+        fill(*args)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
     monkeypatch.setattr(cache, 'fill', full)
-    with pytest.raises(StudyError, match='the disk is full'): decoded(phantom(images=20), SPEC)
+    with pytest.raises(StudyError, match='the disk is full'):
+        decoded(phantom(images=20), SPEC)
     assert not list((tmp_path / 'cache').glob('*.part'))
 
 
@@ -273,18 +420,30 @@ decoded(phantom(images=400), Preprocess(32))
 
 def test_a_write_that_the_system_refuses_half_way(tmp_path):
     done = subprocess.run([sys.executable, '-c', LIMITED], capture_output=True, text=True)
-    assert 'StudyError: Cannot write' in done.stderr and not list((tmp_path / 'cache').glob('*.part'))
+    assert 'StudyError: Cannot write' in done.stderr and not list(
+        (tmp_path / 'cache').glob('*.part')
+    )
 
 
 def test_two_processes_build_once(tmp_path):
-    both = [subprocess.Popen([sys.executable, '-c', BUILD.replace('600', '60')], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, '-c', BUILD.replace('600', '60')],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
     assert [p.wait() for p in both] == [0, 0]
     assert len([d for d in (tmp_path / 'cache').iterdir() if d.is_dir()]) == 1
 
 
 def test_another_file_or_size_is_another_cache(tmp_path):
     own = folder(tmp_path / 'own', 2)
-    paths = {cache.cache_path(load_dataset(own), s) for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))}
+    paths = {
+        cache.cache_path(load_dataset(own), s)
+        for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))
+    }
     assert cache.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
     picture(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
     paths.add(cache.cache_path(load_dataset(own), SPEC))
@@ -293,37 +452,56 @@ def test_another_file_or_size_is_another_cache(tmp_path):
 
 # --- Splits ---
 
+
 def test_folds_are_disjoint_by_patient_and_copy_over_many_random_sets():
     for seed in range(30):
         rng = np.random.default_rng(seed)
         p = phantom(images=200, seed=seed)
-        if not seed % 2: p.table['official'] = ''
+        if not seed % 2:
+            p.table['official'] = ''
         hashes = [hashlib.sha256(str(h).encode()).hexdigest() for h in rng.integers(0, 1000, 200)]
         table, _ = make_split(p, hashes, fold=seed % 3, val_folds=3, seed=seed)
         used = table[table.split != '']
-        assert used.groupby('patient_id').split.nunique().max() == 1 and used.groupby('image_hash').split.nunique().max() == 1
-        if seed % 2: assert (table.split == 'test').equals(table.official == 'test')
+        assert (
+            used.groupby('patient_id').split.nunique().max() == 1
+            and used.groupby('image_hash').split.nunique().max() == 1
+        )
+        if seed % 2:
+            assert (table.split == 'test').equals(table.official == 'test')
 
 
 def test_open_data_refuses_a_leak(tmp_path):
     run = leaky_run(tmp_path)
     open_data(run)
     table = run.read('split.csv')
-    table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[table.split == 'test'].iloc[0]
-    run.begin('01_data'); run.write('split.csv', table); run.write('data.json', run.facts); run.finish()
-    with pytest.raises(LeakError): open_data(run)
+    table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[
+        table.split == 'test'
+    ].iloc[0]
+    run.begin('01_data')
+    run.write('split.csv', table)
+    run.write('data.json', run.facts)
+    run.finish()
+    with pytest.raises(LeakError):
+        open_data(run)
 
 
 def leaky_run(tmp_path):
     p, run = phantom(images=100), Run(tmp_path / 'run').begin('01_data')
     _, index, meta = decoded(p, SPEC)
     table, tolerated = make_split(p, index.sha256)
-    run.facts = dict(cache=cache.cache_path(p, SPEC).name, cache_sha256=meta['images_sha256'], tolerated=tolerated)
-    run.write('split.csv', table[table.split != '']); run.write('data.json', run.facts); run.finish()
+    run.facts = dict(
+        cache=cache.cache_path(p, SPEC).name,
+        cache_sha256=meta['images_sha256'],
+        tolerated=tolerated,
+    )
+    run.write('split.csv', table[table.split != ''])
+    run.write('data.json', run.facts)
+    run.finish()
     return run
 
 
 # --- The audit ---
+
 
 def plant(image_set):
     "A patient on both sides (returned), row 7 a smaller JPEG of row 200, row 9 identical to 201 with the other label"
@@ -331,11 +509,17 @@ def plant(image_set):
     moved = table.patient_id.duplicated(keep=False).idxmax()
     table.loc[moved, 'official'] = dict(train='test', test='train')[table.official[moved]]
     table.loc[9, 'label'] = 1 - table.label[201]
+
     def again(x):
         Image.fromarray(resize(x, 100)).save(buffer := io.BytesIO(), 'JPEG', quality=70)
         return np.asarray(Image.open(buffer))
+
     planted = take(image_set, np.arange(len(image_set)))
-    planted.table, planted.name, planted.source = table, 'planted', lambda i: again(clean(200)) if i == 7 else clean(201 if i == 9 else i)
+    planted.table, planted.name, planted.source = (
+        table,
+        'planted',
+        lambda i: again(clean(200)) if i == 7 else clean(201 if i == 9 else i),
+    )
     return planted, table.patient_id[moved]
 
 
@@ -346,7 +530,9 @@ def test_planted_leaks_are_found(name):
     facts, t = audits.audit(planted), planted.table
     assert patient in facts['patients']['both_sides']
     assert any({t.image_id[7], t.image_id[200]} <= set(g) for g in facts['near']['members'])
-    assert any({t.image_id[9], t.image_id[201]} <= set(g) for g in facts['copies']['label_conflicts'])
+    assert any(
+        {t.image_id[9], t.image_id[201]} <= set(g) for g in facts['copies']['label_conflicts']
+    )
     clean = audits.audit(image_set)
     assert clean['patients']['both_sides'] == [] and clean['copies']['label_conflicts'] == []
     json.dumps(facts)
@@ -355,8 +541,14 @@ def test_planted_leaks_are_found(name):
 def test_audit_of_a_folder_writes_its_report(tmp_path):
     facts = audits.write_audit(folder(tmp_path / 'own', 40), tmp_path / 'report')
     page = (tmp_path / 'report' / 'audit.html').read_text()
-    assert json.loads((tmp_path / 'report' / 'audit.json').read_text())['images'] == 80 and 'Audit of own' in page and facts['patients'] is None
-    assert 'data:image/png' in page and (tmp_path / 'report' / 'datasheet.md').read_text().startswith('# Datasheet: own')
+    assert (
+        json.loads((tmp_path / 'report' / 'audit.json').read_text())['images'] == 80
+        and 'Audit of own' in page
+        and facts['patients'] is None
+    )
+    assert 'data:image/png' in page and (
+        tmp_path / 'report' / 'datasheet.md'
+    ).read_text().startswith('# Datasheet: own')
 
 
 def test_audit_of_a_folder_too_small_to_split(tmp_path):
@@ -366,19 +558,37 @@ def test_audit_of_a_folder_too_small_to_split(tmp_path):
 def test_pneumoniamnist_copies_shift_and_shortcut():
     facts = audits.audit(real('pneumoniamnist'), size=28)
     assert facts['copies']['groups'] == 27
-    assert sum(any(i.startswith('train') for i in g) and any(i.startswith('val') for i in g) for g in facts['copies']['across_splits']) == 8
-    contrast = next(r for r in facts['shortcuts'] if r['feature'] == 'contrast' and r['split'] == 'test')
-    assert abs(contrast['auc'] - .83) < .02
+    assert (
+        sum(
+            any(i.startswith('train') for i in g) and any(i.startswith('val') for i in g)
+            for g in facts['copies']['across_splits']
+        )
+        == 8
+    )
+    contrast = next(
+        r for r in facts['shortcuts'] if r['feature'] == 'contrast' and r['split'] == 'test'
+    )
+    assert abs(contrast['auc'] - 0.83) < 0.02
     told = {(r['class'], r['from'], r['to']): r for r in facts['shift']}
-    assert told['NORMAL', 'train', 'test']['auc'] > .8 and abs(told['NORMAL', 'train', 'val']['auc'] - .5) < .1
+    assert (
+        told['NORMAL', 'train', 'test']['auc'] > 0.8
+        and abs(told['NORMAL', 'train', 'val']['auc'] - 0.5) < 0.1
+    )
 
 
 def test_chest_xray_copies_and_shift():
     image_set = real('chest_xray')
     facts = audits.audit(image_set)
-    assert facts['copies']['groups'] == 30 and facts['copies']['across_splits'] == [] and facts['patients']['both_sides'] == []
+    assert (
+        facts['copies']['groups'] == 30
+        and facts['copies']['across_splits'] == []
+        and facts['patients']['both_sides'] == []
+    )
     told = {(r['class'], r['from'], r['to']): r for r in facts['shift']}
-    assert told['NORMAL', 'train', 'test']['lower'] > .8 and abs(told['NORMAL', 'train', 'val']['auc'] - .5) < .1
+    assert (
+        told['NORMAL', 'train', 'test']['lower'] > 0.8
+        and abs(told['NORMAL', 'train', 'val']['auc'] - 0.5) < 0.1
+    )
 
 
 def test_second_start_takes_less_than_two_seconds():
@@ -391,11 +601,11 @@ def test_second_start_takes_less_than_two_seconds():
 
 def test_interval_of_the_auc_covers():
     "Cluster bootstrap: patients with two correlated images; the true AUC of two normals one deviation apart is Phi(1/sqrt 2)"
-    truth, hits = .7602, 0
+    truth, hits = 0.7602, 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
         y = np.repeat(rng.integers(0, 2, 120), 2)
-        score = y + np.repeat(rng.normal(size=120), 2) * .8 + rng.normal(size=240) * .6
+        score = y + np.repeat(rng.normal(size=120), 2) * 0.8 + rng.normal(size=240) * 0.6
         r = audits.auc_interval(y, score, np.repeat(np.arange(120), 2), draws=200, seed=seed)
         hits += r['lower'] <= truth <= r['upper']
     assert hits >= 88

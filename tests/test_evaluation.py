@@ -1,16 +1,28 @@
 "Figures with intervals against independent implementations and against simulations with known truth"
-import json, subprocess, sys, time, warnings
 
-import numpy as np, pandas as pd, pytest
+import json
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from marks import refill, stale, texts, unmarked
+from notebook_functions import functions_of
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
-from conftest import ROOT
-from marks import refill, stale, texts, unmarked
-from notebook_functions import functions_of
 from cxr_study.core.run import StudyError
-from cxr_study.evaluate import comparison as cp, csv_tables as rp, evaluation as ev, intervals as iv, metrics as mt, misclassified as er
+from cxr_study.evaluate import comparison as cp
+from cxr_study.evaluate import csv_tables as rp
+from cxr_study.evaluate import evaluation as ev
+from cxr_study.evaluate import intervals as iv
+from cxr_study.evaluate import metrics as mt
+from cxr_study.evaluate import misclassified as er
 from cxr_study.predict.decision import OperatingPoint, sigmoid
 from cxr_study.predict.table import PredictionError
 
@@ -20,36 +32,57 @@ EXACT = dict(rtol=0, atol=1e-10)
 def tables():
     "Random tables: continuous and heavily tied scores, single and repeated images, small and large"
     for seed in range(12):
-        table = mt.simulate(patients=int(np.random.default_rng(seed).integers(8, 300)), images=[1, 3][seed % 2], seed=seed)
-        if table.label.nunique() < 2: continue
+        table = mt.simulate(
+            patients=int(np.random.default_rng(seed).integers(8, 300)),
+            images=[1, 3][seed % 2],
+            seed=seed,
+        )
+        if table.label.nunique() < 2:
+            continue
         yield table.assign(logit=table.logit.round()) if seed % 3 == 0 else table
-    yield table.assign(logit=0.)                                  # constant
-    yield table.assign(logit=np.where(table.label == 1, 3., -3.)) # perfect
-    yield table.assign(logit=np.where(table.label == 1, -3., 3.)) # perfectly wrong
+    yield table.assign(logit=0.0)  # constant
+    yield table.assign(logit=np.where(table.label == 1, 3.0, -3.0))  # perfect
+    yield table.assign(logit=np.where(table.label == 1, -3.0, 3.0))  # perfectly wrong
+
 
 TABLES = list(tables())
 
 
-def by_sklearn(y, logit, threshold=.5):
+def by_sklearn(y, logit, threshold=0.5):
     "The same metrics by scikit-learn; NaN where it would divide by zero"
     p, nan = sigmoid(logit), np.nan
     d = p >= threshold
-    found = dict(sensitivity=sk.recall_score(y, d, zero_division=nan), specificity=sk.recall_score(y, d, pos_label=0, zero_division=nan),
-                 ppv=sk.precision_score(y, d, zero_division=nan), npv=sk.precision_score(y, d, pos_label=0, zero_division=nan),
-                 accuracy=sk.accuracy_score(y, d), balanced_accuracy=sk.balanced_accuracy_score(y, d),
-                 f1_pneumonia=sk.f1_score(y, d, zero_division=nan), f1_normal=sk.f1_score(y, d, pos_label=0, zero_division=nan),
-                 mcc=sk.matthews_corrcoef(y, d), auc=sk.roc_auc_score(y, logit), partial_auc=sk.roc_auc_score(y, logit, max_fpr=.1),
-                 average_precision=sk.average_precision_score(y, logit), log_loss=sk.log_loss(y, p), brier=sk.brier_score_loss(y, p))
+    found = dict(
+        sensitivity=sk.recall_score(y, d, zero_division=nan),
+        specificity=sk.recall_score(y, d, pos_label=0, zero_division=nan),
+        ppv=sk.precision_score(y, d, zero_division=nan),
+        npv=sk.precision_score(y, d, pos_label=0, zero_division=nan),
+        accuracy=sk.accuracy_score(y, d),
+        balanced_accuracy=sk.balanced_accuracy_score(y, d),
+        f1_pneumonia=sk.f1_score(y, d, zero_division=nan),
+        f1_normal=sk.f1_score(y, d, pos_label=0, zero_division=nan),
+        mcc=sk.matthews_corrcoef(y, d),
+        auc=sk.roc_auc_score(y, logit),
+        partial_auc=sk.roc_auc_score(y, logit, max_fpr=0.1),
+        average_precision=sk.average_precision_score(y, logit),
+        log_loss=sk.log_loss(y, p),
+        brier=sk.brier_score_loss(y, p),
+    )
     lr = sk.class_likelihood_ratios(y, d, replace_undefined_by=np.nan)
     iso = IsotonicRegression().fit(logit, y).predict(logit)
     base = np.full(len(y), y.mean())
-    brier = {k: np.mean((v - y)**2) for k, v in dict(iso=iso, base=base).items()}
-    return found | dict(lr_positive=lr[0], lr_negative=lr[1], brier_miscalibration=found['brier'] - brier['iso'],
-                        brier_discrimination=brier['base'] - brier['iso'], brier_uncertainty=brier['base'])
+    brier = {k: np.mean((v - y) ** 2) for k, v in dict(iso=iso, base=base).items()}
+    return found | dict(
+        lr_positive=lr[0],
+        lr_negative=lr[1],
+        brier_miscalibration=found['brier'] - brier['iso'],
+        brier_discrimination=brier['base'] - brier['iso'],
+        brier_uncertainty=brier['base'],
+    )
 
 
 @pytest.mark.parametrize('table', TABLES)
-@pytest.mark.parametrize('threshold', [.5, .2])
+@pytest.mark.parametrize('threshold', [0.5, 0.2])
 def test_points_agree_with_scikit_learn(table, threshold):
     s = mt.scored(table)
     ours = {k: v[0] for k, v in mt.metrics(s, s.ones, OperatingPoint('x', threshold, '')).items()}
@@ -58,8 +91,14 @@ def test_points_agree_with_scikit_learn(table, threshold):
         theirs = by_sklearn(table.label.to_numpy(), table.logit.to_numpy(), threshold)
     assert set(ours) == set(theirs)
     for name, value in ours.items():
-        if np.isfinite(value): np.testing.assert_allclose(value, theirs[name], **EXACT, err_msg=name)
-        else: assert np.isnan(theirs[name]) or (name == 'mcc' and theirs[name] == 0), (name, value, theirs[name])
+        if np.isfinite(value):
+            np.testing.assert_allclose(value, theirs[name], **EXACT, err_msg=name)
+        else:
+            assert np.isnan(theirs[name]) or (name == 'mcc' and theirs[name] == 0), (
+                name,
+                value,
+                theirs[name],
+            )
 
 
 @pytest.mark.parametrize('table', TABLES[:6])
@@ -67,31 +106,52 @@ def test_points_agree_with_scikit_learn(table, threshold):
 def test_intervals_agree_with_scipy(table, method):
     "scipy resamples patients by index with the same generator; every replicate, hence every bound, is the same"
     s = mt.scored(table)
+
     def statistic(*indices):
-        weights = np.array([np.bincount(i, minlength=s.patients)[s.patient] for i in np.atleast_2d(indices[0])], float)
+        weights = np.array(
+            [np.bincount(i, minlength=s.patients)[s.patient] for i in np.atleast_2d(indices[0])],
+            float,
+        )
         found = mt.metrics(s, weights)
         return np.stack([found[k] for k in names])
+
     names = [k for k, v in mt.metrics(s, s.ones).items() if np.isfinite(v[0])]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        theirs = stats.bootstrap((np.arange(s.patients),), lambda i, axis=-1: statistic(i).squeeze(-1) if i.ndim == 1 else statistic(i),
-                                 n_resamples=400, method={'bca': 'BCa'}.get(method, method), vectorized=True, rng=np.random.default_rng(3), axis=-1)
-    draws, without = iv.bootstrap(s, replicates=400, seed=3), iv.collect(s, iv.jackknife(s)) if method == 'bca' else {}
+        theirs = stats.bootstrap(
+            (np.arange(s.patients),),
+            lambda i, axis=-1: statistic(i).squeeze(-1) if i.ndim == 1 else statistic(i),
+            n_resamples=400,
+            method={'bca': 'BCa'}.get(method, method),
+            vectorized=True,
+            rng=np.random.default_rng(3),
+            axis=-1,
+        )
+    draws, without = (
+        iv.bootstrap(s, replicates=400, seed=3),
+        iv.collect_blocks(s, iv.jackknife(s)) if method == 'bca' else {},
+    )
     compared = 0
     for name, low, high in zip(names, *theirs.confidence_interval):
-        lower, upper, reason = iv.interval(mt.metrics(s, s.ones)[name][0], draws[name], without.get(name))
+        lower, upper, reason = iv.interval(
+            mt.metrics(s, s.ones)[name][0], draws[name], without.get(name)
+        )
         if reason is None and np.isfinite([low, high]).all() and np.isfinite(draws[name]).all():
             np.testing.assert_allclose([lower, upper], [low, high], **EXACT, err_msg=name)
             compared += 1
     assert compared >= 12
 
+
 @pytest.mark.parametrize('hits, n', [(0, 7), (7, 7), (3, 10), (388, 390)])
 def test_wilson_agrees_with_statsmodels(hits, n):
     from statsmodels.stats.proportion import proportion_confint
+
     patient, hit = np.arange(n), np.arange(n) < hits
     size = iv.effective_size(hit, patient)
     np.testing.assert_allclose(size, n)
-    np.testing.assert_allclose(iv.wilson(hit, patient), proportion_confint(hits, n, method='wilson'), **EXACT)
+    np.testing.assert_allclose(
+        iv.wilson(hit, patient), proportion_confint(hits, n, method='wilson'), **EXACT
+    )
 
 
 @pytest.mark.parametrize('seed', range(8))
@@ -99,22 +159,30 @@ def test_delong_agrees_with_a_published_implementation(seed):
     MLstatkit = pytest.importorskip('MLstatkit')
     rng, n = np.random.default_rng(seed), 150
     y = np.r_[0, 0, 1, 1, rng.integers(0, 2, n)]
-    a, b = y + rng.normal(size=n + 4), y*.5 + rng.normal(size=n + 4)
-    if seed % 2: a, b = a.round(), b.round()                            # ties
+    a, b = y + rng.normal(size=n + 4), y * 0.5 + rng.normal(size=n + 4)
+    if seed % 2:
+        a, b = a.round(), b.round()  # ties
     auc, covariance = iv.delong(y == 1, np.stack([a, b]), np.arange(len(y)))
     z, p, (low, high), _, first, second, info = MLstatkit.Delong_test(y, a, b)
     assert info['method'] == 'delong'
     np.testing.assert_allclose(auc, [first, second], **EXACT)
-    np.testing.assert_allclose(covariance[0, 0] + covariance[1, 1] - 2*covariance[0, 1], info['var_diff'], **EXACT)
-    np.testing.assert_allclose((auc[1] - auc[0])/info['var_diff']**.5, z, **EXACT)
-    np.testing.assert_allclose(auc[0] - stats.norm.ppf(.975)*covariance[0, 0]**.5, low, **EXACT)
+    np.testing.assert_allclose(
+        covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], info['var_diff'], **EXACT
+    )
+    np.testing.assert_allclose((auc[1] - auc[0]) / info['var_diff'] ** 0.5, z, **EXACT)
+    np.testing.assert_allclose(
+        auc[0] - stats.norm.ppf(0.975) * covariance[0, 0] ** 0.5, low, **EXACT
+    )
 
 
 def test_delong_is_the_cluster_form_of_obuchowski():
     "Every image twice, under its patient: the covariance must be that of the single images"
     table = mt.simulate(images=1, seed=4)
     y, x, patient = table.label.to_numpy() == 1, table.logit.to_numpy(), np.arange(len(table))
-    once, twice = iv.delong(y, x, patient), iv.delong(np.r_[y, y], np.r_[x, x], np.r_[patient, patient])
+    once, twice = (
+        iv.delong(y, x, patient),
+        iv.delong(np.r_[y, y], np.r_[x, x], np.r_[patient, patient]),
+    )
     np.testing.assert_allclose(twice[0], once[0], **EXACT)
     np.testing.assert_allclose(twice[1], once[1], **EXACT)
 
@@ -124,19 +192,40 @@ def test_mcnemar_and_holm_come_from_statsmodels_and_paired_delong_from_the_packa
     one = mt.simulate(images=1, seed=1)
     other = one.assign(logit=one.logit + np.random.default_rng(0).normal(size=len(one)))
     found = cp.delong_test(one, other)
-    z, p = MLstatkit.Delong_test(one.label, other.logit, one.logit, return_ci=False, return_auc=False)
+    z, p = MLstatkit.Delong_test(
+        one.label, other.logit, one.logit, return_ci=False, return_auc=False
+    )
     np.testing.assert_allclose([found['z'], found['p']], [z, p], **EXACT)
     right = [(t.logit >= 0) == (t.label == 1) for t in (one, other)]
     only = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
-    np.testing.assert_allclose(cp.mcnemar_test(one, other)['p'], stats.binomtest(int(min(only)), int(sum(only))).pvalue, **EXACT)
+    np.testing.assert_allclose(
+        cp.mcnemar_test(one, other)['p'],
+        stats.binomtest(int(min(only)), int(sum(only))).pvalue,
+        **EXACT,
+    )
 
 
 def test_paired_bootstrap_agrees_with_scipy():
     one = mt.simulate(patients=80, seed=1)
     other = one.assign(logit=one.logit + np.random.default_rng(0).normal(size=len(one)))
     pair = [mt.scored(t) for t in (one, other)]
-    def auc(i): return [mt.metrics(s, np.bincount(i, minlength=s.patients)[s.patient][None].astype(float))['auc'][0] for s in pair]
-    theirs = stats.bootstrap((np.arange(80),), lambda i: np.subtract(*auc(i)), n_resamples=300, vectorized=False, method='BCa', rng=np.random.default_rng(5))
+
+    def auc(i):
+        return [
+            mt.metrics(s, np.bincount(i, minlength=s.patients)[s.patient][None].astype(float))[
+                'auc'
+            ][0]
+            for s in pair
+        ]
+
+    theirs = stats.bootstrap(
+        (np.arange(80),),
+        lambda i: np.subtract(*auc(i)),
+        n_resamples=300,
+        vectorized=False,
+        method='BCa',
+        rng=np.random.default_rng(5),
+    )
     ours = cp.differences(one, other, replicates=300, seed=5, method='bca')['auc']
     np.testing.assert_allclose([ours['lower'], ours['upper']], theirs.confidence_interval, **EXACT)
 
@@ -144,26 +233,39 @@ def test_paired_bootstrap_agrees_with_scipy():
 def test_a_detectable_difference_is_found_four_times_in_five():
     "Two models whose logits correlate; the difference planted is the one that is said to be detectable with 80 % power"
     rng, found, n = np.random.default_rng(0), [], 300
-    y = np.repeat([0, 1], n//2)
+    y = np.repeat([0, 1], n // 2)
+
     def draw(gain):
         hard = rng.normal(size=n)
-        return [m*y + .8*hard + .6*rng.normal(size=n) for m in (1.5, 1.5 + gain)]
-    def auc_of(m): return stats.norm.cdf(m/np.sqrt(2))
-    covariance = np.mean([iv.delong(y == 1, np.stack(draw(.25)), np.arange(n))[1] for _ in range(100)], axis=0)
-    error, correlation = np.diag(covariance).mean()**.5, covariance[0, 1]/np.diag(covariance).mean()
+        return [m * y + 0.8 * hard + 0.6 * rng.normal(size=n) for m in (1.5, 1.5 + gain)]
+
+    def auc_of(m):
+        return stats.norm.cdf(m / np.sqrt(2))
+
+    covariance = np.mean(
+        [iv.delong(y == 1, np.stack(draw(0.25)), np.arange(n))[1] for _ in range(100)], axis=0
+    )
+    error, correlation = (
+        np.diag(covariance).mean() ** 0.5,
+        covariance[0, 1] / np.diag(covariance).mean(),
+    )
     wanted = ev.detectable(error, correlation)
-    gain = np.sqrt(2)*stats.norm.ppf(auc_of(1.5) + wanted) - 1.5
+    gain = np.sqrt(2) * stats.norm.ppf(auc_of(1.5) + wanted) - 1.5
     for _ in range(400):
         auc, c = iv.delong(y == 1, np.stack(draw(gain)), np.arange(n))
-        found.append(abs(auc[0] - auc[1])/np.sqrt(c[0, 0] + c[1, 1] - 2*c[0, 1]) > stats.norm.ppf(.975))
-    assert .73 < np.mean(found) < .87, np.mean(found)
+        found.append(
+            abs(auc[0] - auc[1]) / np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1]) > stats.norm.ppf(0.975)
+        )
+    assert 0.73 < np.mean(found) < 0.87, np.mean(found)
 
 
 def test_patient_intervals_cover_and_image_intervals_do_not():
     "A short version of the simulation in the notebook; 0.885 is three standard errors below 0.95 with 100 studies"
-    found = functions_of('results/12_interval_coverage').coverage(simulations=100, replicates=250, patients=200, images=2)
-    assert (found.loc['patients, BCa-t'] > .885).all(), found
-    assert (found.loc['images, BCa-t'] < .88).all(), found
+    found = functions_of('results/12_interval_coverage').coverage(
+        simulations=100, replicates=250, patients=200, images=2
+    )
+    assert (found.loc['patients, BCa-t'] > 0.885).all(), found
+    assert (found.loc['images, BCa-t'] < 0.88).all(), found
 
 
 def test_no_finding_is_made_more_often_than_promised():
@@ -174,79 +276,136 @@ def test_no_finding_is_made_more_often_than_promised():
         rng = np.random.default_rng(seed + 1000)
         patients = {p: rng.integers(0, 4, 3) for p in rows.patient_id.unique()}
         groups = pd.DataFrame([patients[p] for p in rows.patient_id]).astype(str)
-        findings += any(e.get('p_holm', 1) < .05 for e in er.subgroups(rows, groups))
+        findings += any(e.get('p_holm', 1) < 0.05 for e in er.subgroups(rows, groups))
     assert findings <= 5, findings
 
 
 # --- what cannot be evaluated ---
 
-def write(folder, name='x.csv', **columns):
-    pd.DataFrame(columns).to_csv(folder/name, index=False)
-    return folder/name
 
-BAD = dict(nan=(dict(label=[0, 1], logit=[np.nan, 1.]), "not a finite number"), infinite=(dict(label=[0, 1], logit=[np.inf, 1.]), "not a finite number"),
-           empty=(dict(label=[], logit=[]), "no rows"), twice=(dict(image_id=['a', 'a'], label=[0, 1], logit=[0., 1.]), "image_id a stands in several rows"),
-           outside=(dict(label=[0, 1], probability=[.2, 1.2]), "not between 0 and 1"), negative=(dict(label=[0, 1], probability=[-.1, .2]), "not between 0 and 1"),
-           missing=(dict(label=[0, 1], score=[0., 1.]), "needs a column of labels"), third=(dict(label=[0, 2], logit=[0., 1.]), "name the one that means"),
-           nan_probability=(dict(label=[0, 1], probability=[np.nan, .2]), "not between 0 and 1"), no_label=(dict(logit=[0., 1.]), "needs a column of labels"),
-           straddling=(dict(label=[0, 1], logit=[0., 1.], patient_id=['p', 'p'], split=['val', 'test']), "patient p stands in several splits"))
+def write(folder, name='x.csv', **columns):
+    pd.DataFrame(columns).to_csv(folder / name, index=False)
+    return folder / name
+
+
+BAD = dict(
+    nan=(dict(label=[0, 1], logit=[np.nan, 1.0]), "not a finite number"),
+    infinite=(dict(label=[0, 1], logit=[np.inf, 1.0]), "not a finite number"),
+    empty=(dict(label=[], logit=[]), "no rows"),
+    twice=(
+        dict(image_id=['a', 'a'], label=[0, 1], logit=[0.0, 1.0]),
+        "image_id a stands in several rows",
+    ),
+    outside=(dict(label=[0, 1], probability=[0.2, 1.2]), "not between 0 and 1"),
+    negative=(dict(label=[0, 1], probability=[-0.1, 0.2]), "not between 0 and 1"),
+    missing=(dict(label=[0, 1], score=[0.0, 1.0]), "needs a column of labels"),
+    third=(dict(label=[0, 2], logit=[0.0, 1.0]), "name the one that means"),
+    nan_probability=(dict(label=[0, 1], probability=[np.nan, 0.2]), "not between 0 and 1"),
+    no_label=(dict(logit=[0.0, 1.0]), "needs a column of labels"),
+    straddling=(
+        dict(label=[0, 1], logit=[0.0, 1.0], patient_id=['p', 'p'], split=['val', 'test']),
+        "patient p stands in several splits",
+    ),
+)
+
 
 @pytest.mark.parametrize('name', BAD)
 def test_what_would_give_a_wrong_number_is_refused_and_leaves_nothing(tmp_path, name):
     columns, words = BAD[name]
-    with pytest.raises(PredictionError, match=words): rp.evaluate([write(tmp_path, **columns)], tmp_path/'out', replicates=50)
-    assert not (tmp_path/'out').exists()
+    with pytest.raises(PredictionError, match=words):
+        rp.evaluate([write(tmp_path, **columns)], tmp_path / 'out', replicates=50)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_an_empty_split_is_an_error():
-    with pytest.raises(PredictionError, match="no predictions of the split val"): ev.evaluate_at(mt.simulate(), split='val', replicates=10)
+    with pytest.raises(PredictionError, match="no predictions of the split val"):
+        ev.evaluate_at(mt.simulate(), split='val', replicates=10)
 
 
-@pytest.mark.parametrize('columns', [dict(label=[1]*5, logit=np.arange(5.)), dict(label=[0]*5, logit=np.arange(5.)), dict(label=[0, 1, 0, 1], logit=[2.]*4),
-                                     dict(label=[1], logit=[.3]), dict(label=[0, 1], logit=[-50., 50.])], ids=['sick', 'well', 'constant', 'one image', 'two images'])
+@pytest.mark.parametrize(
+    'columns',
+    [
+        dict(label=[1] * 5, logit=np.arange(5.0)),
+        dict(label=[0] * 5, logit=np.arange(5.0)),
+        dict(label=[0, 1, 0, 1], logit=[2.0] * 4),
+        dict(label=[1], logit=[0.3]),
+        dict(label=[0, 1], logit=[-50.0, 50.0]),
+    ],
+    ids=['sick', 'well', 'constant', 'one image', 'two images'],
+)
 def test_what_is_undefined_is_said_to_be(tmp_path, columns):
     "Every figure is a finite number or None with a reason, the files are all there, and scikit-learn agrees where there is a value"
-    rp.evaluate([write(tmp_path, **columns)], tmp_path/'out', replicates=200)
-    figures = json.loads((tmp_path/'out'/'metrics.json').read_text())['figures']
+    rp.evaluate([write(tmp_path, **columns)], tmp_path / 'out', replicates=200)
+    figures = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['figures']
     for name, e in figures.items():
         assert np.isfinite(e['value']) if e['value'] is not None else e['undefined'], name
-        if None not in (e['value'], e['lower'], e['upper']): assert e['lower'] <= e['value'] + 1e-12 and e['value'] <= e['upper'] + 1e-12, (name, e)
-    assert len(list((tmp_path/'out'/'outputs').iterdir())) == 4 and (tmp_path/'out'/'report.html').exists()
-    if len(set(columns['label'])) == 1: assert figures['test.auc']['value'] is None and 'no image of' in figures['test.auc']['undefined']
+        if None not in (e['value'], e['lower'], e['upper']):
+            assert e['lower'] <= e['value'] + 1e-12 and e['value'] <= e['upper'] + 1e-12, (name, e)
+    assert (
+        len(list((tmp_path / 'out' / 'outputs').iterdir())) == 4
+        and (tmp_path / 'out' / 'report.html').exists()
+    )
+    if len(set(columns['label'])) == 1:
+        assert (
+            figures['test.auc']['value'] is None
+            and 'no image of' in figures['test.auc']['undefined']
+        )
 
 
 # --- MedMNIST ---
 
+
 @pytest.mark.parametrize('size', [28, 64])
 def test_medmnists_own_evaluator_gives_our_figures(tmp_path, size, monkeypatch):
     medmnist = pytest.importorskip('medmnist')
-    table = mt.simulate(patients=200, images=1, seed=6).assign(image_id=lambda t: [f"test-{i:04d}" for i in range(len(t))])
-    np.savez(tmp_path/f"pneumoniamnist{'' if size == 28 else f'_{size}'}.npz", test_labels=table.label.to_numpy()[:, None])
-    np.savez(tmp_path/'pneumoniamnist.npz', test_labels=table.label.to_numpy()[:, None])
+    table = mt.simulate(patients=200, images=1, seed=6).assign(
+        image_id=lambda t: [f"test-{i:04d}" for i in range(len(t))]
+    )
+    np.savez(
+        tmp_path / f"pneumoniamnist{'' if size == 28 else f'_{size}'}.npz",
+        test_labels=table.label.to_numpy()[:, None],
+    )
+    np.savez(tmp_path / 'pneumoniamnist.npz', test_labels=table.label.to_numpy()[:, None])
     file = rp.write_medmnist(table.sample(frac=1, random_state=0), tmp_path, size=size, run='seed0')
-    evaluator = medmnist.Evaluator('pneumoniamnist', 'test', size=None if size == 28 else size, root=tmp_path)
+    evaluator = medmnist.Evaluator(
+        'pneumoniamnist', 'test', size=None if size == 28 else size, root=tmp_path
+    )
     y = pd.read_csv(file, index_col=0, header=None).sort_index().to_numpy()
     theirs, ours = evaluator.evaluate(y), ev.evaluate_at(table, replicates=10)
-    np.testing.assert_allclose([theirs.AUC, theirs.ACC], [ours['auc']['value'], ours['accuracy']['value']], **EXACT)
+    np.testing.assert_allclose(
+        [theirs.AUC, theirs.ACC], [ours['auc']['value'], ours['accuracy']['value']], **EXACT
+    )
     assert file.name == evaluator.get_standard_evaluation_filename(theirs, 'seed0')
     monkeypatch.setenv('CXR_DATA', str(tmp_path))
     back = ev.evaluate_at(rp.read_any(file), replicates=10)
-    np.testing.assert_allclose([back[k]['value'] for k in back if k in ours], [ours[k]['value'] for k in back], **EXACT)
+    np.testing.assert_allclose(
+        [back[k]['value'] for k in back if k in ours], [ours[k]['value'] for k in back], **EXACT
+    )
 
 
 def test_medmnist_labels_that_are_not_at_hand_name_the_places(tmp_path, monkeypatch):
-    monkeypatch.setenv('CXR_DATA', str(tmp_path)); monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('CXR_DATA', str(tmp_path))
+    monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'pneumoniamnist_test_[AUC]0.900_[ACC]0.900@1.csv').write_text("0,0.5\n")
-    with pytest.raises(PredictionError, match="Set CXR_DATA"): rp.read_any(tmp_path/'pneumoniamnist_test_[AUC]0.900_[ACC]0.900@1.csv')
+    (tmp_path / 'pneumoniamnist_test_[AUC]0.900_[ACC]0.900@1.csv').write_text("0,0.5\n")
+    with pytest.raises(PredictionError, match="Set CXR_DATA"):
+        rp.read_any(tmp_path / 'pneumoniamnist_test_[AUC]0.900_[ACC]0.900@1.csv')
 
 
 # --- speed and weight ---
 
+
 def test_import_is_light():
-    code = ("import time; t = time.perf_counter(); import cxr_study.evaluate.evaluation, cxr_study.evaluate.csv_tables, sys; "
-            "print(time.perf_counter() - t, 'torch' in sys.modules)")
-    seconds, torch = min(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3))
+    code = (
+        "import time; t = time.perf_counter(); import cxr_study.evaluate.evaluation, cxr_study.evaluate.csv_tables, sys; "
+        "print(time.perf_counter() - t, 'torch' in sys.modules)"
+    )
+    seconds, torch = min(
+        subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(3)
+    )
     assert float(seconds) < 1 and torch == 'False'
 
 
@@ -254,13 +413,14 @@ def test_ten_thousand_replicates_take_seconds():
     s = mt.scored(mt.simulate(patients=431, images=1.45, seed=1))
     times = []
     for _ in range(3):
-        start = time.process_time()                                     # not the wall's: tests may share the machine
+        start = time.process_time()  # not the wall's: tests may share the machine
         iv.bootstrap(s, replicates=10_000)
         times.append(time.process_time() - start)
     assert min(times) < 2, times
 
 
 # --- quotes ---
+
 
 def test_no_text_quotes_a_number_that_its_file_does_not_have():
     assert len(texts(ROOT)) > 50, "are the notebooks read?"
@@ -269,20 +429,27 @@ def test_no_text_quotes_a_number_that_its_file_does_not_have():
 
 def test_a_stale_quote_is_found_and_written_anew(tmp_path):
     "In a Markdown file and in a nested notebook; the form of a mark in indented code stays"
-    (tmp_path/"m.json").write_text(json.dumps(dict(figures={"test.auc": dict(value=.95123, lower=.93, upper=.97)})))
+    (tmp_path / "m.json").write_text(
+        json.dumps(dict(figures={"test.auc": dict(value=0.95123, lower=0.93, upper=0.97)}))
+    )
     old = "    <!--q m.json test.auc-->0.1<!--/q-->\nAUC <!--q m.json test.auc 2-->0.94<!--/q-->, <!--q m.json test.auc percent value-->94 %<!--/q-->"
     new = old.replace("0.94<", "0.95 (0.93 to 0.97)<").replace(">94 %<", ">95.1 %<")
-    notebook = tmp_path/"nbs/lib/data/x.ipynb"
+    notebook = tmp_path / "nbs/lib/data/x.ipynb"
     notebook.parent.mkdir(parents=True)
     notebook.write_text(json.dumps(dict(cells=[dict(cell_type="markdown", source=[old])])))
-    (tmp_path/"x.md").write_text(old)
+    (tmp_path / "x.md").write_text(old)
     found = stale(texts(tmp_path), tmp_path)
-    assert len(found) == 4 and {path for path, _, _ in found} == {str(notebook), str(tmp_path/"x.md")}
-    for path in texts(tmp_path): refill(path, tmp_path)
-    assert stale(texts(tmp_path), tmp_path) == [] and (tmp_path/"x.md").read_text() == new
-    (tmp_path/"m.json").write_text(json.dumps(dict(figures={})))
-    with pytest.raises(StudyError, match="test.auc, which m.json does not have"): stale(texts(tmp_path), tmp_path)
+    assert len(found) == 4 and {path for path, _, _ in found} == {
+        str(notebook),
+        str(tmp_path / "x.md"),
+    }
+    for path in texts(tmp_path):
+        refill(path, tmp_path)
+    assert stale(texts(tmp_path), tmp_path) == [] and (tmp_path / "x.md").read_text() == new
+    (tmp_path / "m.json").write_text(json.dumps(dict(figures={})))
+    with pytest.raises(StudyError, match="test.auc, which m.json does not have"):
+        stale(texts(tmp_path), tmp_path)
 
 
 def test_the_front_page_has_no_number_without_a_source():
-    assert unmarked((ROOT/'README.md').read_text()) == []
+    assert unmarked((ROOT / 'README.md').read_text()) == []

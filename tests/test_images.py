@@ -1,5 +1,11 @@
 """The road from bytes to grey levels: against references computed from the arrays that made the files, against damage, and against bombs."""
-import io, resource, struct, time, warnings, zlib
+
+import io
+import resource
+import struct
+import time
+import warnings
+import zlib
 
 import numpy as np
 import pydicom
@@ -9,10 +15,17 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from cxr_study.data.formats import CorruptImage, DicomRefused, ImageError, Limits, TooLarge, UnsupportedFormat
 from cxr_study.core.options import defaults
-from cxr_study.data.images import Preprocess, decode, dimensions, read_picture, resize
 from cxr_study.data.dicom import to_dicom
+from cxr_study.data.formats import (
+    CorruptImage,
+    DicomRefused,
+    ImageError,
+    Limits,
+    TooLarge,
+    UnsupportedFormat,
+)
+from cxr_study.data.images import Preprocess, decode, dimensions, read_picture, resize
 
 H, W = 48, 56
 
@@ -21,8 +34,16 @@ def stored(bits, signed, seed=0):
     "Numbers that fill nearly all of the range of so many bits, with ramps and noise"
     y, x = np.mgrid[:H, :W]
     top = 2**bits - 1
-    a = ((x / W * .7 + y / H * .25) * top + np.random.default_rng(seed).integers(0, max(2, top // 20), (H, W))).clip(3, top - 2).astype(np.int64)
-    if signed: a -= 2**(bits - 1)
+    a = (
+        (
+            (x / W * 0.7 + y / H * 0.25) * top
+            + np.random.default_rng(seed).integers(0, max(2, top // 20), (H, W))
+        )
+        .clip(3, top - 2)
+        .astype(np.int64)
+    )
+    if signed:
+        a -= 2 ** (bits - 1)
     return a.astype(('i' if signed else 'u') + ('1' if bits == 8 else '2'))
 
 
@@ -35,11 +56,14 @@ def lut(entries, first, bits, data):
 
 # --- The reference: the standard's formulas, value by value, in double precision ---
 
+
 def reference(a, bits, signed, recipe, inverted):
     value = {int(v): float(v) for v in np.unique(a)}
-    low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if bits > 8: low, high = min(value), max(value)
-    if recipe.get('rescale'): value = {k: v * recipe['rescale'][0] + recipe['rescale'][1] for k, v in value.items()}
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if bits > 8:
+        low, high = min(value), max(value)
+    if recipe.get('rescale'):
+        value = {k: v * recipe['rescale'][0] + recipe['rescale'][1] for k, v in value.items()}
     if 'modality' in recipe:
         entries, first, depth, data = recipe['modality']
         value = {k: float(data[min(max(k - first, 0), entries - 1)]) for k in value}
@@ -48,61 +72,110 @@ def reference(a, bits, signed, recipe, inverted):
         low, high = sorted(e * recipe['rescale'][0] + recipe['rescale'][1] for e in (low, high))
     if 'voi' in recipe:
         entries, first, depth, data = recipe['voi']
-        shown = {k: data[min(max(int(round(v)) - first, 0), entries - 1)] / (2**depth - 1) for k, v in value.items()}
+        shown = {
+            k: data[min(max(int(round(v)) - first, 0), entries - 1)] / (2**depth - 1)
+            for k, v in value.items()
+        }
     elif 'window' in recipe:
         c, w = recipe['window']
+
         def windowed(x):
-            if x <= c - .5 - (w - 1) / 2: return 0.
-            if x > c - .5 + (w - 1) / 2: return 1.
-            return (x - (c - .5)) / (w - 1) + .5
+            if x <= c - 0.5 - (w - 1) / 2:
+                return 0.0
+            if x > c - 0.5 + (w - 1) / 2:
+                return 1.0
+            return (x - (c - 0.5)) / (w - 1) + 0.5
+
         shown = {k: windowed(v) for k, v in value.items()}
-    else: shown = {k: (v - low) / (high - low) for k, v in value.items()}
+    else:
+        shown = {k: (v - low) / (high - low) for k, v in value.items()}
     grey = {k: 255 * (1 - v if inverted else v) for k, v in shown.items()}
     return np.vectorize(lambda k: grey[int(k)])(a)
 
 
 def recipes(bits, signed):
-    low = -2**(bits - 1) if signed else 0
-    n, mid = 2**bits, low + 2**(bits - 1)
+    low = -(2 ** (bits - 1)) if signed else 0
+    n, mid = 2**bits, low + 2 ** (bits - 1)
     curve = np.round(1023 * np.sqrt(np.arange(n) / n)).astype(int)
-    return {'plain': {}, 'window': dict(window=(mid, n // 3)), 'rescale and window': dict(rescale=(2, -50), window=(2 * mid - 50, n)),
-            'VOI LUT': dict(voi=(n % 65536 or 65536, low, 10, curve)) if n < 65536 else dict(voi=(60000, low + 100, 10, curve[:60000])),
-            'modality LUT': dict(modality=(min(n, 60000), low, 16, np.round(65535 * (np.arange(min(n, 60000)) / n)**2).astype(int)))}
+    return {
+        'plain': {},
+        'window': dict(window=(mid, n // 3)),
+        'rescale and window': dict(rescale=(2, -50), window=(2 * mid - 50, n)),
+        'VOI LUT': dict(voi=(n % 65536 or 65536, low, 10, curve))
+        if n < 65536
+        else dict(voi=(60000, low + 100, 10, curve[:60000])),
+        'modality LUT': dict(
+            modality=(
+                min(n, 60000),
+                low,
+                16,
+                np.round(65535 * (np.arange(min(n, 60000)) / n) ** 2).astype(int),
+            )
+        ),
+    }
 
 
 def elements(recipe):
     found = {}
-    if 'rescale' in recipe: found.update(RescaleSlope=recipe['rescale'][0], RescaleIntercept=recipe['rescale'][1], RescaleType='US')
-    if 'window' in recipe: found.update(WindowCenter=recipe['window'][0], WindowWidth=recipe['window'][1])
-    if 'voi' in recipe: found['VOILUTSequence'] = lut(*recipe['voi'])
-    if 'modality' in recipe: found['ModalityLUTSequence'] = lut(*recipe['modality'])
+    if 'rescale' in recipe:
+        found.update(
+            RescaleSlope=recipe['rescale'][0],
+            RescaleIntercept=recipe['rescale'][1],
+            RescaleType='US',
+        )
+    if 'window' in recipe:
+        found.update(WindowCenter=recipe['window'][0], WindowWidth=recipe['window'][1])
+    if 'voi' in recipe:
+        found['VOILUTSequence'] = lut(*recipe['voi'])
+    if 'modality' in recipe:
+        found['ModalityLUTSequence'] = lut(*recipe['modality'])
     return found
 
 
-MATRIX = [(p, bits, signed, name) for p in ('MONOCHROME1', 'MONOCHROME2') for bits in (8, 12, 16) for signed in (False, True) for name in recipes(8, False)]
+MATRIX = [
+    (p, bits, signed, name)
+    for p in ('MONOCHROME1', 'MONOCHROME2')
+    for bits in (8, 12, 16)
+    for signed in (False, True)
+    for name in recipes(8, False)
+]
 
 
 @pytest.mark.parametrize('photometric,bits,signed,name', MATRIX)
 def test_dicom_matrix(photometric, bits, signed, name):
     a, recipe = stored(bits, signed), recipes(bits, signed)[name]
-    got = decode(to_dicom(a, PhotometricInterpretation=photometric, BitsStored=bits, **elements(recipe)))
+    got = decode(
+        to_dicom(a, PhotometricInterpretation=photometric, BitsStored=bits, **elements(recipe))
+    )
     assert np.abs(got - reference(a, bits, signed, recipe, photometric == 'MONOCHROME1')).max() <= 1
 
 
 def lossless_jpeg(a, bits):
     "A lossless JPEG (process 14, predictor 1): a reference encoder of the plainest kind, every category coded with five bits"
     a = np.asarray(a, np.int64) & (2**bits - 1)
-    left = np.hstack([np.vstack([[2**(bits - 1)], a[:-1, :1]]), a[:, :-1]])
+    left = np.hstack([np.vstack([[2 ** (bits - 1)], a[:-1, :1]]), a[:, :-1]])
     diff = (a - left + 2**15) % 2**16 - 2**15
     code = ''
     for d in diff.ravel():
         size = int(abs(d)).bit_length()
-        code += f'{size:05b}' + (f'{d if d > 0 else d + 2**size - 1:0{size}b}' if 0 < size < 16 else '')
+        code += f'{size:05b}' + (
+            f'{d if d > 0 else d + 2**size - 1:0{size}b}' if 0 < size < 16 else ''
+        )
     code += '1' * (-len(code) % 8)
     body = int(code, 2).to_bytes(len(code) // 8).replace(b'\xff', b'\xff\x00')
     counts = bytes(17 if length == 5 else 0 for length in range(1, 17))
-    return (b'\xff\xd8\xff\xc3' + struct.pack('>HBHHB3B', 11, bits, *a.shape, 1, 1, 0x11, 0) + b'\xff\xc4' + struct.pack('>HB', 3 + 16 + 17, 0) + counts +
-            bytes(range(17)) + b'\xff\xda' + struct.pack('>HB2B3B', 8, 1, 1, 0, 1, 0, 0) + body + b'\xff\xd9')
+    return (
+        b'\xff\xd8\xff\xc3'
+        + struct.pack('>HBHHB3B', 11, bits, *a.shape, 1, 1, 0x11, 0)
+        + b'\xff\xc4'
+        + struct.pack('>HB', 3 + 16 + 17, 0)
+        + counts
+        + bytes(range(17))
+        + b'\xff\xda'
+        + struct.pack('>HB2B3B', 8, 1, 1, 0, 1, 0, 0)
+        + body
+        + b'\xff\xd9'
+    )
 
 
 def encapsulated(a, syntax, stream, **kwargs):
@@ -116,22 +189,39 @@ def encapsulated(a, syntax, stream, **kwargs):
 
 
 def in_syntax(a, syntax, bits, **kwargs):
-    if syntax == uid.JPEGLosslessSV1: return encapsulated(a, syntax, lossless_jpeg(a, bits), BitsStored=bits, **kwargs)
-    if syntax == uid.ExplicitVRBigEndian: return to_dicom(a.byteswap(), syntax, BitsStored=bits, **kwargs)
+    if syntax == uid.JPEGLosslessSV1:
+        return encapsulated(a, syntax, lossless_jpeg(a, bits), BitsStored=bits, **kwargs)
+    if syntax == uid.ExplicitVRBigEndian:
+        return to_dicom(a.byteswap(), syntax, BitsStored=bits, **kwargs)
     return to_dicom(a, syntax, BitsStored=bits, **kwargs)
 
 
-LOSSLESS = [uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.JPEGLosslessSV1]
+LOSSLESS = [
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.RLELossless,
+    uid.JPEG2000Lossless,
+    uid.JPEGLSLossless,
+    uid.JPEGLosslessSV1,
+]
 
 
 @pytest.mark.parametrize('syntax', LOSSLESS, ids=lambda s: s.name)
-@pytest.mark.parametrize('bits,signed', [(8, False), (12, False), (12, True), (16, False), (16, True)])
+@pytest.mark.parametrize(
+    'bits,signed', [(8, False), (12, False), (12, True), (16, False), (16, True)]
+)
 def test_transfer_syntaxes(syntax, bits, signed):
     if syntax == uid.JPEGLSLossless:
-        pytest.importorskip('jpeg_ls', reason="pyjpegls, which encodes the JPEG-LS file, is not installed")
-        get_decoder(syntax).remove_plugin('pyjpegls') if 'pyjpegls' in get_decoder(syntax).available_plugins else None
+        pytest.importorskip(
+            'jpeg_ls', reason="pyjpegls, which encodes the JPEG-LS file, is not installed"
+        )
+        get_decoder(syntax).remove_plugin('pyjpegls') if 'pyjpegls' in get_decoder(
+            syntax
+        ).available_plugins else None
     a, recipe = stored(bits, signed), recipes(bits, signed)['window']
-    got = decode(in_syntax(a, syntax, bits, PhotometricInterpretation='MONOCHROME1', **elements(recipe)))
+    got = decode(
+        in_syntax(a, syntax, bits, PhotometricInterpretation='MONOCHROME1', **elements(recipe))
+    )
     assert np.abs(got - reference(a, bits, signed, recipe, True)).max() <= 1
 
 
@@ -147,66 +237,117 @@ def jpeg(a, **kwargs):
 
 def test_baseline_jpeg_in_dicom_is_the_same_as_the_jpeg():
     a = stored(8, False)
-    assert np.abs(decode(encapsulated(a, uid.JPEGBaseline8Bit, jpeg(a, quality=95))).astype(int) - decode(jpeg(a, quality=95))).max() <= 1
+    assert (
+        np.abs(
+            decode(encapsulated(a, uid.JPEGBaseline8Bit, jpeg(a, quality=95))).astype(int)
+            - decode(jpeg(a, quality=95))
+        ).max()
+        <= 1
+    )
 
 
 def test_multiple_windows_take_the_first_and_exact_and_sigmoid_functions_work():
     a = stored(12, False)
     first = decode(to_dicom(a, BitsStored=12, WindowCenter=[2000, 100], WindowWidth=[900, 50]))
     assert (first == decode(to_dicom(a, BitsStored=12, WindowCenter=2000, WindowWidth=900))).all()
-    for function, f in dict(LINEAR_EXACT=lambda x: np.clip((x - 2000) / 900 + .5, 0, 1), SIGMOID=lambda x: 1 / (1 + np.exp(-4 * (x - 2000) / 900))).items():
-        got = decode(to_dicom(a, BitsStored=12, WindowCenter=2000, WindowWidth=900, VOILUTFunction=function))
+    for function, f in dict(
+        LINEAR_EXACT=lambda x: np.clip((x - 2000) / 900 + 0.5, 0, 1),
+        SIGMOID=lambda x: 1 / (1 + np.exp(-4 * (x - 2000) / 900)),
+    ).items():
+        got = decode(
+            to_dicom(a, BitsStored=12, WindowCenter=2000, WindowWidth=900, VOILUTFunction=function)
+        )
         assert np.abs(got - 255 * f(a.astype(float))).max() <= 1
 
 
 def test_a_voi_lut_of_eight_bits_with_many_entries_does_not_wrap():
     a = stored(12, False)
     table = np.linspace(0, 255, 4096).astype(int)
-    assert np.abs(decode(to_dicom(a, BitsStored=12, VOILUTSequence=lut(4096, 0, 8, table))) - table[a]).max() <= 1
+    assert (
+        np.abs(
+            decode(to_dicom(a, BitsStored=12, VOILUTSequence=lut(4096, 0, 8, table))) - table[a]
+        ).max()
+        <= 1
+    )
 
 
 def test_presentation_inverse_inverts_once():
     a = stored(12, False)
-    plain, inverse = (decode(to_dicom(a, BitsStored=12, **k)) for k in ({}, dict(PresentationLUTShape='INVERSE')))
-    both = decode(to_dicom(a, BitsStored=12, PresentationLUTShape='INVERSE', PhotometricInterpretation='MONOCHROME1'))
+    plain, inverse = (
+        decode(to_dicom(a, BitsStored=12, **k)) for k in ({}, dict(PresentationLUTShape='INVERSE'))
+    )
+    both = decode(
+        to_dicom(
+            a,
+            BitsStored=12,
+            PresentationLUTShape='INVERSE',
+            PhotometricInterpretation='MONOCHROME1',
+        )
+    )
     assert (inverse == both).all() and np.abs(255 - plain.astype(int) - inverse).max() <= 1
 
 
-REFUSED = {'modality is CT': dict(Modality='CT'), 'modality is missing': dict(Modality=None), 'lateral': dict(ViewPosition='LL'), 'several frames': dict(NumberOfFrames=2),
-           'no pixel data': dict(PixelData=None), 'not a grey picture': dict(PhotometricInterpretation='PALETTE COLOR'),
-           'display window is not valid': dict(WindowCenter=1, WindowWidth=0)}
+REFUSED = {
+    'modality is CT': dict(Modality='CT'),
+    'modality is missing': dict(Modality=None),
+    'lateral': dict(ViewPosition='LL'),
+    'several frames': dict(NumberOfFrames=2),
+    'no pixel data': dict(PixelData=None),
+    'not a grey picture': dict(PhotometricInterpretation='PALETTE COLOR'),
+    'display window is not valid': dict(WindowCenter=1, WindowWidth=0),
+}
 
 
 @pytest.mark.parametrize('reason', REFUSED)
 def test_refusals_name_the_reason_and_nothing_about_the_patient(reason, caplog):
-    secret = dict(PatientName='Doe^Jane', PatientID='MRN-4711', PatientBirthDate='19700101', ReferringPhysicianName='Who^Doctor', AccessionNumber='ACC99')
-    with warnings.catch_warnings(record=True) as warned, pytest.raises(DicomRefused, match=reason) as refused:
+    secret = dict(
+        PatientName='Doe^Jane',
+        PatientID='MRN-4711',
+        PatientBirthDate='19700101',
+        ReferringPhysicianName='Who^Doctor',
+        AccessionNumber='ACC99',
+    )
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        pytest.raises(DicomRefused, match=reason) as refused,
+    ):
         decode(to_dicom(stored(12, False), BitsStored=12, **secret, **REFUSED[reason]))
     said = str(refused.value) + caplog.text + ''.join(str(w.message) for w in warned)
     assert not any(part in said for part in ('Doe', 'Jane', '4711', '1970', 'Who', 'ACC99'))
 
 
 def test_lateral_by_orientation_or_view_code():
-    code = pydicom.Dataset(); code.CodeMeaning = 'Left lateral projection'
+    code = pydicom.Dataset()
+    code.CodeMeaning = 'Left lateral projection'
     for element in (dict(PatientOrientation=['A', 'F']), dict(ViewCodeSequence=[code])):
-        with pytest.raises(DicomRefused, match='lateral'): decode(to_dicom(stored(8, False), ViewPosition=None, **element))
+        with pytest.raises(DicomRefused, match='lateral'):
+            decode(to_dicom(stored(8, False), ViewPosition=None, **element))
 
 
 def test_dicom_without_preamble_or_transfer_syntax():
     whole = to_dicom(stored(8, False))
-    with pytest.raises(DicomRefused, match='without preamble'): decode(whole[whole.index(b'\x08\x00\x16\x00'):])
+    with pytest.raises(DicomRefused, match='without preamble'):
+        decode(whole[whole.index(b'\x08\x00\x16\x00') :])
     at = whole.index(b'\x02\x00\x10\x00UI')
-    with pytest.raises(ImageError): decode(whole[:at] + whole[at + 8 + whole[at + 6]:])
+    with pytest.raises(ImageError):
+        decode(whole[:at] + whole[at + 8 + whole[at + 6] :])
 
 
 # --- PNG and JPEG ---
+
 
 def test_png_of_every_kind():
     a = stored(8, False)
     rgba = np.dstack([a, a, a, np.full_like(a, 255)])
     palette = Image.fromarray(a).convert('P')
     palette.save(buffer := io.BytesIO(), 'PNG')
-    for content in (png(a), png(np.dstack([a] * 3)), png(rgba), png(np.dstack([a, np.full_like(a, 255)])), buffer.getvalue()):
+    for content in (
+        png(a),
+        png(np.dstack([a] * 3)),
+        png(rgba),
+        png(np.dstack([a, np.full_like(a, 255)])),
+        buffer.getvalue(),
+    ):
         assert np.abs(decode(content).astype(int) - a).max() <= 1
     assert decode(png(a > 100)).max() == 255
 
@@ -215,19 +356,21 @@ def test_sixteen_bit_png_keeps_the_levels_that_eight_bits_can_hold():
     a = stored(12, False)
     got = decode(png(a))
     assert len(np.unique(got)) > 240
-    assert np.abs(got - 255. * (a - a.min()) / (a.max() - a.min())).max() <= .5001
+    assert np.abs(got - 255.0 * (a - a.min()) / (a.max() - a.min())).max() <= 0.5001
 
 
 def test_sixteen_bit_colour_png_is_refused():
     content = bytearray(png(np.dstack([stored(8, False)] * 3)))
     content[24] = 16
     content[29:33] = struct.pack('>I', zlib.crc32(bytes(content[12:29])))
-    with pytest.raises(UnsupportedFormat, match='16 bits and colour'): decode(bytes(content))
+    with pytest.raises(UnsupportedFormat, match='16 bits and colour'):
+        decode(bytes(content))
 
 
 def test_exif_orientation_is_applied():
     a = stored(8, False)
-    exif = Image.Exif(); exif[0x0112] = 6
+    exif = Image.Exif()
+    exif[0x0112] = 6
     assert decode(jpeg(a, exif=exif)).shape == (W, H)
     assert np.abs(decode(jpeg(a, exif=exif, quality=98)).astype(int) - np.rot90(a, -1)).max() < 25
 
@@ -241,11 +384,22 @@ def unusual():
     "Files that hold something else than one grey picture, and what is said of each"
     grey = Image.fromarray(stored(8, False))
     others = dict(save_all=True, append_images=[grey.rotate(5)])
-    return {'animated PNG': (saved(grey, 'PNG', **others), 'This PNG is animated: it holds several pictures.'),
-            'several pictures in a JPEG': (saved(grey, 'MPO', **others), 'This JPEG holds several pictures.'),
-            'CMYK': (saved(grey.convert('CMYK'), 'JPEG'), 'This JPEG is in CMYK'),
-            'DICOM of several frames': (to_dicom(stored(8, False), NumberOfFrames=2), 'it has several frames'),
-            'GIF': (saved(grey, 'GIF'), 'This is neither JPEG nor PNG nor DICOM')}
+    return {
+        'animated PNG': (
+            saved(grey, 'PNG', **others),
+            'This PNG is animated: it holds several pictures.',
+        ),
+        'several pictures in a JPEG': (
+            saved(grey, 'MPO', **others),
+            'This JPEG holds several pictures.',
+        ),
+        'CMYK': (saved(grey.convert('CMYK'), 'JPEG'), 'This JPEG is in CMYK'),
+        'DICOM of several frames': (
+            to_dicom(stored(8, False), NumberOfFrames=2),
+            'it has several frames',
+        ),
+        'GIF': (saved(grey, 'GIF'), 'This is neither JPEG nor PNG nor DICOM'),
+    }
 
 
 @pytest.fixture(scope='module')
@@ -253,6 +407,7 @@ def predictor(tmp_path_factory):
     pytest.importorskip('onnxruntime')
     from cxr_study.serve.bundle import example_bundle
     from cxr_study.serve.predictor import Predictor
+
     return Predictor(example_bundle(tmp_path_factory.mktemp('bundle') / 'bundle'))
 
 
@@ -261,7 +416,8 @@ def test_training_and_service_refuse_the_same_with_the_same_words(kind, predicto
     content, words = unusual()[kind]
     said = []
     for use in (decode, Preprocess(32), predictor):
-        with pytest.raises(ImageError) as refused: use(content)
+        with pytest.raises(ImageError) as refused:
+            use(content)
         said.append(str(refused.value))
     assert words in said[0] and len(set(said)) == 1
 
@@ -269,10 +425,14 @@ def test_training_and_service_refuse_the_same_with_the_same_words(kind, predicto
 def test_one_picture_in_an_animation_or_after_an_unused_chunk_is_read(predictor):
     grey = Image.fromarray(stored(8, False))
     content = saved(grey, 'PNG', save_all=True)
-    assert (decode(content) == stored(8, False)).all() and predictor(content)['image']['format'] == 'PNG'
+    assert (decode(content) == stored(8, False)).all() and predictor(content)['image'][
+        'format'
+    ] == 'PNG'
 
 
-@pytest.mark.parametrize('how', [dict(), dict(subsampling=0), dict(progressive=True), dict(keep_rgb=True)], ids=str)
+@pytest.mark.parametrize(
+    'how', [dict(), dict(subsampling=0), dict(progressive=True), dict(keep_rgb=True)], ids=str
+)
 def test_grey_levels_of_colour_jpegs_are_those_that_the_decoder_gives(how):
     a = stored(8, False)
     content = saved(Image.fromarray(np.dstack([a, a // 2, 255 - a])), 'JPEG', quality=95, **how)
@@ -280,28 +440,40 @@ def test_grey_levels_of_colour_jpegs_are_those_that_the_decoder_gives(how):
     picture.draft('L', picture.size)
     found = read_picture(content)
     assert (found.grey == np.asarray(picture.convert('L'))).all() and found.colourfulness() > 50
-    assert read_picture(jpeg(a)).colourfulness() == 0 < read_picture(jpeg(np.dstack([a] * 3))).colourfulness() + 1 < 3
+    assert (
+        read_picture(jpeg(a)).colourfulness()
+        == 0
+        < read_picture(jpeg(np.dstack([a] * 3))).colourfulness() + 1
+        < 3
+    )
 
 
 def test_a_file_is_opened_once(monkeypatch, predictor):
     opened, real = [], Image.open
-    monkeypatch.setattr(Image, 'open', lambda *args, **kwargs: opened.append(1) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        Image, 'open', lambda *args, **kwargs: opened.append(1) or real(*args, **kwargs)
+    )
     predictor(jpeg(np.dstack([stored(8, False)] * 3)))
     assert len(opened) == 1
 
 
 def test_preprocess_has_the_defaults_of_the_stage():
     from cxr_study.data.sets import ImageSet
+
     stage = defaults('01_data')
-    assert Preprocess() == Preprocess(ImageSet.default_size, stage['geometry'], standardise=stage['standardise'])
+    assert Preprocess() == Preprocess(
+        ImageSet.default_size, stage['geometry'], standardise=stage['standardise']
+    )
 
 
-@pytest.mark.parametrize('keep', (.02, .3, .9))
+@pytest.mark.parametrize('keep', (0.02, 0.3, 0.9))
 @pytest.mark.parametrize('progressive', (False, True))
 def test_truncated_jpegs_are_errors(keep, progressive):
     whole = jpeg(stored(8, False), progressive=progressive)
-    with pytest.raises(CorruptImage): decode(whole[:int(len(whole) * keep)])
-    with pytest.raises(CorruptImage): decode(whole[:int(len(whole) * keep)], at_least=8)
+    with pytest.raises(CorruptImage):
+        decode(whole[: int(len(whole) * keep)])
+    with pytest.raises(CorruptImage):
+        decode(whole[: int(len(whole) * keep)], at_least=8)
 
 
 def test_scaled_decoding_is_never_smaller_than_asked_and_close():
@@ -315,6 +487,7 @@ def test_scaled_decoding_is_never_smaller_than_asked_and_close():
 
 # --- The spec ---
 
+
 def test_arrays_and_tensors_are_standardised_alike():
     torch = pytest.importorskip('torch')
     x = np.random.default_rng(0).random((3, 1, 20, 20)).astype(np.float32)
@@ -323,47 +496,66 @@ def test_arrays_and_tensors_are_standardised_alike():
         assert np.abs(spec.normalise(torch.tensor(x)).numpy() - spec.normalise(x)).max() < 1e-5
 
 
-@pytest.mark.parametrize('bad', [dict(size=4), dict(size='64'), dict(geometry='x'), dict(standardise='x'), dict(colour=1)])
+@pytest.mark.parametrize(
+    'bad',
+    [dict(size=4), dict(size='64'), dict(geometry='x'), dict(standardise='x'), dict(colour=1)],
+)
 def test_bad_specs_are_refused(bad):
-    with pytest.raises(ImageError): Preprocess.from_dict(bad)
+    with pytest.raises(ImageError):
+        Preprocess.from_dict(bad)
 
 
 def test_bytes_and_path_give_the_same(tmp_path):
     (tmp_path / 'a.bin').write_bytes(content := png(stored(8, False)))
-    assert (decode(content) == decode(tmp_path / 'a.bin')).all() and (decode(str(tmp_path / 'a.bin')) == decode(content)).all()
+    assert (decode(content) == decode(tmp_path / 'a.bin')).all() and (
+        decode(str(tmp_path / 'a.bin')) == decode(content)
+    ).all()
 
 
 # --- Attacks ---
 
+
 def forged(kind):
-    if kind == 'png': return png(np.zeros((20000, 20000), bool))
+    if kind == 'png':
+        return png(np.zeros((20000, 20000), bool))
     if kind == 'jpeg':
         content = bytearray(jpeg(stored(8, False)))
         at = content.index(b'\xff\xc0')
-        content[at + 5:at + 9] = struct.pack('>2H', 60000, 60000)
+        content[at + 5 : at + 9] = struct.pack('>2H', 60000, 60000)
         return bytes(content)
-    if kind == 'dicom': return to_dicom(stored(8, False), Rows=60000, Columns=60000)
+    if kind == 'dicom':
+        return to_dicom(stored(8, False), Rows=60000, Columns=60000)
     content = bytearray(to_dicom(stored(16, False), uid.JPEG2000Lossless))
     at = content.index(b'\xff\x4f\xff\x51')
-    content[at + 8:at + 16] = struct.pack('>2I', 60000, 60000)
+    content[at + 8 : at + 16] = struct.pack('>2I', 60000, 60000)
     return bytes(content)
 
 
 @pytest.mark.parametrize('kind', ('png', 'jpeg', 'dicom', 'jpeg 2000 in dicom'))
 def test_bombs_are_refused_before_they_are_decoded(kind):
-    content, before, start = forged(kind), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
-    with pytest.raises((TooLarge, CorruptImage)): decode(content)
-    assert time.time() - start < 1 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    content, before, start = (
+        forged(kind),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        time.time(),
+    )
+    with pytest.raises((TooLarge, CorruptImage)):
+        decode(content)
+    assert (
+        time.time() - start < 1
+        and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    )
 
 
 def test_deflated_dicom_is_refused():
-    with pytest.raises(DicomRefused, match='deflated'): decode(to_dicom(np.zeros((2000, 2000), np.uint8), uid.DeflatedExplicitVRLittleEndian))
+    with pytest.raises(DicomRefused, match='deflated'):
+        decode(to_dicom(np.zeros((2000, 2000), np.uint8), uid.DeflatedExplicitVRLittleEndian))
 
 
 def test_too_many_bytes(tmp_path):
     (tmp_path / 'big').write_bytes(bytes(2000))
     for source in (bytes(2000), tmp_path / 'big'):
-        with pytest.raises(TooLarge): decode(source, limits=Limits(max_bytes=1000))
+        with pytest.raises(TooLarge):
+            decode(source, limits=Limits(max_bytes=1000))
 
 
 def mutations(seeds, n, rng):
@@ -371,31 +563,54 @@ def mutations(seeds, n, rng):
     for i in range(n):
         content, kind = bytearray(seeds[i % len(seeds)]), rng.integers(5)
         at, count = int(rng.integers(len(content))), int(rng.integers(1, 64))
-        if kind == 0: content = content[:at]
-        elif kind == 1: content[at:at + count] = rng.bytes(min(count, len(content) - at))
-        elif kind == 2: del content[at:at + count]
-        elif kind == 3: content[at:at] = rng.bytes(count)
+        if kind == 0:
+            content = content[:at]
+        elif kind == 1:
+            content[at : at + count] = rng.bytes(min(count, len(content) - at))
+        elif kind == 2:
+            del content[at : at + count]
+        elif kind == 3:
+            content[at:at] = rng.bytes(count)
         else:
-            for p in rng.integers(0, min(700, len(content)), 4): content[p] = rng.choice([0, 1, 127, 128, 254, 255])
+            for p in rng.integers(0, min(700, len(content)), 4):
+                content[p] = rng.choice([0, 1, 127, 128, 254, 255])
         yield bytes(content)
 
 
 def test_ten_thousand_damaged_files_give_only_typed_errors():
     small, deep = stored(8, False), stored(12, False)
-    seeds = [jpeg(small), jpeg(np.dstack([small] * 3), progressive=True), png(small), png(deep), png(np.dstack([small] * 4)), to_dicom(small),
-             to_dicom(deep, BitsStored=12, **elements(recipes(12, False)['VOI LUT'])), to_dicom(deep, uid.JPEG2000Lossless, BitsStored=12),
-             to_dicom(deep, uid.RLELossless, BitsStored=12), in_syntax(deep, uid.JPEGLosslessSV1, 12), encapsulated(small, uid.JPEGBaseline8Bit, jpeg(small))]
+    seeds = [
+        jpeg(small),
+        jpeg(np.dstack([small] * 3), progressive=True),
+        png(small),
+        png(deep),
+        png(np.dstack([small] * 4)),
+        to_dicom(small),
+        to_dicom(deep, BitsStored=12, **elements(recipes(12, False)['VOI LUT'])),
+        to_dicom(deep, uid.JPEG2000Lossless, BitsStored=12),
+        to_dicom(deep, uid.RLELossless, BitsStored=12),
+        in_syntax(deep, uid.JPEGLosslessSV1, 12),
+        encapsulated(small, uid.JPEGBaseline8Bit, jpeg(small)),
+    ]
     counts, peak = dict(decoded=0, refused=0), []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for i, content in enumerate(mutations(seeds, 10_000, np.random.default_rng(0))):
-            try: decode(content); counts['decoded'] += 1
-            except ImageError: counts['refused'] += 1
-            if i in (3000, 9999): peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            try:
+                decode(content)
+                counts['decoded'] += 1
+            except ImageError:
+                counts['refused'] += 1
+            if i in (3000, 9999):
+                peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert counts['decoded'] > 1000 and counts['refused'] > 1000
     assert peak[1] - peak[0] < 50_000, "kilobytes of growth over 7,000 inputs"
 
 
 def test_dimensions_agree_with_decoding():
-    for content in (jpeg(stored(8, False)), png(stored(16, False)), to_dicom(stored(12, False), BitsStored=12)):
+    for content in (
+        jpeg(stored(8, False)),
+        png(stored(16, False)),
+        to_dicom(stored(12, False), BitsStored=12),
+    ):
         assert dimensions(content) == decode(content).shape == (H, W)

@@ -1,10 +1,18 @@
 """The tree itself: notebooks, library, README and site belong together."""
-import ast, json, re, shutil, subprocess, sys
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 from conftest import ROOT
-from checklists import anchor, headings
 from marks import prose, stale, texts
+
+from checklists import anchor, headings
 from cxr_study.core.options import STAGES, parameters_cell
 
 
@@ -12,28 +20,51 @@ from cxr_study.core.options import STAGES, parameters_cell
 def copy(tmp_path_factory):
     "A copy of what git tracks, so that checks that write do not touch the checkout"
     folder = tmp_path_factory.mktemp("copy")
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for name in names:
-        (folder/name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT/name).exists(): shutil.copy2(ROOT/name, folder/name, follow_symlinks=False)
-    run = lambda *args: subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *args], cwd=folder, check=True, capture_output=True)
-    run("init", "-q"); run("add", "-A"); run("commit", "-qm", "copy")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    run = lambda *args: subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *args],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    run("init", "-q")
+    run("add", "-A")
+    run("commit", "-qm", "copy")
     return folder
 
 
-def changes(folder): return subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
+def changes(folder):
+    return subprocess.run(
+        ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def notebooks(root):
     "Every notebook of the project, in whatever folder"
-    return sorted(p for p in (root/"nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts))
+    return sorted(
+        p
+        for p in (root / "nbs").rglob("*.ipynb")
+        if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)
+    )
 
 
-def tool(name): return str(Path(sys.executable).parent/name)
+def tool(name):
+    return str(Path(sys.executable).parent / name)
 
 
 def test_clean_and_export_change_nothing(copy):
-    for command in ("nbdev-clean", "nbdev-export"): subprocess.run([tool(command)], cwd=copy, check=True, capture_output=True)
+    for command in ("nbdev-clean", "nbdev-export"):
+        subprocess.run([tool(command)], cwd=copy, check=True, capture_output=True)
     assert changes(copy) == ""
 
 
@@ -41,13 +72,30 @@ def test_docs_can_be_built_up_to_quarto(copy):
     code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list((copy/"_proc").rglob("*.ipynb"))) == len(notebooks(ROOT)) > 50
+    assert len(list((copy / "_proc").rglob("*.ipynb"))) == len(notebooks(ROOT)) > 50
 
 
 def test_readme_is_the_index_notebook(copy):
-    subprocess.run([tool("jupyter"), "nbconvert", "--log-level", "WARN", "--to", "markdown", "--output-dir", ".", "--output", "README", "nbs/index.ipynb"],
-                   cwd=copy, check=True)
-    assert (copy/"README.md").read_text().replace("](headline.png)", "](nbs/headline.png)") == (ROOT/"README.md").read_text()
+    subprocess.run(
+        [
+            tool("jupyter"),
+            "nbconvert",
+            "--log-level",
+            "WARN",
+            "--to",
+            "markdown",
+            "--output-dir",
+            ".",
+            "--output",
+            "README",
+            "nbs/index.ipynb",
+        ],
+        cwd=copy,
+        check=True,
+    )
+    assert (copy / "README.md").read_text().replace("](headline.png)", "](nbs/headline.png)") == (
+        ROOT / "README.md"
+    ).read_text()
 
 
 def test_nbdev_test_is_a_command():
@@ -57,14 +105,25 @@ def test_nbdev_test_is_a_command():
 
 # --- Checks of the whole tree: each gives a list of what is wrong, and each finds what is planted below
 
-HEAVY = 300*1024
+HEAVY = 300 * 1024
 # A module imports from its own room's lower numbers and from rooms further down; rooms of one line do not know each other
-LEVELS = [["core"], ["data"], ["predict"], ["train", "evaluate"], ["calibrate"], ["explain", "robust"], ["serve"], ["pipeline"], ["cli"]]
+LEVELS = [
+    ["core"],
+    ["data"],
+    ["predict"],
+    ["train", "evaluate"],
+    ["calibrate"],
+    ["explain", "robust"],
+    ["serve"],
+    ["pipeline"],
+    ["cli"],
+]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 
 def room_of(module):
     return "cli" if module == "__main__" else module.split(".")[0]
+
 
 NEED_TORCH = {"pipeline.export"}
 
@@ -85,20 +144,24 @@ def pictures(root):
 
 
 def undescribed(root):
-    return [(name, cell["id"]) for name, cell in pictures(root) if not re.search(r"^#\| fig-alt: ?\S", "".join(cell["source"]), re.M)]
+    return [
+        (name, cell["id"])
+        for name, cell in pictures(root)
+        if not re.search(r"^#\| fig-alt: ?\S", "".join(cell["source"]), re.M)
+    ]
 
 
 def not_in_sidebar(root):
     "Notebooks that the sidebar does not name, and names that are no notebook"
-    named = re.findall(r"[\w/]+\.ipynb", (root/"_quarto.yml").read_text())
-    there = [p.relative_to(root/"nbs").as_posix() for p in notebooks(root)]
+    named = re.findall(r"[\w/]+\.ipynb", (root / "_quarto.yml").read_text())
+    there = [p.relative_to(root / "nbs").as_posix() for p in notebooks(root)]
     return sorted(set(named) ^ set(there)) + [name for name in set(named) if named.count(name) > 1]
 
 
 def library_notebooks(root):
     "Module such as `data.images` -> number of its notebook in `nbs/lib`"
     found = {}
-    for path in (root/"nbs/lib").rglob("*.ipynb"):
+    for path in (root / "nbs/lib").rglob("*.ipynb"):
         if module := re.search(r"#\| default_exp ([\w.]+)", path.read_text()):
             found[module[1]] = int(path.name[:2])
     return found
@@ -106,12 +169,12 @@ def library_notebooks(root):
 
 def imports(root, module):
     "Modules of the project that a module imports, at its top or inside a function"
-    path = root/"cxr_study"/f"{module.replace('.', '/')}.py"
+    path = root / "cxr_study" / f"{module.replace('.', '/')}.py"
     package = ["cxr_study", *module.split(".")[:-1]]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            start = package[:len(package) - node.level + 1] if node.level else []
+            start = package[: len(package) - node.level + 1] if node.level else []
             name = ".".join([*start, *(node.module or "").split(".")]).strip(".")
             found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
         if isinstance(node, ast.Import):
@@ -141,7 +204,11 @@ def _anchors(path):
 
 
 def code_of(path):
-    return "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    return "\n".join(
+        "".join(c["source"])
+        for c in json.loads(path.read_text())["cells"]
+        if c["cell_type"] == "code"
+    )
 
 
 def broken_links(root):
@@ -151,10 +218,12 @@ def broken_links(root):
         text = re.sub(r"```.*?```|`[^`]*`", "", prose(path), flags=re.S)
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             file, _, place = link.partition("#")
-            target = path.parent/file if file else path
+            target = path.parent / file if file else path
             if re.match(r"\w+:", link) or file.startswith("_proc"):
                 continue
-            if not target.exists() or (place and target.suffix in (".ipynb", ".md") and place not in _anchors(target)):
+            if not target.exists() or (
+                place and target.suffix in (".ipynb", ".md") and place not in _anchors(target)
+            ):
                 found.append((path.name, link))
     return found
 
@@ -178,27 +247,41 @@ def test_every_notebook_is_in_the_sidebar():
 
 def test_modules_import_only_from_lower_numbers():
     modules = library_notebooks(ROOT)
-    assert len(modules) > 30 and sum(len(imports(ROOT, m)) for m in modules) > 100, "are the imports read?"
+    assert len(modules) > 30 and sum(len(imports(ROOT, m)) for m in modules) > 100, (
+        "are the imports read?"
+    )
     assert upward(ROOT) == []
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_the_parameters_cell_of_a_stage_is_made_from_its_options(stage):
-    cells = json.loads((ROOT/f"nbs/{stage}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / f"nbs/{stage}.ipynb").read_text())["cells"]
     shown = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    assert shown == [parameters_cell(stage)], f"write what parameters_cell('{stage}') of core.options prints into the cell tagged parameters"
+    assert shown == [parameters_cell(stage)], (
+        f"write what parameters_cell('{stage}') of core.options prints into the cell tagged parameters"
+    )
     code = [c for c in cells if c["cell_type"] == "code"]
-    assert [c for c in code[:5] if "parameters" in c["metadata"].get("tags", [])], "the parameters are among the first five code cells"
+    assert [c for c in code[:5] if "parameters" in c["metadata"].get("tags", [])], (
+        "the parameters are among the first five code cells"
+    )
 
 
 def test_every_module_has_its_notebook():
-    rooms = [p for p in (ROOT/"cxr_study").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
-    modules = {".".join(p.relative_to(ROOT/"cxr_study").with_suffix("").parts) for p in rooms}
-    exporting = {m[1] for p in notebooks(ROOT) if (m := re.search(r"#\| default_exp ([\w.]+)", p.read_text()))}
+    rooms = [
+        p for p in (ROOT / "cxr_study").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")
+    ]
+    modules = {".".join(p.relative_to(ROOT / "cxr_study").with_suffix("").parts) for p in rooms}
+    exporting = {
+        m[1]
+        for p in notebooks(ROOT)
+        if (m := re.search(r"#\| default_exp ([\w.]+)", p.read_text()))
+    }
     assert modules == exporting
 
 
-@pytest.mark.parametrize("room", ["core", "data", "predict", "evaluate", "calibrate", "serve", "pipeline", "cli"])
+@pytest.mark.parametrize(
+    "room", ["core", "data", "predict", "evaluate", "calibrate", "serve", "pipeline", "cli"]
+)
 def test_no_torch_outside_training(room):
     modules = [m for m in library_notebooks(ROOT) if room_of(m) == room and m not in NEED_TORCH]
     assert modules
@@ -214,20 +297,46 @@ for module in {sorted(modules)}:
 
 def test_what_is_planted_in_nested_folders_is_found(copy):
     "A heavy notebook, a picture without a text, a notebook missing from the sidebar, an upward import, a stale figure"
-    before = {check: check(copy) for check in (heavy, undescribed, not_in_sidebar, upward, broken_links)}
-    figure = dict(output_type="display_data", metadata={}, data={"image/png": "A"*HEAVY})
-    code = dict(cell_type="code", id="planted", metadata={}, execution_count=None, source=["draw()"], outputs=[figure])
-    text = dict(cell_type="markdown", id="quoted", metadata={},
-                source=["<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> [x](01_formats.ipynb#nowhere)"])
-    planted = copy/"nbs/lib/data/99_planted.ipynb"
-    planted.write_text(json.dumps(dict(cells=[code, text], metadata={}, nbformat=4, nbformat_minor=5)))
-    module = copy/"cxr_study/data/formats.py"
+    before = {
+        check: check(copy) for check in (heavy, undescribed, not_in_sidebar, upward, broken_links)
+    }
+    figure = dict(output_type="display_data", metadata={}, data={"image/png": "A" * HEAVY})
+    code = dict(
+        cell_type="code",
+        id="planted",
+        metadata={},
+        execution_count=None,
+        source=["draw()"],
+        outputs=[figure],
+    )
+    text = dict(
+        cell_type="markdown",
+        id="quoted",
+        metadata={},
+        source=[
+            "<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> [x](01_formats.ipynb#nowhere)"
+        ],
+    )
+    planted = copy / "nbs/lib/data/99_planted.ipynb"
+    planted.write_text(
+        json.dumps(dict(cells=[code, text], metadata={}, nbformat=4, nbformat_minor=5))
+    )
+    module = copy / "cxr_study/data/formats.py"
     kept = module.read_text()
     module.write_text(kept + "\ndef late():\n    from ..evaluate import metrics\n")
-    new = {check.__name__: [x for x in check(copy) if x not in found] for check, found in before.items()}
-    assert new == dict(heavy=["99_planted.ipynb"], undescribed=[("99_planted.ipynb", "planted")],
-                       not_in_sidebar=["lib/data/99_planted.ipynb"],
-                       broken_links=[("99_planted.ipynb", "01_formats.ipynb#nowhere")], upward=[("data.formats", "evaluate.metrics")])
-    assert [shown for _, shown, _ in stale(notebooks(copy), copy)] == [text["source"][0].partition(" [")[0]]
+    new = {
+        check.__name__: [x for x in check(copy) if x not in found]
+        for check, found in before.items()
+    }
+    assert new == dict(
+        heavy=["99_planted.ipynb"],
+        undescribed=[("99_planted.ipynb", "planted")],
+        not_in_sidebar=["lib/data/99_planted.ipynb"],
+        broken_links=[("99_planted.ipynb", "01_formats.ipynb#nowhere")],
+        upward=[("data.formats", "evaluate.metrics")],
+    )
+    assert [shown for _, shown, _ in stale(notebooks(copy), copy)] == [
+        text["source"][0].partition(" [")[0]
+    ]
     planted.unlink()
     module.write_text(kept)

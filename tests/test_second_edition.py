@@ -16,6 +16,7 @@ from second_edition import candidates, seed_jobs
 from second_edition_films import SHAPES, VERSIONS, fitted, independent, marked
 from second_edition_rule import choose, criterion, platt_line, standard_error, wide_specificity
 from second_edition_tables import write_tables
+
 from cxr_study.predict.table import read_predictions
 
 
@@ -41,13 +42,17 @@ def test_criterion_sees_a_network_that_calls_wide_films_sick():
     assert criterion(dict(plain=3 * z + 1), table).mean() == pytest.approx(
         honest, abs=1e-4
     )  # An affine change is the calibrator's affair
-    assert criterion(dict(plain=z, narrower=-z), table).mean() > 0.69  # A version that turns the ranking round
+    assert (
+        criterion(dict(plain=z, narrower=-z), table).mean() > 0.69
+    )  # A version that turns the ranking round
 
 
 def test_wide_specificity_is_read_at_the_sensitivity_of_the_plan():
     table = pd.DataFrame(dict(label=[1] * 100 + [0] * 10, wide=[True] * 110))
     z = np.r_[np.arange(100.0), np.full(4, 2.5), np.full(6, 3.5)]
-    assert wide_specificity(z, table) == pytest.approx(0.4)  # 97 of 100 reach 3; four normals lie below
+    assert wide_specificity(z, table) == pytest.approx(
+        0.4
+    )  # 97 of 100 reach 3; four normals lie below
 
 
 def test_choice_prefers_the_lowest_then_wide_normals_then_the_simplest():
@@ -66,13 +71,23 @@ def test_choice_prefers_the_lowest_then_wide_normals_then_the_simplest():
         return {(n, f): entry(f, *c) for n, c in cells.items() for f in range(3)}
 
     names = ['a', 'b', 'c']
-    assert choose(all_of(a=(0.5, 0, 0.9), b=(0.3, 0, 0.5), c=(0.4, 0, 0.9)), names)[0] == 'b'  # Clearly lowest
+    assert (
+        choose(all_of(a=(0.5, 0, 0.9), b=(0.3, 0, 0.5), c=(0.4, 0, 0.9)), names)[0] == 'b'
+    )  # Clearly lowest
     assert (
         choose(all_of(a=(0.31, 0.5, 0.8), b=(0.3, 0.5, 0.5), c=(0.31, 0.5, 0.7)), names)[0] == 'a'
     )  # All tie: wide normals decide
-    chosen, table = choose(all_of(a=(0.31, 0.5, 0.895), b=(0.3, 0.5, 0.9), c=(0.9, 0.5, 1.0)), names)
-    assert chosen == 'a' and [r['tie'] for r in table] == [True, True, False]  # Within 0.01: the simpler; c is no tie
-    assert choose(all_of(a=(0.3, 0, np.nan), b=(0.3, 0, np.nan)), ['a', 'b'])[0] == 'a'  # No wide normals at hand
+    chosen, table = choose(
+        all_of(a=(0.31, 0.5, 0.895), b=(0.3, 0.5, 0.9), c=(0.9, 0.5, 1.0)), names
+    )
+    assert chosen == 'a' and [r['tie'] for r in table] == [
+        True,
+        True,
+        False,
+    ]  # Within 0.01: the simpler; c is no tie
+    assert (
+        choose(all_of(a=(0.3, 0, np.nan), b=(0.3, 0, np.nan)), ['a', 'b'])[0] == 'a'
+    )  # No wide normals at hand
     found = all_of(a=(0.3, 0, 0.5), b=(0.3, 0, 0.9), c=(0.2, 0, 0.5))
     del found['c', 2]
     assert choose(found, names)[1][0]['folds'] == [0, 1]  # Only folds that all finished
@@ -90,15 +105,24 @@ def test_balanced_draws_make_label_and_shape_independent():
     table = drawn(3000)[0]
     at = independent(table, 3, seed=0)
     seen = table.iloc[at]
-    assert abs(len(at) - 3 * len(table)) <= 4 and abs(seen.label.mean() - table.label.mean()) < 0.005
-    assert abs(np.corrcoef(seen.label, seen.wide)[0, 1]) < 0.01 < 0.5 < np.corrcoef(table.label, table.wide)[0, 1]
+    assert (
+        abs(len(at) - 3 * len(table)) <= 4 and abs(seen.label.mean() - table.label.mean()) < 0.005
+    )
+    assert (
+        abs(np.corrcoef(seen.label, seen.wide)[0, 1])
+        < 0.01
+        < 0.5
+        < np.corrcoef(table.label, table.wide)[0, 1]
+    )
     assert not np.array_equal(at, independent(table, 3, seed=1))
 
 
 def test_crops_and_letterboxes_of_a_squashed_film():
     film = np.zeros((224, 224), np.uint8)
     film[:, 56:168] = 200  # The middle half of a film twice as wide as high
-    assert (fitted(film, 2.0, 64, 'crop')[:, 1:-1] == 200).all() and (fitted(film, 1.0, 64, 'crop') == 0).any()
+    assert (fitted(film, 2.0, 64, 'crop')[:, 1:-1] == 200).all() and (
+        fitted(film, 1.0, 64, 'crop') == 0
+    ).any()
     boxed = fitted(np.full((224, 224), 200, np.uint8), 2.0, 64, 'letterbox')
     assert (boxed[16:48] == 200).all() and not boxed[:16].any() and not boxed[48:].any()
 
@@ -111,7 +135,9 @@ def test_markers_change_little_of_a_film():
 
 def test_seeds_are_interleaved():
     jobs = seed_jobs(dict(chest_xray='wide_crop', pneumoniamnist='wide'))
-    assert [j.seed for j in jobs[:8]] == [0] * 4 + [1] * 4 and len({(j.data, j.arch) for j in jobs[:4]}) == 4
+    assert [j.seed for j in jobs[:8]] == [0] * 4 + [1] * 4 and len(
+        {(j.data, j.arch) for j in jobs[:4]}
+    ) == 4
     assert all(j.geometry == 'crop' and j.size == 224 for j in jobs if j.data == 'chest_xray')
     assert {j.lr for j in jobs if 'efficientnet' in j.arch} == {0.003}
     assert len(candidates('chest_xray')) == 7
@@ -165,16 +191,27 @@ def test_tables_hold_the_logits_of_their_films(returned, tmp_path):
     written = write_tables([returned], tmp_path)
     facts = json.loads((returned / 'second_edition.json').read_text())
     assert len(written) == sum(j['job']['part'] != 'looks' for j in facts['jobs'])
-    entry = next(j for j in facts['jobs'] if j['job']['part'] == 'seeds' and j['job']['data'] == 'chest_xray')
+    entry = next(
+        j for j in facts['jobs'] if j['job']['part'] == 'seeds' and j['job']['data'] == 'chest_xray'
+    )
     place = next(
         p
         for p in written
-        if p.parts[-3] == 'seeds' and entry['job']['arch'] in p.parts[-2] and 'chest_xray' in p.parts[-2]
+        if p.parts[-3] == 'seeds'
+        and entry['job']['arch'] in p.parts[-2]
+        and 'chest_xray' in p.parts[-2]
     )
-    table, versions = read_predictions(place / 'predictions.csv'), read_predictions(place / 'versions.csv')
+    table, versions = (
+        read_predictions(place / 'predictions.csv'),
+        read_predictions(place / 'versions.csv'),
+    )
     with np.load(returned / 'seeds.npz') as z:
-        assert np.array_equal(table.logit[table.split == 'test'], z[f"{entry['key']}/test/1"].astype(float))
-    assert versions.groupby('version').size().nunique() == 1 and set(versions.version) == set(VERSIONS)
+        assert np.array_equal(
+            table.logit[table.split == 'test'], z[f"{entry['key']}/test/1"].astype(float)
+        )
+    assert versions.groupby('version').size().nunique() == 1 and set(versions.version) == set(
+        VERSIONS
+    )
     z = {v: versions.logit[versions.version == v].to_numpy() for v in VERSIONS}
     assert platt_line(z, table[table.split == 'val']) == pytest.approx(
         (entry['slope'], entry['intercept']), rel=1e-3, abs=1e-3

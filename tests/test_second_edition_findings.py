@@ -26,6 +26,7 @@ from second_edition_findings import (
     two_way,
 )
 from second_edition_tables import read
+
 from cxr_study.core.run import StudyError, to_json
 
 
@@ -40,15 +41,23 @@ def test_weighted_auc_is_that_of_repeated_films():
 
 def test_metrics_at_a_threshold():
     found = metrics(np.array([-2.0, 0.5, 0.5, 3.0]), np.array([0, 0, 1, 1]), np.ones((1, 4)), 1.0)
-    assert found['sensitivity'][0] == 0.5 and found['specificity'][0] == 1 and found['accuracy_half'][0] == 0.75
+    assert (
+        found['sensitivity'][0] == 0.5
+        and found['specificity'][0] == 1
+        and found['accuracy_half'][0] == 0.75
+    )
 
 
 def test_threshold_keeps_the_sensitivity_and_weighs_wide_normals():
     z = np.r_[np.linspace(1, 10, 100), np.full(90, 0.5), np.linspace(0, 2, 10)]
-    val = pd.DataFrame(dict(label=[1] * 100 + [0] * 100, wide=[True] * 100 + [False] * 90 + [True] * 10))
+    val = pd.DataFrame(
+        dict(label=[1] * 100 + [0] * 100, wide=[True] * 100 + [False] * 90 + [True] * 10)
+    )
     threshold = threshold_in_use(z, val)
     assert (z[:100] >= threshold).mean() >= 0.97
-    assert 1.1 < threshold < 1.3  # A threshold of 0.75 already keeps the 90; ten wide normals draw it upwards
+    assert (
+        1.1 < threshold < 1.3
+    )  # A threshold of 0.75 already keeps the 90; ten wide normals draw it upwards
     assert threshold_in_use(z, val.assign(wide=val.label == 1)) < threshold
 
 
@@ -91,12 +100,25 @@ def returned(folder, lost=2.0):
             films.loc[films.other, 'ratio'] = np.nan
         else:
             matches = pd.DataFrame(
-                dict(file=films.image_id, mnist_split=np.where(films.other | (films.fold != -2), '', 'test'))
+                dict(
+                    file=films.image_id,
+                    mnist_split=np.where(films.other | (films.fold != -2), '', 'test'),
+                )
             )
-        facts['films'][data] = plain(films.assign(wide=films.ratio >= 1.35).drop(columns='other').to_dict('list'))
+        facts['films'][data] = plain(
+            films.assign(wide=films.ratio >= 1.35).drop(columns='other').to_dict('list')
+        )
         facts['choice'][data] = dict(chosen='wide', by_rule=True, table=[])
-        cells = ('squash_stretch', 'squash_equalise', 'letterbox_equalise') if data == 'chest_xray' else ()
-        jobs = [Job('seeds', data, 'wide', s, arch=a) for s in range(3) for a in ('resnet18', 'tf_efficientnetv2_b0')]
+        cells = (
+            ('squash_stretch', 'squash_equalise', 'letterbox_equalise')
+            if data == 'chest_xray'
+            else ()
+        )
+        jobs = [
+            Job('seeds', data, 'wide', s, arch=a)
+            for s in range(3)
+            for a in ('resnet18', 'tf_efficientnetv2_b0')
+        ]
         jobs += [Job('candidates', data, name, 0) for name in ('stretch', 'wide', 'wide_crop')] + [
             Job('grid', data, c, s) for c in cells for s in range(2)
         ]
@@ -105,7 +127,13 @@ def returned(folder, lost=2.0):
             place = logits['search' if job.part in ('candidates', 'grid') else 'seeds']
 
             def drawn(part, wider=0):
-                z = rng.normal(0, 1, len(part)) + 4 * part.label - 2 + lost * part.other + wider * (1 - part.label)
+                z = (
+                    rng.normal(0, 1, len(part))
+                    + 4 * part.label
+                    - 2
+                    + lost * part.other
+                    + wider * (1 - part.label)
+                )
                 return z.to_numpy(np.float32)
 
             val, test = films[films.fold == 0], films[films.fold == -2]
@@ -136,7 +164,9 @@ def test_findings_recover_what_was_put_in(tmp_path):
     told = found['hypotheses']
     for e in told['H1'].values():
         assert e['lower'] > 0.05 and e['seeds'] == 3  # Logits of the 66 are two higher
-    assert told['H2']['common']['lower'] <= 0 <= told['H2']['common']['upper']  # Drawn alike on the test
+    assert (
+        told['H2']['common']['lower'] <= 0 <= told['H2']['common']['upper']
+    )  # Drawn alike on the test
     assert told['H3']['lower'] > 0.3  # `equalise` loses when normals are wider
     assert set(told) == {f'H{i}' for i in range(1, 9)}
     tables = found['tables']
@@ -153,7 +183,9 @@ def test_findings_recover_what_was_put_in(tmp_path):
         ('pneumoniamnist', 'common'),
     }
     page = markdown(found)
-    assert '| chest_xray: the 66 | resnet18 | specificity | 0.65 |' in page and json.loads(to_json(found))
+    assert '| chest_xray: the 66 | resnet18 | specificity | 0.65 |' in page and json.loads(
+        to_json(found)
+    )
 
 
 def test_findings_see_nothing_where_nothing_is(tmp_path):
@@ -171,7 +203,9 @@ def test_calls_are_read_together(tmp_path):
         entry_['key'] += '0'  # Trainings that only the second call finished
     (second / 'second_edition.json').write_text(to_json(facts))
     whole, logits = read(first, second)
-    assert len(whole['jobs']) == len(facts['jobs']) + 2 and len({j['key'] for j in whole['jobs']}) == len(whole['jobs'])
+    assert len(whole['jobs']) == len(facts['jobs']) + 2 and len(
+        {j['key'] for j in whole['jobs']}
+    ) == len(whole['jobs'])
     facts['films']['chest_xray']['label'][0] = 1 - facts['films']['chest_xray']['label'][0]
     (second / 'second_edition.json').write_text(to_json(facts))
     with pytest.raises(StudyError, match="other films"):

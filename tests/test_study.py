@@ -1,8 +1,17 @@
 """The study as a person runs it: the command line, all notebooks through papermill, one run folder."""
-import json, os, signal, subprocess, time
+
+import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+
+import numpy as np
+import pandas as pd
+import pytest
 from conftest import COMMAND, ROOT, bare
+
 from cxr_study.core.run import ManifestMismatch, Run
 
 SMALL = ["--dataset", "phantom", "--limit", 300, "--epochs", 2, "--replicates", 200]
@@ -12,27 +21,54 @@ SMALL = ["--dataset", "phantom", "--limit", 300, "--epochs", 2, "--replicates", 
 def finished(tmp_path_factory):
     "A small finished run on phantoms and what the command printed"
     folder = tmp_path_factory.mktemp("study")
-    done = subprocess.run([COMMAND, "run", *map(str, SMALL), "--run-dir", str(folder/"run")], env=bare(folder), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [COMMAND, "run", *map(str, SMALL), "--run-dir", str(folder / "run")],
+        env=bare(folder),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, Run(folder/"run"), done.stdout + done.stderr
+    return folder, Run(folder / "run"), done.stdout + done.stderr
 
 
 def test_a_run_leaves_everything_it_promised(finished):
     folder, run, printed = finished
     assert f"Report: {run.path('report.html')}" in printed and "epoch 1/1" in printed
-    for name in ("split.csv", "predictions.csv", "history.csv", "metrics.json", "calibration.json", "model.safetensors", "report.html"):
+    for name in (
+        "split.csv",
+        "predictions.csv",
+        "history.csv",
+        "metrics.json",
+        "calibration.json",
+        "model.safetensors",
+        "report.html",
+    ):
         assert name in run.manifest["artefacts"]
-    for name in ("misclassified_examples.png", "confusion_matrix.png", "roc_curve.png", "loss_acc_auc.txt"): assert run.path(f"outputs/{name}").stat().st_size
+    for name in (
+        "misclassified_examples.png",
+        "confusion_matrix.png",
+        "roc_curve.png",
+        "loss_acc_auc.txt",
+    ):
+        assert run.path(f"outputs/{name}").stat().st_size
     assert not run.path("checkpoint.pt").exists()
-    assert {p.name for p in run.path("notebooks").iterdir()} == {f"{s}.ipynb" for s in run.manifest["stages"] if s != "report"}
+    assert {p.name for p in run.path("notebooks").iterdir()} == {
+        f"{s}.ipynb" for s in run.manifest["stages"] if s != "report"
+    }
 
 
 def test_the_manifest_says_what_the_run_stood_on(finished):
     manifest = finished[1].manifest
     assert manifest["synthetic"] is True and manifest["data"]["dataset"] == "phantom"
-    assert len(manifest["data"]["split_sha256"]) == 64 and len(manifest["data"]["cache_sha256"]) == 64
+    assert (
+        len(manifest["data"]["split_sha256"]) == 64 and len(manifest["data"]["cache_sha256"]) == 64
+    )
     assert {"python", "torch", "fastai", "numpy"} <= set(manifest["versions"])
-    assert manifest["parameters"]["epochs"] == 2 and all(s["seconds"] > 0 for s in manifest["stages"].values() if s["parameters"])
+    assert manifest["parameters"]["epochs"] == 2 and all(
+        s["seconds"] > 0 for s in manifest["stages"].values() if s["parameters"]
+    )
     assert {"commit", "dirty"} == set(manifest["stages"]["02_training"]["git"])
 
 
@@ -47,49 +83,91 @@ def test_the_report_needs_nothing_else(finished):
 def test_a_second_call_runs_nothing_again(finished):
     folder, run, _ = finished
     before, started = run.path("predictions.csv").stat().st_mtime_ns, time.time()
-    done = subprocess.run([COMMAND, "run", *map(str, SMALL), "--run-dir", str(run.folder)], env=bare(folder), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout.count("done before") == len(run.manifest["stages"]) - 1, done.stdout + done.stderr
+    done = subprocess.run(
+        [COMMAND, "run", *map(str, SMALL), "--run-dir", str(run.folder)],
+        env=bare(folder),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.count("done before") == len(run.manifest["stages"]) - 1, (
+        done.stdout + done.stderr
+    )
     assert run.path("predictions.csv").stat().st_mtime_ns == before
 
 
 def test_a_changed_file_is_named(finished, tmp_path):
     import shutil
-    copy = tmp_path/"copy"
+
+    copy = tmp_path / "copy"
     shutil.copytree(finished[1].folder, copy)
-    (copy/"predictions.csv").write_text((copy/"predictions.csv").read_text().replace("test", "val", 1))
-    (copy/"history.csv").unlink()
-    with pytest.raises(ManifestMismatch, match=r"history.csv \(missing\).*predictions.csv \(changed\)|predictions.csv \(changed\).*history.csv \(missing\)"):
+    (copy / "predictions.csv").write_text(
+        (copy / "predictions.csv").read_text().replace("test", "val", 1)
+    )
+    (copy / "history.csv").unlink()
+    with pytest.raises(
+        ManifestMismatch,
+        match=r"history.csv \(missing\).*predictions.csv \(changed\)|predictions.csv \(changed\).*history.csv \(missing\)",
+    ):
         Run(copy)
 
 
 def test_killed_and_resumed_equals_undisturbed(finished, tmp_path):
     "The same seed in another folder, killed in training and resumed, gives the same predictions bit for bit"
     folder, run, _ = finished
-    command = [COMMAND, "run", *map(str, SMALL), "--run-dir", str(tmp_path/"run")]
-    process = subprocess.Popen(command, env=bare(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [COMMAND, "run", *map(str, SMALL), "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command,
+        env=bare(tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.time() + 300
-    while not (tmp_path/"run/checkpoint.pt").exists() and time.time() < deadline and process.poll() is None: time.sleep(.05)
-    os.killpg(process.pid, signal.SIGKILL); process.wait()
-    assert (tmp_path/"run/checkpoint.pt").exists(), "training was to be interrupted after its first epoch"
-    done = subprocess.run(command, env=bare(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    while (
+        not (tmp_path / "run/checkpoint.pt").exists()
+        and time.time() < deadline
+        and process.poll() is None
+    ):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "run/checkpoint.pt").exists(), (
+        "training was to be interrupted after its first epoch"
+    )
+    done = subprocess.run(
+        command, env=bare(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "01_data: done before" in done.stdout and "Resuming after epoch" in done.stderr
-    assert (tmp_path/"run/predictions.csv").read_bytes() == run.path("predictions.csv").read_bytes()
+    assert (tmp_path / "run/predictions.csv").read_bytes() == run.path(
+        "predictions.csv"
+    ).read_bytes()
 
 
-@pytest.mark.parametrize("args, says", [
-    (["--epohs", "3"], "--epochs"),
-    (["--epochs", "many"], "not a valid integer"),
-    (["--dataset", "chest_xrai"], "chest_xray"),
-    (["--dataset", "/nowhere/images"], "/nowhere/images"),
-    (["--dataset", "phantom", "--arch", "resnet81"], "resnet18"),
-    (["--dataset", "phantom", "--weights", "lost.safetensors"], "lost.safetensors"),
-    (["--dataset", "phantom", "--augment", "flip"], "standard"),
-    (["--dataset", "phantom", "--run-dir", "/proc/run"], "/proc")])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["--epohs", "3"], "--epochs"),
+        (["--epochs", "many"], "not a valid integer"),
+        (["--dataset", "chest_xrai"], "chest_xray"),
+        (["--dataset", "/nowhere/images"], "/nowhere/images"),
+        (["--dataset", "phantom", "--arch", "resnet81"], "resnet18"),
+        (["--dataset", "phantom", "--weights", "lost.safetensors"], "lost.safetensors"),
+        (["--dataset", "phantom", "--augment", "flip"], "standard"),
+        (["--dataset", "phantom", "--run-dir", "/proc/run"], "/proc"),
+    ],
+)
 def test_what_cannot_work_is_refused_before_anything_runs(cli, tmp_path, args, says):
     done = cli("run", *args, check=False, timeout=120)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr + done.stdout
-    assert not (tmp_path/"runs").exists()
+    assert (
+        done.returncode == 2
+        and says in done.stderr
+        and "Traceback" not in done.stderr + done.stdout
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_pneumoniamnist_without_data_or_network_fails_at_once(cli, tmp_path):
@@ -107,10 +185,17 @@ def test_imagenet_weights_that_cannot_be_had_name_the_choices(cli):
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(tmp_path):
     from cxr_study.core.run import StudyError
-    disk = tmp_path/"disk"; disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode: pytest.skip("a small disk cannot be mounted here")
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk cannot be mounted here")
     try:
-        run = Run(disk/"run").begin("01_data")
-        with pytest.raises(StudyError, match="disk is full"): run.write("split.csv", pd.DataFrame(np.random.rand(50_000, 4)))
-        assert [p.name for p in (disk/"run").iterdir()] == ["manifest.json"]
-    finally: subprocess.run(["umount", disk], check=True)
+        run = Run(disk / "run").begin("01_data")
+        with pytest.raises(StudyError, match="disk is full"):
+            run.write("split.csv", pd.DataFrame(np.random.rand(50_000, 4)))
+        assert [p.name for p in (disk / "run").iterdir()] == ["manifest.json"]
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,11 +1,29 @@
 """The functions of the notebooks in `nbs/results`: small cases whose answer is known, on simulated tables and drawn images."""
-import dataclasses, json
 
-import numpy as np, pandas as pd, pytest, torch
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from compare_recipes import (
+    Cell,
+    choice,
+    compare,
+    mean_interval,
+    of_crops,
+    of_rate,
+    of_shape,
+    one_at_a_time,
+    ranking,
+    some_patients,
+    stressed,
+    together,
+)
+from notebook_functions import functions_of
 from torch import nn
 
-from compare_recipes import Cell, choice, compare, mean_interval, of_crops, of_rate, of_shape, one_at_a_time, ranking, some_patients, stressed, together
-from notebook_functions import functions_of
 from cxr_study.calibrate.thresholds import POINTS
 from cxr_study.calibrate.transfer import fit_calibration, promised_and_got
 from cxr_study.core.run import StudyError
@@ -15,7 +33,7 @@ from cxr_study.data.phantom import draw_phantom
 from cxr_study.data.sets import phantom
 from cxr_study.data.splits import make_split
 from cxr_study.evaluate.metrics import metrics, scored, simulate
-from cxr_study.explain.attribution import Inside, explain, share
+from cxr_study.explain.attribution import Inside, explain, share_in_region
 from cxr_study.predict.decision import Calibration
 from cxr_study.robust.corruptions import settings
 from cxr_study.train.loaders import STRESS
@@ -34,6 +52,7 @@ def drawn(tmp_path_factory):
     def decode(spec):
         pixels, index, _ = decoded(images, spec, folder)
         return pixels, make_split(images, index.sha256)[0]
+
     return decode
 
 
@@ -45,17 +64,27 @@ def films():
 
 # --- 03 Stress and shape
 
+
 def test_knobs_of_the_acquisition(films):
     shape = functions_of("results/03_shape")
     film = films[0]
-    for same in (shape.expose(film, 1), shape.contrast_about(film, 1), shape.resolve(film, 1), shape.turn(film, 0), shape.move(film, 0, 0)):
+    for same in (
+        shape.expose(film, 1),
+        shape.contrast_about(film, 1),
+        shape.resolve(film, 1),
+        shape.turn(film, 0),
+        shape.move(film, 0, 0),
+    ):
         assert (same == film).all()
-    assert (shape.move(film, .25, 0)[:, 16:] == film[:, :48]).all()
-    assert shape.expose(film, 2).mean() < film.mean() < shape.expose(film, .5).mean()
+    assert (shape.move(film, 0.25, 0)[:, 16:] == film[:, :48]).all()
+    assert shape.expose(film, 2).mean() < film.mean() < shape.expose(film, 0.5).mean()
     assert shape.stress_settings()[:2] == ["clean", "exposure/0.4"]
     assert {shape.stressed(films, s).shape for s in shape.stress_settings()} == {films.shape}
-    assert (shape.shaped(films, 1.) == films).all() and {shape.shaped(films, f).shape for f in shape.SHAPES} == {films.shape}
-    with pytest.raises(StudyError, match="exposure, contrast"): shape.stressed(films, "voltage/3")
+    assert (shape.shaped(films, 1.0) == films).all() and {
+        shape.shaped(films, f).shape for f in shape.SHAPES
+    } == {films.shape}
+    with pytest.raises(StudyError, match="exposure, contrast"):
+        shape.stressed(films, "voltage/3")
 
 
 def test_stress_is_measured_against_the_film_as_it_is():
@@ -65,30 +94,41 @@ def test_stress_is_measured_against_the_film_as_it_is():
     found = shape.stress_table(table, dict.fromkeys(shape.stress_settings(), logit))
     assert len(found) == sum(len(s.amounts) for s in shape.SWEEPS.values())
     assert (found.moved == 0).all() and (found.turned == 0).all() and found.auc.nunique() == 1
-    lost = found.assign(sensitivity=np.where(found.amount == 20, .1, .9), specificity=.9)
+    lost = found.assign(sensitivity=np.where(found.amount == 20, 0.1, 0.9), specificity=0.9)
     assert shape.tolerance(lost)["rotation"] == (-30, 10)
-    step = found.assign(sensitivity=np.where(found.amount == 10, .7, .9), specificity=.9)
-    assert shape.narrowest(step) == "of the first steps of each knob, rotation 10 costs most (20 points)"
+    step = found.assign(sensitivity=np.where(found.amount == 10, 0.7, 0.9), specificity=0.9)
+    assert (
+        shape.narrowest(step)
+        == "of the first steps of each knob, rotation 10 costs most (20 points)"
+    )
 
 
 def test_figures_of_shapes_are_kept_by_name(tmp_path):
     shape, table = functions_of("results/03_shape"), simulate(patients=100, images=1, seed=0)
-    rows = shape.shape_rows(table, {f: table.logit.to_numpy() for f in shape.SHAPES}).assign(split="val")
-    shape.write_shapes(dict(toy=rows), tmp_path/"shapes.csv")
-    figures = json.loads((tmp_path/"shapes.json").read_text())["figures"]
+    rows = shape.shape_rows(table, {f: table.logit.to_numpy() for f in shape.SHAPES}).assign(
+        split="val"
+    )
+    shape.write_shapes(dict(toy=rows), tmp_path / "shapes.csv")
+    figures = json.loads((tmp_path / "shapes.json").read_text())["figures"]
     s = scored(table)
     assert figures["toy:val.1.auc"]["value"] == pytest.approx(metrics(s, s.ones)["auc"][0])
-    assert len(pd.read_csv(tmp_path/"shapes.csv")) == len(shape.SHAPES)
+    assert len(pd.read_csv(tmp_path / "shapes.csv")) == len(shape.SHAPES)
 
 
 # --- 04 Recipes
 
-BASE = Cell("base", Training("test_resnet", recipe=Recipe(epochs=1, batch_size=16, lr=1e-3, precision="fp32")), Preprocess(size=32))
+BASE = Cell(
+    "base",
+    Training("test_resnet", recipe=Recipe(epochs=1, batch_size=16, lr=1e-3, precision="fp32")),
+    Preprocess(size=32),
+)
 
 
 def test_loss_under_stress_is_the_mean_over_changes(drawn, tmp_path):
     images, table = drawn(BASE.spec)
-    model, _ = train(BASE.training, images, table, BASE.spec, tmp_path/"a.pt", say=str, device=CPU)
+    model, _ = train(
+        BASE.training, images, table, BASE.spec, tmp_path / "a.pt", say=str, device=CPU
+    )
     found = stressed(model, images, table)
     assert found.loss[list(STRESS)].mean() == pytest.approx(found.loss["all"], abs=1e-6)
 
@@ -96,18 +136,32 @@ def test_loss_under_stress_is_the_mean_over_changes(drawn, tmp_path):
 def test_what_is_compared_is_trained_once(drawn, tmp_path):
     "An interrupted comparison continues; the choice is the lowest mean"
     cell, said = BASE.differing(loss="focal", size=16), []
-    assert (cell.name, cell.training.recipe.loss, cell.spec.size) == ("loss focal, size 16", "focal", 16)
-    results = compare([BASE, cell], [0, 1], drawn, tmp_path/"cells.csv", say=said.append, device=CPU)
+    assert (cell.name, cell.training.recipe.loss, cell.spec.size) == (
+        "loss focal, size 16",
+        "focal",
+        16,
+    )
+    results = compare(
+        [BASE, cell], [0, 1], drawn, tmp_path / "cells.csv", say=said.append, device=CPU
+    )
     assert len(results) == len(said) == 4
-    again = compare([BASE, cell], [0, 1], drawn, tmp_path/"cells.csv", say=said.append, device=CPU)
-    assert len(said) == 4 and again.equals(pd.read_csv(tmp_path/"cells.csv"))
-    chosen = choice(again, tmp_path/"cells.json")
-    assert chosen == again.groupby("cell").stress_loss.mean().idxmin() == json.loads((tmp_path/"cells.json").read_text())["chosen"]
+    again = compare(
+        [BASE, cell], [0, 1], drawn, tmp_path / "cells.csv", say=said.append, device=CPU
+    )
+    assert len(said) == 4 and again.equals(pd.read_csv(tmp_path / "cells.csv"))
+    chosen = choice(again, tmp_path / "cells.json")
+    assert (
+        chosen
+        == again.groupby("cell").stress_loss.mean().idxmin()
+        == json.loads((tmp_path / "cells.json").read_text())["chosen"]
+    )
 
 
 def test_intervals_of_recipes_are_students():
     assert mean_interval([1, 2, 3]) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
-    table = pd.DataFrame(dict(cell=["base"]*3 + ["b"]*3, seed=[0, 1, 2]*2, stress_loss=[1, 2, 3, 0, 1, 2]))
+    table = pd.DataFrame(
+        dict(cell=["base"] * 3 + ["b"] * 3, seed=[0, 1, 2] * 2, stress_loss=[1, 2, 3, 0, 1, 2])
+    )
     first = ranking(table).iloc[0]
     assert (first.cell, first.difference, first.difference_upper) == ("b", -1, -1)
 
@@ -115,11 +169,23 @@ def test_intervals_of_recipes_are_students():
 def test_recipes_that_are_compared(drawn):
     cells = one_at_a_time()
     assert len({cell.name for cell in cells}) == len(cells) == 15
-    order = pd.DataFrame(dict(cell=["augment shift", "augment exposure", "ema 0.98", "size 96", "base", "loss focal"], difference=[-.3, -.2, -.1, -.1, 0, .1]))
+    order = pd.DataFrame(
+        dict(
+            cell=["augment shift", "augment exposure", "ema 0.98", "size 96", "base", "loss focal"],
+            difference=[-0.3, -0.2, -0.1, -0.1, 0, 0.1],
+        )
+    )
     assert together(cells, order).name == "augment shift, ema 0.98"
-    assert [cell.name for cell in of_shape()] == ["base", "augment stretch", "augment stretch, size 96"]
-    assert [(c.training.recipe.augment, c.training.recipe.epochs) for c in of_crops()] == [("equalise", 12), ("stretch", 12)]
-    assert [c.training.recipe.lr for c in of_rate()] == [0, .003]
+    assert [cell.name for cell in of_shape()] == [
+        "base",
+        "augment stretch",
+        "augment stretch, size 96",
+    ]
+    assert [(c.training.recipe.augment, c.training.recipe.epochs) for c in of_crops()] == [
+        ("equalise", 12),
+        ("stretch", 12),
+    ]
+    assert [c.training.recipe.lr for c in of_rate()] == [0, 0.003]
     _, table = drawn(BASE.spec)
     few = some_patients(table, 40)
     assert set(few.split) == {"train", "val"} and 30 <= (few.split == "train").sum() <= 40
@@ -127,12 +193,18 @@ def test_recipes_that_are_compared(drawn):
 
 # --- 05 Validation to test, 06 recalibration
 
+
 def seed_of(seed):
     "A seed's predictions: the same patients, another noise; logits too large, and higher by four on the test"
-    tables = [simulate(patients=200, images=1, separation=2.5, split=split, seed=k) for k, split in enumerate(("val", "test"))]
-    table = pd.concat([t.assign(patient_id=t.split + t.patient_id) for t in tables], ignore_index=True)
+    tables = [
+        simulate(patients=200, images=1, separation=2.5, split=split, seed=k)
+        for k, split in enumerate(("val", "test"))
+    ]
+    table = pd.concat(
+        [t.assign(patient_id=t.split + t.patient_id) for t in tables], ignore_index=True
+    )
     noise = np.random.default_rng(seed).normal(size=len(table))
-    return table.assign(logit=5*table.logit + noise + 4*(table.split == "test"))
+    return table.assign(logit=5 * table.logit + noise + 4 * (table.split == "test"))
 
 
 def test_a_test_with_higher_logits_breaks_what_was_said_of_the_healthy():
@@ -142,66 +214,94 @@ def test_a_test_with_higher_logits_breaks_what_was_said_of_the_healthy():
     found = transfer.before_after(tables, fits)
     assert (found["ece after"] < found["ece before"])[found.split == "val"].all()
     assert transfer.tried(tables, fits).chosen.sum() == 3
-    rows = {seed: promised_and_got(fits[seed], table, replicates=50) for seed, table in tables.items()}
+    rows = {
+        seed: promised_and_got(fits[seed], table, replicates=50) for seed, table in tables.items()
+    }
     shown = transfer.promise_rows(rows)
-    assert shown.set_index(["promise", "metric"]).broken["half", "Specificity"] == "3 of 3" and len(shown) == 3*len(POINTS) + 4
+    assert (
+        shown.set_index(["promise", "metric"]).broken["half", "Specificity"] == "3 of 3"
+        and len(shown) == 3 * len(POINTS) + 4
+    )
     assert "the healthy pay" in transfer.side_sentence("toy", rows)
-    assert "the goal is NOT met" in transfer.goal_sentence("toy", {seed: transfer.at_goal(t, fits[seed]) for seed, t in tables.items()})
+    assert "the goal is NOT met" in transfer.goal_sentence(
+        "toy", {seed: transfer.at_goal(t, fits[seed]) for seed, t in tables.items()}
+    )
 
 
-def site(prevalence, shift=0., split="test", seed=1, patients=1500):
+def site(prevalence, shift=0.0, split="test", seed=1, patients=1500):
     "Calibrated logits at a prevalence of 0.6, of a site with another prevalence and with scores `shift` too high"
     table = simulate(patients=patients, images=1, prevalence=prevalence, split=split, seed=seed)
-    return table.assign(logit=2*(table.logit + shift) + np.log(.6/.4), patient_id=split + table.patient_id)
+    return table.assign(
+        logit=2 * (table.logit + shift) + np.log(0.6 / 0.4), patient_id=split + table.patient_id
+    )
 
 
 def test_a_correction_for_prevalence_helps_under_label_shift_alone():
     "If the scores are also higher, EM takes that for more sick patients"
     recal = functions_of("results/06_recalibration")
-    rare, moved, val = site(.3), site(.3, shift=.7), site(.6, split="val", seed=2, patients=400)
-    assert recal.em_prevalence(rare.logit, .6) == pytest.approx(rare.label.mean(), abs=.03)
-    assert recal.em_prevalence(moved.logit, .6) > moved.label.mean() + .05
+    rare, moved, val = site(0.3), site(0.3, shift=0.7), site(0.6, split="val", seed=2, patients=400)
+    assert recal.em_prevalence(rare.logit, 0.6) == pytest.approx(rare.label.mean(), abs=0.03)
+    assert recal.em_prevalence(moved.logit, 0.6) > moved.label.mean() + 0.05
     found = recal.correction_rows(pd.concat([val, rare]), Calibration())
     assert found.log_loss["chosen, true prevalence"] < found.log_loss["chosen"]
     alike, other = (recal.class_shift(pd.concat([val, test])) for test in (rare, moved))
-    assert min(p for _, p in alike.values()) > .01 > max(p for _, p in other.values())
+    assert min(p for _, p in alike.values()) > 0.01 > max(p for _, p in other.values())
 
 
 def test_local_cases_are_other_patients_than_those_judged():
     recal, s = functions_of("results/06_recalibration"), scored(simulate(patients=100, images=2))
     cases, rest = recal.local_cases(s, 10, 20, np.random.default_rng(0))
-    assert (cases.sum(1) == 10).all() and not (cases*rest).any()
-    for c, r in zip(cases, rest): assert set(s.patient[c > 0]).isdisjoint(s.patient[r > 0])
+    assert (cases.sum(1) == 10).all() and not (cases * rest).any()
+    for c, r in zip(cases, rest):
+        assert set(s.patient[c > 0]).isdisjoint(s.patient[r > 0])
 
 
 def test_local_cases_repair_a_shift_and_harm_little_without_one():
     recal = functions_of("results/06_recalibration")
-    wrong, right = (recal.local_curve(table, ks=(10, 50), draws=30) for table in (site(.3, shift=.7), site(.6)))
+    wrong, right = (
+        recal.local_curve(table, ks=(10, 50), draws=30)
+        for table in (site(0.3, shift=0.7), site(0.6))
+    )
     loss = wrong.groupby(["way", "k"]).log_loss.mean()
     assert loss["both", 50] < loss["none", 50] and recal.enough(wrong)[0] is not None
     loss = right.groupby(["way", "k"]).log_loss.mean()
-    assert 0 < loss["both", 50] - loss["none", 50] < .05 and recal.enough(right)[0] is None
+    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.enough(right)[0] is None
 
 
 # --- 07 Heat maps
+
 
 @pytest.fixture(scope="module")
 def network(drawn, tmp_path_factory):
     "(training, network, images, table): three epochs on phantoms"
     spec = Preprocess(size=64, standardise="image")
     images, table = drawn(spec)
-    training = Training("test_resnet", recipe=Recipe(epochs=2, batch_size=16, lr=3e-3, precision="fp32"))
-    model, _ = train(training, images, table, spec, tmp_path_factory.mktemp("network")/"a.pt", say=str, device=CPU)
+    training = Training(
+        "test_resnet", recipe=Recipe(epochs=2, batch_size=16, lr=3e-3, precision="fp32")
+    )
+    model, _ = train(
+        training,
+        images,
+        table,
+        spec,
+        tmp_path_factory.mktemp("network") / "a.pt",
+        say=str,
+        device=CPU,
+    )
     return training, model, images, table
 
 
 def test_likeness_of_maps():
     maps, rng = functions_of("results/07_maps"), np.random.default_rng(0)
     one = rng.random((8, 32, 32)).astype(np.float32)
-    one[0] = 0                                                                         # A map without evidence has no order
-    for value in maps.similarity(one, one).values(): assert value[1:] == pytest.approx(1, abs=1e-4)
-    assert maps.spearman(one, -one)[1:] == pytest.approx(-1, abs=1e-4) and maps.spearman(one, one)[0] == 0
-    assert maps.above_floor(one, one)["spearman"][1:].min() > .5
+    one[0] = 0  # A map without evidence has no order
+    for value in maps.similarity(one, one).values():
+        assert value[1:] == pytest.approx(1, abs=1e-4)
+    assert (
+        maps.spearman(one, -one)[1:] == pytest.approx(-1, abs=1e-4)
+        and maps.spearman(one, one)[0] == 0
+    )
+    assert maps.above_floor(one, one)["spearman"][1:].min() > 0.5
 
 
 def test_random_weights_leave_nothing_of_the_body(network):
@@ -217,7 +317,9 @@ def test_permuted_labels_keep_patients_together(drawn):
     maps, (_, table) = functions_of("results/07_maps"), drawn(BASE.spec)
     nonsense = maps.permuted(table)
     assert list(nonsense.image_id) == list(table.image_id)
-    assert (nonsense.groupby("patient_id").label.nunique() == 1).all() and .3 < (nonsense.label != table.label).mean() < .7
+    assert (nonsense.groupby("patient_id").label.nunique() == 1).all() and 0.3 < (
+        nonsense.label != table.label
+    ).mean() < 0.7
 
 
 def test_taking_away_what_a_map_marks_tells_good_maps_from_bad(network):
@@ -226,10 +328,16 @@ def test_taking_away_what_a_map_marks_tells_good_maps_from_bad(network):
     inside, some = Inside(model), np.random.default_rng(0).integers(0, 256, (16, 64, 64), np.uint8)
 
     class LeftHalf(nn.Module):
-        def forward(self, z): return (z[..., :z.shape[-1]//2]**2).mean((1, 2, 3))[:, None]
-        def normalised(self, images): return inside.normalised(images)
+        def forward(self, z):
+            return (z[..., : z.shape[-1] // 2] ** 2).mean((1, 2, 3))[:, None]
+
+        def normalised(self, images):
+            return inside.normalised(images)
+
     left = np.tile(np.linspace(1, 0, 64, dtype=np.float32), (16, 64, 1))
-    assert (maps.faithfulness(LeftHalf(), some, left) > 0).all() and (maps.faithfulness(LeftHalf(), some, left[..., ::-1]) < 0).all()
+    assert (maps.faithfulness(LeftHalf(), some, left) > 0).all() and (
+        maps.faithfulness(LeftHalf(), some, left[..., ::-1]) < 0
+    ).all()
     assert np.abs(maps.noisy(some).astype(int) - some).max() < 12
 
 
@@ -237,15 +345,28 @@ def test_all_tests_of_one_network(network, tmp_path):
     "The table has a cell for each method and test; a map like the original despite random weights fails"
     maps, (training, model, images, table) = functions_of("results/07_maps"), network
     inside, some, ids = Inside(model), np.array(images[:24]), table.patient_id[:24]
-    other, _ = train(dataclasses.replace(training, seed=1), images, table, model.spec, tmp_path/"b.pt", say=str, device=CPU)
-    wrong, _ = maps.by_heart(training, images, table, model.spec, tmp_path/"c.pt", say=str, device=CPU)
+    other, _ = train(
+        dataclasses.replace(training, seed=1),
+        images,
+        table,
+        model.spec,
+        tmp_path / "b.pt",
+        say=str,
+        device=CPU,
+    )
+    wrong, _ = maps.by_heart(
+        training, images, table, model.spec, tmp_path / "c.pt", say=str, device=CPU
+    )
     found = maps.cascade(inside, some, ["CAM", "EigenCAM"], draws=2)
     assert list(found["CAM"]) == list(maps.SHARES)
     results = maps.belief(inside, some, ids, found, wrong, [model, other])
     shown = maps.belief_table(results)
     assert list(shown.index) == ["CAM", "EigenCAM"] and list(shown) == list(maps.TESTS)
-    assert maps.belief_sentence(results).startswith("Recommended: ") and len(maps.belief_details(results)) == 12
-    assert not results["EigenCAM"]["head"]["passed"]                                  # It never asks the head
+    assert (
+        maps.belief_sentence(results).startswith("Recommended: ")
+        and len(maps.belief_details(results)) == 12
+    )
+    assert not results["EigenCAM"]["head"]["passed"]  # It never asks the head
     heat = explain(inside, some)
     assert not maps.judged("weights", maps.above_floor(heat, heat), ids)["passed"]
     assert maps.belief_figure(found, ids, results).axes
@@ -254,72 +375,138 @@ def test_all_tests_of_one_network(network, tmp_path):
 def test_the_recommendation_needs_faithfulness():
     maps = functions_of("results/07_maps")
 
-    def made(passed, value): return {t: dict(passed=t in passed, figures=dict(logits=dict(value=value))) for t in maps.TESTS}
-    vain, plain, better = made(["weights", "labels", "noise"], 3.), made(["head", "faithful"], 1.), made(["noise", "faithful"], 2.)
-    assert [maps.recommended(r) for r in (dict(vain=vain, plain=plain), dict(plain=plain, better=better), dict(vain=vain))] == ["plain", "better", None]
-    assert [*maps.apart([.1, 0], .5), *maps.apart([2, 0], .5)] == pytest.approx([.3, -.2, 2, 0])
+    def made(passed, value):
+        return {
+            t: dict(passed=t in passed, figures=dict(logits=dict(value=value))) for t in maps.TESTS
+        }
+
+    vain, plain, better = (
+        made(["weights", "labels", "noise"], 3.0),
+        made(["head", "faithful"], 1.0),
+        made(["noise", "faithful"], 2.0),
+    )
+    assert [
+        maps.recommended(r)
+        for r in (dict(vain=vain, plain=plain), dict(plain=plain, better=better), dict(vain=vain))
+    ] == ["plain", "better", None]
+    assert [*maps.apart([0.1, 0], 0.5), *maps.apart([2, 0], 0.5)] == pytest.approx(
+        [0.3, -0.2, 2, 0]
+    )
 
 
 # --- 11 Planted lesions
+
 
 def test_the_mask_itself_wins_every_game():
     lesions, table = functions_of("results/11_planted_lesions"), phantom(images=60, pixels=64).table
     sick = table[table.label == 1]
     masks = np.stack([draw_phantom(row, pixels=64)[1] for row in sick.itertuples()])
     perfect = masks.astype(np.float32)
-    assert lesions.pointing(perfect, masks).all() and lesions.truth(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
-    assert share(perfect, masks) == pytest.approx(1) and lesions.auprc(perfect, masks) == pytest.approx(1)
-    assert lesions.pointing(perfect[:, ::-1], masks).mean() < .5 and lesions.auprc(perfect[:, ::-1], masks).mean() < .5
+    assert (
+        lesions.pointing(perfect, masks).all()
+        and lesions.truth(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
+    )
+    assert share_in_region(perfect, masks) == pytest.approx(1) and lesions.auprc(
+        perfect, masks
+    ) == pytest.approx(1)
+    assert (
+        lesions.pointing(perfect[:, ::-1], masks).mean() < 0.5
+        and lesions.auprc(perfect[:, ::-1], masks).mean() < 0.5
+    )
 
 
 def test_networks_with_small_cells_and_steady_maps(films):
     lesions = functions_of("results/11_planted_lesions")
-    for arch in ("fine_resnet", "narrow_resnet"): assert create_body(arch)(torch.zeros(1, 3, 96, 96)).shape == (1, 48, 24, 24)
+    for arch in ("fine_resnet", "narrow_resnet"):
+        assert create_body(arch)(torch.zeros(1, 3, 96, 96)).shape == (1, 48, 24, 24)
     picture = np.arange(25).reshape(1, 5, 5)
     assert (lesions.moved(picture, 1, 0)[0, 1:] == picture[0, :-1]).all()
-    assert (lesions.moved(lesions.moved(picture, 1, -1), -1, 1)[0, 1:-1, 1:-1] == picture[0, 1:-1, 1:-1]).all()
-    toy, mirrored = Classifier(create_body("narrow_resnet"), Preprocess(size=64)), np.ascontiguousarray(films[..., ::-1])
-    assert np.abs(lesions.steady(toy, films)[..., ::-1] - lesions.steady(toy, mirrored)).max() < 1e-3
+    assert (
+        lesions.moved(lesions.moved(picture, 1, -1), -1, 1)[0, 1:-1, 1:-1] == picture[0, 1:-1, 1:-1]
+    ).all()
+    toy, mirrored = (
+        Classifier(create_body("narrow_resnet"), Preprocess(size=64)),
+        np.ascontiguousarray(films[..., ::-1]),
+    )
+    assert (
+        np.abs(lesions.steady(toy, films)[..., ::-1] - lesions.steady(toy, mirrored)).max() < 1e-3
+    )
 
 
 def test_changes_of_a_picture():
-    lesions, plain = functions_of("results/11_planted_lesions"), np.full((2, 128, 128), 90, np.uint8)
+    lesions, plain = (
+        functions_of("results/11_planted_lesions"),
+        np.full((2, 128, 128), 90, np.uint8),
+    )
     assert all(lesions.marker(128, corner).any() for corner in lesions.CORNERS)
-    assert (lesions.blank_corners(lesions.with_marker(plain)) == plain).all() and (lesions.cropped(plain) == plain).all()
+    assert (lesions.blank_corners(lesions.with_marker(plain)) == plain).all() and (
+        lesions.cropped(plain) == plain
+    ).all()
     marked = lesions.with_marker(plain)
-    assert (lesions.mirrored(lesions.mirrored(marked)) == marked).all() and (lesions.mirrored(marked) != marked).any()
+    assert (lesions.mirrored(lesions.mirrored(marked)) == marked).all() and (
+        lesions.mirrored(marked) != marked
+    ).any()
 
 
 def test_rows_of_shortcuts():
     lesions, small = functions_of("results/11_planted_lesions"), phantom(images=24, pixels=64)
     pictures = np.stack([small.source(i) for i in range(24)])
     torch.manual_seed(0)
-    rows = lesions.shortcut_rows(Classifier(create_body("test_resnet"), Preprocess(size=64)), pictures, small.table.label, small.table.patient_id)
+    rows = lesions.shortcut_rows(
+        Classifier(create_body("test_resnet"), Preprocess(size=64)),
+        pictures,
+        small.table.label,
+        small.table.patient_id,
+    )
     assert [r["change"] for r in rows] == list(lesions.CHANGES) and rows[0]["logit"]["n"] == 24
     assert lesions.shortcut_figure(dict(untrained=rows)).axes
 
 
 # --- 08 Other hospitals, 10 corruptions, 12 coverage
 
+
 def test_sentences_are_derived_from_figures():
-    other, corrupted = functions_of("results/08_other_hospitals"), functions_of("results/10_corruptions")
-    reports = dict(a=dict(promises=[dict(kept=True, metric="sensitivity"), dict(kept=False, metric="ece"), dict(kept=None, metric="npv")]))
-    assert other.promise_sentence(reports) == "1 of 2 promises of all networks are kept, of these sensitivity."
-    assert "NOT met by all" in corrupted.verdict_sentence([.9, 1.1], 1.) and corrupted.verdict_sentence([.9], .8).count(" met") == 2
+    other, corrupted = (
+        functions_of("results/08_other_hospitals"),
+        functions_of("results/10_corruptions"),
+    )
+    reports = dict(
+        a=dict(
+            promises=[
+                dict(kept=True, metric="sensitivity"),
+                dict(kept=False, metric="ece"),
+                dict(kept=None, metric="npv"),
+            ]
+        )
+    )
+    assert (
+        other.promise_sentence(reports)
+        == "1 of 2 promises of all networks are kept, of these sensitivity."
+    )
+    assert (
+        "NOT met by all" in corrupted.verdict_sentence([0.9, 1.1], 1.0)
+        and corrupted.verdict_sentence([0.9], 0.8).count(" met") == 2
+    )
 
 
 def test_a_network_does_not_differ_from_itself_under_corruptions():
-    corrupted, table = functions_of("results/10_corruptions"), simulate(patients=60, images=1, seed=0)
+    corrupted, table = (
+        functions_of("results/10_corruptions"),
+        simulate(patients=60, images=1, seed=0),
+    )
     pair = (table, dict.fromkeys(settings(), table.logit.to_numpy()))
     found = corrupted.difference(pair, pair, 50)
-    assert {k: e["value"] for k, e in found.items()} == dict.fromkeys(("clean", "corrupted", "be", "rbe", "rbe_harmful"), 0.)
+    assert {k: e["value"] for k, e in found.items()} == dict.fromkeys(
+        ("clean", "corrupted", "be", "rbe", "rbe_harmful"), 0.0
+    )
     assert "+0.000 is in what" in corrupted.added_sentence(pair, pair, 20)
     assert "BE" in corrupted.scores_table(dict(toy=pair))
     shuffled = (table.assign(image_id=table.image_id.iloc[::-1].to_numpy()), pair[1])
-    with pytest.raises(StudyError, match="not of the same images"): corrupted.difference(pair, shuffled, 5)
+    with pytest.raises(StudyError, match="not of the same images"):
+        corrupted.difference(pair, shuffled, 5)
 
 
 def test_the_truth_of_the_simulation_is_that_of_many_patients():
     many = scored(simulate(patients=20_000))
     for name, true in functions_of("results/12_interval_coverage").truth().items():
-        assert metrics(many, many.ones)[name][0] == pytest.approx(true, abs=.01)
+        assert metrics(many, many.ones)[name][0] == pytest.approx(true, abs=0.01)

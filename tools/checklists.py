@@ -1,5 +1,9 @@
 """The reporting checklists in `checklists/`: read, checked, their links followed, and written as Markdown."""
-import ast, json, os, re
+
+import ast
+import json
+import os
+import re
 from pathlib import Path
 
 import yaml
@@ -39,11 +43,12 @@ def read_checklist(path: str | Path) -> dict:
 
 def checklists(folder: Path | None = None) -> dict[str, dict]:
     "All checklists of the project (None finds its folder): short name -> dictionary"
-    files = sorted((Path(folder or root())/"checklists").glob("*.yml"))
+    files = sorted((Path(folder or root()) / "checklists").glob("*.yml"))
     return {path.stem: read_checklist(path) for path in files}
 
 
 # --- Links
+
 
 def headings(path: str | Path) -> list[str]:
     "The headings of a notebook or a Markdown file, in order, without those in code blocks"
@@ -63,7 +68,7 @@ def anchor(heading: str) -> str:
 
 def exported(module: str, folder: Path) -> tuple[list[str], str]:
     "Exported names of a module such as `evaluate.metrics`, and its notebook below `nbs`; nothing is imported"
-    source = (Path(folder)/"cxr_study"/f"{module.replace('.', '/')}.py").read_text()
+    source = (Path(folder) / "cxr_study" / f"{module.replace('.', '/')}.py").read_text()
     names = re.search(r"^__all__ = (\[.*?\])", source, re.M | re.S)
     notebook = re.search(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)", source)
     return ast.literal_eval(names[1]), notebook[1]
@@ -85,12 +90,12 @@ def follow(link: str, folder: Path | None = None) -> tuple[str, str]:
     exported name such as `evaluate.metrics.scored`. Addresses of notebooks are relative to `nbs`."""
     folder = Path(folder or root())
     name, _, heading = link.partition("#")
-    if not (folder/name).exists():
-        module = folder/"cxr_study"/f"{name.rpartition('.')[0].replace('.', '/')}.py"
+    if not (folder / name).exists():
+        module = folder / "cxr_study" / f"{name.rpartition('.')[0].replace('.', '/')}.py"
         if re.fullmatch(r"[a-z_.]+\.\w+", name) and module.exists():
             return _follow_name(name, folder)
         raise StudyError(f"{name} is not there.")
-    if heading and heading not in headings(folder/name):
+    if heading and heading not in headings(folder / name):
         raise StudyError(f"{name} has no heading {heading!r}.")
     words = f": {heading}" if heading else ""
     place = f"#{anchor(heading)}" if heading else ""
@@ -113,7 +118,12 @@ def broken(checklist: dict, folder: Path | None = None) -> list[tuple[str, str]]
 
 # --- Pages
 
-SHOWN = {"present": "present", "partly": "**partly**", "absent": "**absent**", "not applicable": "not applicable"}
+SHOWN = {
+    "present": "present",
+    "partly": "**partly**",
+    "absent": "**absent**",
+    "not applicable": "not applicable",
+}
 HEAD = "| | item | status | where, and what is there |\n|---|-----|---|---------|"
 
 
@@ -133,7 +143,9 @@ def _as_link(link: str, page: str, folder: Path | None) -> str:
 
 def _row(item: dict, page: str, folder: Path | None) -> str:
     where = "; ".join(_as_link(link, page, folder) for link in item.get("links", []))
-    return f"| {item['number']} | {item['topic']} | {SHOWN[item['status']]} | {item['says']} {where} |"
+    return (
+        f"| {item['number']} | {item['topic']} | {SHOWN[item['status']]} | {item['says']} {where} |"
+    )
 
 
 def _cited(checklist: dict) -> str:
@@ -143,8 +155,10 @@ def _cited(checklist: dict) -> str:
 
 def _counts(checklist: dict) -> str:
     found = tally(checklist)
-    return (f"{found['present']} of {found['applicable']} applicable items are present, "
-            f"{found['partly']} partly, {found['absent']} absent.")
+    return (
+        f"{found['present']} of {found['applicable']} applicable items are present, "
+        f"{found['partly']} partly, {found['absent']} absent."
+    )
 
 
 def _section_table(checklist: dict, section: str, page: str, folder: Path | None) -> str:

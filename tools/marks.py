@@ -3,7 +3,9 @@
     python tools/marks.py          writes the numbers of all texts anew from their files
 
 A mark is `<!--q FILE FIGURE [DIGITS] [percent] [value]-->0.951 (0.930 to 0.970)<!--/q-->`."""
-import json, re
+
+import json
+import re
 from pathlib import Path
 
 from cxr_study.core.run import StudyError, atomic_write, root
@@ -20,7 +22,9 @@ def quoted(figure: dict, options: list[str]) -> str:
         figure = dict(figure, lower=None, upper=None)
     if "percent" not in options or figure["value"] is None:
         return quote(figure, digits)
-    scaled = {k: None if figure[k] is None else 100*figure[k] for k in ("value", "lower", "upper")}
+    scaled = {
+        k: None if figure[k] is None else 100 * figure[k] for k in ("value", "lower", "upper")
+    }
     text = quote(scaled, digits)
     return f"{text} %" if scaled["lower"] is None else text.replace(" (", " % (")
 
@@ -33,7 +37,7 @@ def fill(text: str, folder: Path | None = None) -> str:
 
     def one(match):
         name = OPTIONS.sub("", match["rest"]).strip()
-        file = folder/match["file"]
+        file = folder / match["file"]
         if not file.is_file():
             raise StudyError(f"A text quotes {name} of {match['file']}, which is not there.")
         figures = json.loads(file.read_text())["figures"]
@@ -41,6 +45,7 @@ def fill(text: str, folder: Path | None = None) -> str:
             raise StudyError(f"A text quotes {name}, which {match['file']} does not have.")
         shown = quoted(figures[name], match["rest"].removeprefix(name).split())
         return f"<!--q {match['file']} {match['rest']}-->{shown}<!--/q-->"
+
     return MARK.sub(one, text)
 
 
@@ -49,7 +54,9 @@ def prose(path: str | Path) -> str:
     text = Path(path).read_text()
     if Path(path).suffix != ".ipynb":
         return text
-    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    return "\n\n".join(
+        "".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"
+    )
 
 
 def _without_indented(text):
@@ -78,15 +85,17 @@ def unmarked(text: str) -> list[str]:
 def texts(folder: Path | None = None) -> list[Path]:
     "All texts of the project: its Markdown files at the top, and its notebooks"
     folder = Path(folder or root())
-    return sorted([*folder.glob("*.md"), *(folder/"nbs").rglob("*.ipynb")])
+    return sorted([*folder.glob("*.md"), *(folder / "nbs").rglob("*.ipynb")])
 
 
 def refill(path: Path, folder: Path | None = None) -> None:
     "Write the marks of a file anew; the mark's own form in indented code stays"
+
     def renewed(text):
         for match in MARK.finditer(_without_indented(text)):
             text = text.replace(match[0], fill(match[0], folder))
         return text
+
     if path.suffix != ".ipynb":
         text = renewed(path.read_text())
     else:

@@ -1,8 +1,14 @@
 """The functions that a study notebook defines, for tests and benchmarks: these notebooks export nothing."""
-import ast, functools, json, re, sys, types
+
+import ast
+import functools
+import json
+import re
+import sys
+import types
 from pathlib import Path
 
-NBS = Path(__file__).parent.parent/"nbs"
+NBS = Path(__file__).parent.parent / "nbs"
 
 
 def _is_definition(statement):
@@ -18,8 +24,8 @@ def _is_definition(statement):
 def functions_of(name):
     "Module with the imports, functions and constants of `nbs/<name>.ipynb`; no other cell is executed"
     module = types.ModuleType(name.replace("/", "."))
-    sys.modules[module.__name__] = module               # dataclasses and timm look there
-    cells = json.loads((NBS/f"{name}.ipynb").read_text())["cells"]
+    sys.modules[module.__name__] = module  # dataclasses and timm look there
+    cells = json.loads((NBS / f"{name}.ipynb").read_text())["cells"]
     for cell in cells:
         if cell["cell_type"] != "code":
             continue

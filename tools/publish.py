@@ -5,26 +5,37 @@
 `--outputs` also gives the stage notebooks in nbs/ the outputs that they had in this run. Afterwards write the summary
 anew with `python tools/write_summary.py`.
 """
-import argparse, base64, io, shutil, sys
+
+import argparse
+import base64
+import io
+import shutil
+import sys
 from pathlib import Path
 
 import nbformat
 from PIL import Image
 
 from cxr_study.core.run import Run, StudyError, atomic_write, root
-from cxr_study.pipeline.published import PUBLISHED, check_published, experiment_of
+from cxr_study.pipeline.published import PUBLISHED_FILES, check_published, experiment_of
 
 
 def publishable(run_folder: str | Path) -> Run:
     "The run, every file of it verified; `StudyError` if it is not finished, or not of real radiographs"
     run = Run(run_folder)
-    lacking = [name for name in (*PUBLISHED, "report.html") if name not in run.manifest["artefacts"]]
+    lacking = [
+        name for name in (*PUBLISHED_FILES, "report.html") if name not in run.manifest["artefacts"]
+    ]
     if lacking:
-        raise StudyError(f"{run.folder} is not finished, it has no {', '.join(lacking)}: "
-                         "`cxr-study run` with the same options continues it.")
+        raise StudyError(
+            f"{run.folder} is not finished, it has no {', '.join(lacking)}: "
+            "`cxr-study run` with the same options continues it."
+        )
     if run.manifest["synthetic"] is not False:
-        raise StudyError(f"{run.folder} is made of drawn images, or does not say that it is not: "
-                         "only runs of real radiographs are published.")
+        raise StudyError(
+            f"{run.folder} is made of drawn images, or does not say that it is not: "
+            "only runs of real radiographs are published."
+        )
     return run
 
 
@@ -34,9 +45,9 @@ def publish(run_folder: str | Path, results: Path | None = None, name: str | Non
     `name` is that of the experiment: data set and network if it is None."""
     run = publishable(run_folder)
     experiment, seed = experiment_of(run)
-    folder = Path(results or root()/"results")/(name or experiment)/seed
-    for file in (*PUBLISHED, "manifest.json"):
-        with atomic_write(folder/file) as temporary:
+    folder = Path(results or root() / "results") / (name or experiment) / seed
+    for file in (*PUBLISHED_FILES, "manifest.json"):
+        with atomic_write(folder / file) as temporary:
             shutil.copyfile(run.path(file), temporary)
     return check_published(folder).folder
 
@@ -67,16 +78,18 @@ def publish_outputs(run_folder: str | Path, folder: Path | None = None) -> list[
 
     `StudyError` if the code of a cell has changed since, because it would show an output that it does not give."""
     run, names = Run(run_folder, verify=False), []
-    for path in sorted((run.folder/"notebooks").glob("*.ipynb")):
+    for path in sorted((run.folder / "notebooks").glob("*.ipynb")):
         made = {cell.id: cell for cell in nbformat.read(path, 4).cells}
-        target = Path(folder or root()/"nbs")/path.name
+        target = Path(folder or root() / "nbs") / path.name
         notebook = nbformat.read(target, 4)
         tagged = ["parameters" in cell.metadata.get("tags", []) for cell in notebook.cells]
-        for cell in notebook.cells[tagged.index(True) + 1:]:
+        for cell in notebook.cells[tagged.index(True) + 1 :]:
             if cell.cell_type != "code":
                 continue
             if cell.id not in made or made[cell.id].source != cell.source:
-                raise StudyError(f"{path.stem} has changed since {run.folder.name} ran it. Run it again first.")
+                raise StudyError(
+                    f"{path.stem} has changed since {run.folder.name} ran it. Run it again first."
+                )
             cell.outputs = made[cell.id].outputs
         with atomic_write(target) as file:
             nbformat.write(notebook, file)
@@ -86,10 +99,14 @@ def publish_outputs(run_folder: str | Path, folder: Path | None = None) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--name", help="of the experiment, if it is not data set and network")
-    parser.add_argument("--outputs", action="store_true", help="also copy the outputs of the stage notebooks")
+    parser.add_argument(
+        "--outputs", action="store_true", help="also copy the outputs of the stage notebooks"
+    )
     asked = parser.parse_args()
     try:
         print(publish(asked.run, name=asked.name))

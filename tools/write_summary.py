@@ -1,7 +1,8 @@
 """Every figure of the published runs, from their predictions: writes results/summary.csv, summary.json and together.json.
 
-    python tools/write_summary.py
+python tools/write_summary.py
 """
+
 import argparse
 from pathlib import Path
 
@@ -24,12 +25,22 @@ GOAL_POINT = "sensitivity_0.95"
 # Measures of the network as it is, at a threshold of one half, which nobody chose
 AT_HALF = ("auc", "accuracy", "sensitivity", "specificity", "balanced_accuracy", "brier")
 MEASURES = {name: title(name) for name in AT_HALF} | dict(
-    brier_calibrated="Brier score, calibrated", ece="ECE", ece_calibrated="ECE, calibrated",
-    sensitivity_promised="Sensitivity, threshold for 0.95", specificity_promised="Specificity, threshold for 0.95")
-BOUNDS = {"": "value", "_sd": "sd", "_lower": "lower", "_upper": "upper"}       # Suffix of a column -> field of an entry
+    brier_calibrated="Brier score, calibrated",
+    ece="ECE",
+    ece_calibrated="ECE, calibrated",
+    sensitivity_promised="Sensitivity, threshold for 0.95",
+    specificity_promised="Specificity, threshold for 0.95",
+)
+BOUNDS = {
+    "": "value",
+    "_sd": "sd",
+    "_lower": "lower",
+    "_upper": "upper",
+}  # Suffix of a column -> field of an entry
 
 
 # --- One seed: its test rows before and after the calibrator that its own validation chose, and its threshold
+
 
 def judged(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """(test rows, the same with calibrated logits, the threshold for `GOAL_POINT`), chosen on the run's validation patients.
@@ -52,7 +63,11 @@ def joined(parts: dict) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     Each member keeps the calibrator and the threshold of its own validation; the ensemble averages calibrated
     probabilities and thresholds, because where each seed draws its own split it has no validation patients."""
     raw, after, thresholds = zip(*parts.values())
-    return ensemble(dict(enumerate(raw))), ensemble(dict(enumerate(after))), float(np.mean(thresholds))
+    return (
+        ensemble(dict(enumerate(raw))),
+        ensemble(dict(enumerate(after))),
+        float(np.mean(thresholds)),
+    )
 
 
 def values_of(raw: pd.DataFrame, after: pd.DataFrame, threshold: float) -> dict[str, float]:
@@ -75,16 +90,20 @@ def entries_of(part: tuple, known: dict) -> dict[str, dict]:
     Sensitivity and specificity at the promised threshold have Wilson intervals over patients."""
     raw, after, threshold = part
     s = scored(after, "test")
-    wilson = second_opinions(s, OperatingPoint(GOAL_POINT, threshold, ""), .95)
+    wilson = second_opinions(s, OperatingPoint(GOAL_POINT, threshold, ""), 0.95)
     bounds = {name: {k: known[name][k] for k in ("lower", "upper", "method")} for name in AT_HALF}
     for name in ("sensitivity", "specificity"):
         bounds[f"{name}_promised"] = dict(zip(("method", "lower", "upper"), wilson[name]))
     empty = dict(lower=None, upper=None, method=None)
     size = dict(n=len(s.label), patients=int(s.patients) if s.clustered else None)
-    return {name: dict(value=value) | empty | bounds.get(name, {}) | size for name, value in values_of(*part).items()}
+    return {
+        name: dict(value=value) | empty | bounds.get(name, {}) | size
+        for name, value in values_of(*part).items()
+    }
 
 
 # --- All of them
+
 
 def experiment_figures(runs: dict[str, Run], replicates: int = 2000) -> dict[str, dict]:
     """Who (each seed; from two on `mean` and `ensemble`) -> measure -> entry.
@@ -95,14 +114,18 @@ def experiment_figures(runs: dict[str, Run], replicates: int = 2000) -> dict[str
     found = {}
     for seed, run in runs.items():
         figures = run.read("metrics.json")["figures"]
-        found[seed] = entries_of(parts[seed], {name: figures[key("test", name)] for name in AT_HALF})
+        found[seed] = entries_of(
+            parts[seed], {name: figures[key("test", name)] for name in AT_HALF}
+        )
     if len(runs) < 2:
         return found
     first = next(iter(found.values()))["auc"]
     size = dict(n=first["n"], patients=first["patients"])
     together = joined(parts)
     mean = {name: over_arm([f[name]["value"] for f in found.values()]) | size for name in MEASURES}
-    return found | dict(mean=mean, ensemble=entries_of(together, evaluate_at(together[0], HALF, "test", replicates)))
+    return found | dict(
+        mean=mean, ensemble=entries_of(together, evaluate_at(together[0], HALF, "test", replicates))
+    )
 
 
 def summary_table(folder: Path | None = None, replicates: int = 2000) -> pd.DataFrame:
@@ -113,21 +136,29 @@ def summary_table(folder: Path | None = None, replicates: int = 2000) -> pd.Data
         for who, entries in experiment_figures(runs, replicates).items():
             seeds = len(runs) if who in ("mean", "ensemble") else 1
             size = dict(n=entries["auc"]["n"], patients=entries["auc"]["patients"])
-            figures = {f"{m}{suffix}": e.get(field) for m, e in entries.items() for suffix, field in BOUNDS.items()}
+            figures = {
+                f"{m}{suffix}": e.get(field)
+                for m, e in entries.items()
+                for suffix, field in BOUNDS.items()
+            }
             rows.append(dict(experiment=name, who=who, seeds=seeds) | facts | size | figures)
     return pd.DataFrame(rows).convert_dtypes().dropna(axis="columns", how="all").round(6)
 
 
 def quotable(table: pd.DataFrame) -> dict[str, dict]:
     "The figures of `summary_table` by name, such as `pneumoniamnist-resnet18:mean.auc`, in the form of `metrics.json`"
+
     def number(row, name):
         return None if pd.isna(row.get(name)) else float(row[name])
+
     found = {}
     for row in table.to_dict("records"):
         for m in MEASURES:
             figure = {field: number(row, f"{m}{suffix}") for suffix, field in BOUNDS.items()}
             order = {k: figure[k] for k in ("value", "lower", "upper", "sd")}
-            found[f"{row['experiment']}:{row['who']}.{m}"] = order | dict(seeds=int(row["seeds"]), n=int(row["n"]))
+            found[f"{row['experiment']}:{row['who']}.{m}"] = order | dict(
+                seeds=int(row["seeds"]), n=int(row["n"])
+            )
     return found
 
 
@@ -150,17 +181,19 @@ def together(folder: Path | None = None, replicates: int = 2000) -> dict[str, di
 
 def write_summary(folder: Path | None = None, replicates: int = 2000) -> pd.DataFrame:
     "Write `summary.csv`, `summary.json` and `together.json` beside the experiments; returns the table"
-    folder = Path(folder or root()/"results")
+    folder = Path(folder or root() / "results")
     table = summary_table(folder, replicates)
     named = {"summary.json": quotable(table), "together.json": together(folder, replicates)}
-    with atomic_write(folder/"summary.csv") as file:
+    with atomic_write(folder / "summary.csv") as file:
         table.to_csv(file, index=False)
     for name, figures in named.items():
-        with atomic_write(folder/name) as file:
+        with atomic_write(folder / name) as file:
             file.write_text(to_json(dict(schema=1, figures=figures), indent=1) + "\n")
     return table
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(write_summary()[["experiment", "who", "seeds", "auc", "accuracy"]].to_string(index=False))

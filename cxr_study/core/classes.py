@@ -11,9 +11,10 @@ __all__ = ['CLASSES', 'classes_of', 'in_prose', 'shown_name', 'with_names']
 import re
 
 # %% ../../nbs/lib/core/04_classes.ipynb #2523809d
-CLASSES = ('NORMAL', 'PNEUMONIA')           # Label 0 and label 1
+CLASSES = ('NORMAL', 'PNEUMONIA')  # Label 0 and label 1
 
-def classes_of(data: dict) -> tuple:        # The section `data` of a manifest, or what `data.json` holds
+
+def classes_of(data: dict) -> tuple:  # The section `data` of a manifest, or what `data.json` holds
     "Names of the negative and the positive class, as the data set has them"
     return tuple(data.get('classes') or CLASSES)
 
@@ -30,5 +31,8 @@ def shown_name(key: str, classes: tuple = CLASSES) -> str:
 # %% ../../nbs/lib/core/04_classes.ipynb #08e7fa0e
 def with_names(sentence: str, classes: tuple = CLASSES) -> str:
     "A sentence of a file with the name of the data set in place of pneumonia"
-    if tuple(classes) == CLASSES: return sentence
-    return re.sub(r'\bpneumonia\b', classes[1], sentence.replace('pneumonias', f"images of {classes[1]}"))
+    if tuple(classes) == CLASSES:
+        return sentence
+    return re.sub(
+        r'\bpneumonia\b', classes[1], sentence.replace('pneumonias', f"images of {classes[1]}")
+    )

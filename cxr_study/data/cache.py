@@ -8,32 +8,44 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/cache.html.md"""
 __all__ = ['cache_path', 'images_done', 'fill', 'build_cache', 'open_cache', 'decoded', 'batches']
 
 # %% ../../nbs/lib/data/06_cache.ipynb #d877cee3
-import io, json, mmap, os, shutil
+import io
+import json
+import mmap
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
-from filelock import FileLock
 from pathlib import Path
-from tqdm import tqdm
 
 import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
 
-from ..core.run import StudyError, cache_folder, digest, read_table, sha256, to_json, write_error
+from cxr_study.core.run import (
+    StudyError,
+    cache_folder,
+    digest,
+    read_table,
+    sha256,
+    to_json,
+    write_error,
+)
 from .formats import ImageError, read_bytes
 from .sets import DataError
 
 # %% ../../nbs/lib/data/06_cache.ipynb #9e04665c
-def cache_path(image_set, spec,
-               cache=None):                 # Folder of caches; `cache_folder()` if not given
+def cache_path(image_set, spec, cache=None):  # Folder of caches; `cache_folder()` if not given
     "Folder of the decoded images; standardisation does not change the pixels, so it is not in the name"
     pixels = {k: v for k, v in spec.to_dict().items() if k != 'standardise'}
     key = digest([2, image_set.name, image_set.files_key, list(image_set.table.image_id), pixels])
-    return (cache or cache_folder())/f"{image_set.name}-{spec.size}px-{key}"
+    return (cache or cache_folder()) / f"{image_set.name}-{spec.size}px-{key}"
 
 # %% ../../nbs/lib/data/06_cache.ipynb #4bc84542
 def _read_image(image_set, spec, i):
     "(uint8 [size, size], SHA-256 of the source) of image `i`, or the `ImageError`"
     try:
         source = image_set.source(i)
-        if isinstance(source, Path): source = read_bytes(source)
+        if isinstance(source, Path):
+            source = read_bytes(source)
         content = source if isinstance(source, bytes) else np.ascontiguousarray(source).data
         return spec(source), sha256(content)
     except ImageError as e:
@@ -43,13 +55,15 @@ def _read_image(image_set, spec, i):
 def _npy_header(shape):
     "The first bytes of an uint8 array file of this shape"
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, dict(descr='|u1', fortran_order=False, shape=tuple(shape)))
+    np.lib.format.write_array_header_1_0(
+        buffer, dict(descr='|u1', fortran_order=False, shape=tuple(shape))
+    )
     return buffer.getvalue()
 
 # %% ../../nbs/lib/data/06_cache.ipynb #b172816c
 def images_done(part, shape):
     "How many images a partial cache holds for certain; both of its files are cut to that"
-    header, index, pixels = _npy_header(shape), part/'index.csv', part/'images.npy'
+    header, index, pixels = _npy_header(shape), part / 'index.csv', part / 'images.npy'
     image_bytes = shape[1] * shape[2]
     part.mkdir(parents=True, exist_ok=True)
     lines = index.read_bytes().splitlines(keepends=True) if index.exists() else []
@@ -60,7 +74,7 @@ def images_done(part, shape):
         index.write_bytes(b'image_id,sha256\n')
         pixels.write_bytes(header)
         return 0
-    index.write_bytes(b''.join(lines[:done + 1]))
+    index.write_bytes(b''.join(lines[: done + 1]))
     os.truncate(pixels, len(header) + done * image_bytes)
     return done
 
@@ -68,24 +82,43 @@ def images_done(part, shape):
 def _check_images(ids, results):
     "`DataError` that names the images that cannot be used"
     bad = [f"{i}: {result}" for i, result in zip(ids, results) if isinstance(result, ImageError)]
-    if not bad: return
-    raise DataError(f"{len(bad)} of {len(results)} images just read cannot be used:\n  " + '\n  '.join(bad[:5]) +
-                    "\nReplace these files or take them out of the data set.")
+    if not bad:
+        return
+    raise DataError(
+        f"{len(bad)} of {len(results)} images just read cannot be used:\n  "
+        + '\n  '.join(bad[:5])
+        + "\nReplace these files or take them out of the data set."
+    )
+
 
 def fill(image_set, spec, part, chunk=256, workers=None):
     "Decode the images that a partial cache lacks, in threads, a chunk at a time"
     n, ids = len(image_set), list(image_set.table.image_id)
     done = images_done(part, (n, spec.size, spec.size))
-    bar = tqdm(total=n, initial=done, desc=f"decoding {image_set.name}", unit="img", mininterval=1, disable=n < 1000)
+    bar = tqdm(
+        total=n,
+        initial=done,
+        desc=f"decoding {image_set.name}",
+        unit="img",
+        mininterval=1,
+        disable=n < 1000,
+    )
     threads = ThreadPoolExecutor(workers or os.cpu_count())
-    with open(part/'images.npy', 'ab') as pixels, open(part/'index.csv', 'a') as index, threads as pool, bar:
+    with (
+        open(part / 'images.npy', 'ab') as pixels,
+        open(part / 'index.csv', 'a') as index,
+        threads as pool,
+        bar,
+    ):
         for start in range(done, n, chunk):
             rows = range(start, min(start + chunk, n))
             results = list(pool.map(lambda i: _read_image(image_set, spec, i), rows))
             _check_images([ids[i] for i in rows], results)
             pixels.write(b''.join(x.tobytes() for x, _ in results))
             pixels.flush()
-            index.write(''.join(f"{json.dumps(ids[i])},{source}\n" for i, (_, source) in zip(rows, results)))
+            index.write(
+                ''.join(f"{json.dumps(ids[i])},{source}\n" for i, (_, source) in zip(rows, results))
+            )
             index.flush()
             bar.update(len(rows))
 
@@ -95,30 +128,41 @@ def build_cache(image_set, spec, folder):
     part = folder.with_name(f"{folder.name}.part")
     try:
         fill(image_set, spec, part)
-        meta = dict(dataset=image_set.name, shape=[len(image_set), spec.size, spec.size], spec=spec.to_dict(),
-                    images_sha256=sha256(part/'images.npy'), index_sha256=sha256(part/'index.csv'))
-        (part/'meta.json').write_text(to_json(meta))
+        meta = dict(
+            dataset=image_set.name,
+            shape=[len(image_set), spec.size, spec.size],
+            spec=spec.to_dict(),
+            images_sha256=sha256(part / 'images.npy'),
+            index_sha256=sha256(part / 'index.csv'),
+        )
+        (part / 'meta.json').write_text(to_json(meta))
         os.replace(part, folder)
     except (StudyError, OSError) as e:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(e, StudyError): raise
+        if isinstance(e, StudyError):
+            raise
         raise write_error(folder, e) from e
 
 # %% ../../nbs/lib/data/06_cache.ipynb #dfdfd982
-def open_cache(folder, verify=True):        # Cache folder; compare the checksums?
+def open_cache(folder, verify=True):  # Cache folder; compare the checksums?
     "(images as a read-only memory map, index, meta); `DataError` if they are not what was written"
     try:
-        meta = json.loads((folder/'meta.json').read_text())
+        meta = json.loads((folder / 'meta.json').read_text())
     except (OSError, ValueError):
-        raise DataError(f"There is no cache of decoded images at {folder}. Run the notebook 01_data again.") from None
+        raise DataError(
+            f"There is no cache of decoded images at {folder}. Run the notebook 01_data again."
+        ) from None
     wrong = []
     for name, key in {'images.npy': 'images_sha256', 'index.csv': 'index_sha256'}.items():
-        if verify and not ((folder/name).is_file() and sha256(folder/name) == meta[key]): wrong.append(name)
+        if verify and not ((folder / name).is_file() and sha256(folder / name) == meta[key]):
+            wrong.append(name)
     if wrong:
-        raise DataError(f"{' and '.join(wrong)} in {folder} changed since the images were decoded. "
-                        "Delete this folder; it is then made again.")
-    index = read_table(folder/'index.csv', dict(image_id=str, sha256=str))
-    return np.load(folder/'images.npy', mmap_mode='r'), index, meta
+        raise DataError(
+            f"{' and '.join(wrong)} in {folder} changed since the images were decoded. "
+            "Delete this folder; it is then made again."
+        )
+    index = read_table(folder / 'index.csv', dict(image_id=str, sha256=str))
+    return np.load(folder / 'images.npy', mmap_mode='r'), index, meta
 
 # %% ../../nbs/lib/data/06_cache.ipynb #fd97bdcb
 def decoded(image_set, spec, cache=None):
@@ -126,12 +170,14 @@ def decoded(image_set, spec, cache=None):
     folder = cache_path(image_set, spec, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder/'meta.json').exists(): build_cache(image_set, spec, folder)
+        if not (folder / 'meta.json').exists():
+            build_cache(image_set, spec, folder)
     return open_cache(folder)
 
 # %% ../../nbs/lib/data/06_cache.ipynb #872b52ce
-def batches(images, size=256):              # Memory map or array; images a batch
+def batches(images, size=256):  # Memory map or array; images a batch
     "(first row, copy of the batch) over all images; a memory map's pages are given back after each batch"
     for start in range(0, len(images), size):
-        yield start, np.array(images[start:start + size])
-        if isinstance(images, np.memmap) and hasattr(images._mmap, 'madvise'): images._mmap.madvise(mmap.MADV_DONTNEED)
+        yield start, np.array(images[start : start + size])
+        if isinstance(images, np.memmap) and hasattr(images._mmap, 'madvise'):
+            images._mmap.madvise(mmap.MADV_DONTNEED)

@@ -8,58 +8,98 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/dicom.html.md"""
 __all__ = ['GEOMETRY', 'to_dicom', 'decode_dicom']
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #17b86190
-import io, pydicom, struct
+import io
+import struct
 
 import numpy as np
+import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from .formats import CorruptImage, DicomRefused, ImageError, Limits, to_grey
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #afab9715
-def to_dicom(pixels: np.ndarray,            # [H, W], uint8, int8, uint16 or int16
-             syntax: str = ExplicitVRLittleEndian,  # Transfer syntax; compressed ones are encoded by pydicom
-             **elements) -> bytes:          # DICOM elements to set; None removes one
+def to_dicom(
+    pixels: np.ndarray,  # [H, W], uint8, int8, uint16 or int16
+    syntax: str = ExplicitVRLittleEndian,  # Transfer syntax; compressed ones are encoded by pydicom
+    **elements,
+) -> bytes:  # DICOM elements to set; None removes one
     "The bytes of a minimal DICOM radiograph, for examples and tests"
     bits = pixels.dtype.itemsize * 8
     plain = dict(
-        SOPClassUID='1.2.840.10008.5.1.4.1.1.1.1', SOPInstanceUID=generate_uid(None), Modality='DX', ViewPosition='PA',
-        PhotometricInterpretation='MONOCHROME2', SamplesPerPixel=1, Rows=pixels.shape[0], Columns=pixels.shape[1],
-        BitsAllocated=bits, BitsStored=bits, PixelRepresentation=int(pixels.dtype.kind == 'i'),
-        PixelData=pixels.tobytes())
+        SOPClassUID='1.2.840.10008.5.1.4.1.1.1.1',
+        SOPInstanceUID=generate_uid(None),
+        Modality='DX',
+        ViewPosition='PA',
+        PhotometricInterpretation='MONOCHROME2',
+        SamplesPerPixel=1,
+        Rows=pixels.shape[0],
+        Columns=pixels.shape[1],
+        BitsAllocated=bits,
+        BitsStored=bits,
+        PixelRepresentation=int(pixels.dtype.kind == 'i'),
+        PixelData=pixels.tobytes(),
+    )
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     for name, value in {**plain, **elements}.items():
-        if value is not None: setattr(dataset, name, value)
-    if 'BitsStored' in dataset: dataset.HighBit = dataset.BitsStored - 1
-    if pydicom.uid.UID(syntax).is_compressed: dataset.compress(syntax)
-    else: dataset.file_meta.TransferSyntaxUID = syntax
+        if value is not None:
+            setattr(dataset, name, value)
+    if 'BitsStored' in dataset:
+        dataset.HighBit = dataset.BitsStored - 1
+    if pydicom.uid.UID(syntax).is_compressed:
+        dataset.compress(syntax)
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #eaf9f9ed
-GEOMETRY = ['Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'BitsAllocated', 'BitsStored', 'HighBit',
-            'PixelRepresentation', 'PhotometricInterpretation', 'PlanarConfiguration']
-_DISPLAY = ['RescaleSlope', 'RescaleIntercept', 'ModalityLUTSequence', 'VOILUTSequence', 'VOILUTFunction',
-            'WindowCenter', 'WindowWidth', 'PresentationLUTShape']
+GEOMETRY = [
+    'Rows',
+    'Columns',
+    'NumberOfFrames',
+    'SamplesPerPixel',
+    'BitsAllocated',
+    'BitsStored',
+    'HighBit',
+    'PixelRepresentation',
+    'PhotometricInterpretation',
+    'PlanarConfiguration',
+]
+_DISPLAY = [
+    'RescaleSlope',
+    'RescaleIntercept',
+    'ModalityLUTSequence',
+    'VOILUTSequence',
+    'VOILUTFunction',
+    'WindowCenter',
+    'WindowWidth',
+    'PresentationLUTShape',
+]
 _VIEW = ['Modality', 'ViewPosition', 'ViewCodeSequence', 'PatientOrientation']
-_MODALITIES = ('CR', 'DX', 'RG')            # Computed radiography, digital radiography, radiographic imaging
+_MODALITIES = ('CR', 'DX', 'RG')  # Computed radiography, digital radiography, radiographic imaging
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #bce11d04
 _SIDEWAYS = {'LL', 'RL', 'LAT', 'LATERAL', 'LLD', 'RLD', 'LLO', 'RLO', 'LAO', 'RAO', 'LPO', 'RPO'}
 
-def _is_sideways(ds):                       # pydicom data set
+
+def _is_sideways(ds):  # pydicom data set
     "True if view position, view code or patient orientation says that the view is lateral, oblique or decubitus"
     position = str(ds.get('ViewPosition') or '').upper().strip()
-    if position in _SIDEWAYS: return True
-    meanings = [str(item.get('CodeMeaning', '')).lower() for item in ds.get('ViewCodeSequence') or []]
-    if any('lateral' in m or 'oblique' in m for m in meanings): return True
+    if position in _SIDEWAYS:
+        return True
+    meanings = [
+        str(item.get('CodeMeaning', '')).lower() for item in ds.get('ViewCodeSequence') or []
+    ]
+    if any('lateral' in m or 'oblique' in m for m in meanings):
+        return True
     rows = str((ds.get('PatientOrientation') or [''])[0])[:1].upper()
     return rows in ('A', 'P')
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #0684764d
-def _dicom_problem(ds):                     # pydicom data set
+def _dicom_problem(ds):  # pydicom data set
     "Why a DICOM header is not that of one frontal grey radiograph; None if it is"
     modality = str(ds.get('Modality') or '')
     if modality not in _MODALITIES:
@@ -69,42 +109,51 @@ def _dicom_problem(ds):                     # pydicom data set
         return "it has several frames. Send a single image"
     if _is_sideways(ds):
         return "it is a lateral, oblique or decubitus view. Send the frontal one (PA or AP)"
-    if ds.get('PhotometricInterpretation') not in ('MONOCHROME1', 'MONOCHROME2') or ds.get('SamplesPerPixel', 1) != 1:
+    if (
+        ds.get('PhotometricInterpretation') not in ('MONOCHROME1', 'MONOCHROME2')
+        or ds.get('SamplesPerPixel', 1) != 1
+    ):
         return "it is not a grey picture (MONOCHROME1 or MONOCHROME2). Send the original, not a coloured copy"
     if not (ds.get('Rows') and ds.get('Columns')):
         return "it has no pixels (Rows, Columns). Send an image object, not a report or a reference"
-    if ds.get('BitsAllocated') not in (8, 16) or not 1 <= (ds.get('BitsStored') or 0) <= ds.BitsAllocated:
+    if (
+        ds.get('BitsAllocated') not in (8, 16)
+        or not 1 <= (ds.get('BitsStored') or 0) <= ds.BitsAllocated
+    ):
         return "its pixels have neither 8 nor up to 16 bits. Export it with at most 16 bits"
     return None
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #62aad4ea
-def _stream_size(frame):                    # A compressed frame
+def _stream_size(frame):  # A compressed frame
     "(height, width) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None if it declares none"
     siz = frame[:256].find(b'\xff\x4f\xff\x51')
     if siz >= 0:
-        x1, y1, x0, y0 = struct.unpack('>4I', frame[siz + 8:siz + 24])
+        x1, y1, x0, y0 = struct.unpack('>4I', frame[siz + 8 : siz + 24])
         return y1 - y0, x1 - x0
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
-        marker, length = frame[at + 1], int.from_bytes(frame[at + 2:at + 4])
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4])
         if marker == 0xF7 or 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack('>2H', frame[at + 5:at + 9])
+            return struct.unpack('>2H', frame[at + 5 : at + 9])
         at += 1 if marker == 0xFF else 2 + length
     return None
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #6a19ba7c
-def _check_stream(ds):                      # pydicom data set with pixel data
+def _check_stream(ds):  # pydicom data set with pixel data
     "Raise `CorruptImage` if the compressed frame is not the size that the header promises"
     syntax = ds.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated: return
+    if not syntax.is_encapsulated:
+        return
     frame = next(pydicom.encaps.generate_frames(ds.PixelData, number_of_frames=1))
     if syntax == pydicom.uid.RLELossless:
         fits = len(frame) <= 1.02 * ds.Rows * ds.Columns * ds.BitsAllocated / 8 + 1024
     else:
         fits = _stream_size(frame) == (ds.Rows, ds.Columns)
     if not fits:
-        raise CorruptImage("The compressed pixels are not the size that the DICOM header promises. "
-                           "Export the picture again.")
+        raise CorruptImage(
+            "The compressed pixels are not the size that the DICOM header promises. "
+            "Export the picture again."
+        )
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #9acdd55f
 def _read_elements(content, names):
@@ -112,11 +161,14 @@ def _read_elements(content, names):
     stop = 'PixelData' not in names
     return pydicom.dcmread(io.BytesIO(content), specific_tags=list(names), stop_before_pixels=stop)
 
+
 def _read_dicom(content, limits=Limits()):
     "A pydicom data set with geometry, display steps and pixels of a radiograph, and nothing about the patient"
     if b'1.2.840.10008.1.2.1.99' in content[:65536]:
-        raise DicomRefused("It is deflated, which cannot be checked before it is unpacked. "
-                           "Export it with another transfer syntax.")
+        raise DicomRefused(
+            "It is deflated, which cannot be checked before it is unpacked. "
+            "Export it with another transfer syntax."
+        )
     ds = _read_elements(content, GEOMETRY + _VIEW)
     if 'TransferSyntaxUID' not in ds.file_meta:
         raise DicomRefused("Its file meta information names no transfer syntax. Export it again.")
@@ -125,22 +177,25 @@ def _read_dicom(content, limits=Limits()):
     limits.check_pixels(ds.Columns, ds.Rows)
     ds = _read_elements(content, [*GEOMETRY, *_DISPLAY, 'PixelData'])
     if not ds.get('PixelData'):
-        raise DicomRefused("This DICOM object is refused: it has no pixel data. Send an image object.")
+        raise DicomRefused(
+            "This DICOM object is refused: it has no pixel data. Send an image object."
+        )
     _check_stream(ds)
     return ds
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #8088662c
-def _lookup(values, item):                  # Numbers; an item of a modality or VOI LUT sequence
+def _lookup(values, item):  # Numbers; an item of a modality or VOI LUT sequence
     "(mapped values, bits of the table's output)"
     entries, first, bits = item.LUTDescriptor
     entries = entries % 65536 or 65536
     table = item.LUTData
-    if isinstance(table, bytes): table = np.frombuffer(table, 'u1' if len(table) == entries else '<u2')
+    if isinstance(table, bytes):
+        table = np.frombuffer(table, 'u1' if len(table) == entries else '<u2')
     index = np.rint(values).astype(np.int64) - first
     return np.asarray(table)[:entries][np.clip(index, 0, entries - 1)], bits
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #c930d14d
-def _modality(stored, ds):                  # Stored numbers; pydicom data set
+def _modality(stored, ds):  # Stored numbers; pydicom data set
     "(values after modality LUT or rescale, (low, high) that they can have if they have up to 8 bits, else None)"
     if ds.get('ModalityLUTSequence'):
         values, bits = _lookup(stored, ds.ModalityLUTSequence[0])
@@ -148,8 +203,9 @@ def _modality(stored, ds):                  # Stored numbers; pydicom data set
     slope = float(ds.get('RescaleSlope', 1) or 1)
     intercept = float(ds.get('RescaleIntercept', 0) or 0)
     values = stored * np.float32(slope) + np.float32(intercept)
-    if ds.BitsStored > 8: return values, None
-    half = 2**(ds.BitsStored - 1)
+    if ds.BitsStored > 8:
+        return values, None
+    half = 2 ** (ds.BitsStored - 1)
     stored_range = [-half, half - 1] if ds.get('PixelRepresentation') else [0, 2 * half - 1]
     return values, tuple(sorted(np.array(stored_range) * slope + intercept))
 
@@ -158,11 +214,15 @@ def _window(values, center, width, function='LINEAR'):
     "Brightness 0..1 by a DICOM window (PS3.3 C.11.2.1.2 and C.11.2.1.3); `DicomRefused` if the window is not valid"
     known = function in ('LINEAR', 'LINEAR_EXACT', 'SIGMOID')
     if not known or not (width >= 1 if function == 'LINEAR' else width > 0):
-        raise DicomRefused("Its display window is not valid. Export it with a valid window, or without one.")
+        raise DicomRefused(
+            "Its display window is not valid. Export it with a valid window, or without one."
+        )
     x = np.asarray(values, np.float32)
-    if function == 'SIGMOID': return 1 / (1 + np.exp(-4 * (x - center) / width))
-    if function == 'LINEAR': center, width = center - .5, width - 1
-    return np.clip((x - center) / max(width, 1e-6) + .5, 0, 1)
+    if function == 'SIGMOID':
+        return 1 / (1 + np.exp(-4 * (x - center) / width))
+    if function == 'LINEAR':
+        center, width = center - 0.5, width - 1
+    return np.clip((x - center) / max(width, 1e-6) + 0.5, 0, 1)
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #a2917924
 def _first(value):
@@ -170,7 +230,8 @@ def _first(value):
     several = isinstance(value, (list, pydicom.multival.MultiValue))
     return float(value[0] if several else value)
 
-def _brightness(values, full_range, ds):    # Values and range from `_modality`; pydicom data set
+
+def _brightness(values, full_range, ds):  # Values and range from `_modality`; pydicom data set
     "Brightness 0..1 after VOI LUT, window, or neither"
     if ds.get('VOILUTSequence'):
         values, bits = _lookup(values, ds.VOILUTSequence[0])
@@ -188,13 +249,20 @@ def decode_dicom(content: bytes, limits: Limits = Limits()) -> np.ndarray:
         ds = _read_dicom(content, limits)
         stored = ds.pixel_array
         if stored.ndim != 2:
-            raise DicomRefused("Its pixel data is longer than one picture of its rows and columns. Export it again.")
+            raise DicomRefused(
+                "Its pixel data is longer than one picture of its rows and columns. Export it again."
+            )
         values, full_range = _modality(stored, ds)
         shown = _brightness(values, full_range, ds)
-        inverted = ds.PhotometricInterpretation == 'MONOCHROME1' or ds.get('PresentationLUTShape') == 'INVERSE'
+        inverted = (
+            ds.PhotometricInterpretation == 'MONOCHROME1'
+            or ds.get('PresentationLUTShape') == 'INVERSE'
+        )
         return to_grey(1 - shown if inverted else shown, 0, 1)
     except ImageError:
         raise
     except Exception:
-        raise CorruptImage("The DICOM file is truncated or damaged, or its pixels are compressed in an unknown way. "
-                           "Export it again, uncompressed if possible.") from None
+        raise CorruptImage(
+            "The DICOM file is truncated or damaged, or its pixels are compressed in an unknown way. "
+            "Export it again, uncompressed if possible."
+        ) from None

@@ -20,14 +20,18 @@ from ..core.run import StudyError
 class ImageError(StudyError):
     "A picture that cannot be used; the message says why and what to do"
 
+
 class TooLarge(ImageError):
     "More bytes or pixels than the limits allow"
+
 
 class UnsupportedFormat(ImageError):
     "Neither JPEG nor PNG nor DICOM, or a kind of these that is not one grey picture"
 
+
 class CorruptImage(ImageError):
     "Truncated or damaged"
+
 
 class DicomRefused(ImageError):
     "A DICOM object that is not one frontal grey radiograph"
@@ -36,23 +40,32 @@ class DicomRefused(ImageError):
 @dataclasses.dataclass(frozen=True)
 class Limits:
     "The largest picture that is accepted"
-    max_bytes: int = 64 * 2**20             # Size of the file
-    max_pixels: int = 40_000_000            # Width times height
+
+    max_bytes: int = 64 * 2**20  # Size of the file
+    max_pixels: int = 40_000_000  # Width times height
 
     def check_bytes(self, n: int):
         "Raise `TooLarge` for a file of more bytes"
-        if n <= self.max_bytes: return
-        raise TooLarge(f"The file has {n:,} bytes; at most {self.max_bytes:,} are accepted. Send a smaller one.")
+        if n <= self.max_bytes:
+            return
+        raise TooLarge(
+            f"The file has {n:,} bytes; at most {self.max_bytes:,} are accepted. Send a smaller one."
+        )
 
     def check_pixels(self, width: int, height: int):
         "Raise `TooLarge` for a picture of more pixels"
-        if width * height <= self.max_pixels: return
-        raise TooLarge(f"The picture has {width:,} x {height:,} pixels; "
-                       f"at most {self.max_pixels:,} are accepted. Scale it down first.")
+        if width * height <= self.max_pixels:
+            return
+        raise TooLarge(
+            f"The picture has {width:,} x {height:,} pixels; "
+            f"at most {self.max_pixels:,} are accepted. Scale it down first."
+        )
 
 # %% ../../nbs/lib/data/01_formats.ipynb #3423d4a4
-def read_bytes(source: Path | str | bytes,  # A file, or its content
-               limits: Limits = Limits()) -> bytes:
+def read_bytes(
+    source: Path | str | bytes,  # A file, or its content
+    limits: Limits = Limits(),
+) -> bytes:
     "The content of a file, or the bytes themselves; `TooLarge` or `ImageError` if it cannot be read"
     if isinstance(source, (bytes, bytearray, memoryview)):
         limits.check_bytes(len(source))
@@ -66,22 +79,31 @@ def read_bytes(source: Path | str | bytes,  # A file, or its content
 # %% ../../nbs/lib/data/01_formats.ipynb #c203072f
 def sniff(content: bytes) -> str:
     "`'JPEG'`, `'PNG'` or `'DICOM'` from the first bytes of a file, else an `ImageError`"
-    if content[:3] == b'\xff\xd8\xff': return 'JPEG'
-    if content[:8] == b'\x89PNG\r\n\x1a\n': return 'PNG'
-    if content[128:132] == b'DICM': return 'DICOM'
-    if not content: raise CorruptImage("The file is empty.")
+    if content[:3] == b'\xff\xd8\xff':
+        return 'JPEG'
+    if content[:8] == b'\x89PNG\r\n\x1a\n':
+        return 'PNG'
+    if content[128:132] == b'DICM':
+        return 'DICOM'
+    if not content:
+        raise CorruptImage("The file is empty.")
     if content[:2] in (b'\x02\x00', b'\x08\x00', b'\x00\x08'):
-        raise DicomRefused("This looks like DICOM without preamble and file meta information, so the encoding of its "
-                           "pixels is not known. Export it again as a DICOM Part 10 file.")
+        raise DicomRefused(
+            "This looks like DICOM without preamble and file meta information, so the encoding of its "
+            "pixels is not known. Export it again as a DICOM Part 10 file."
+        )
     raise UnsupportedFormat("This is neither JPEG nor PNG nor DICOM. Convert it to one of these.")
 
 # %% ../../nbs/lib/data/01_formats.ipynb #9298b046
-def to_grey(x,                              # Numbers, any shape
-            low: float = None,              # Value that becomes black; None: the smallest
-            high: float = None) -> np.ndarray:  # Value that becomes white; None: the largest
+def to_grey(
+    x,  # Numbers, any shape
+    low: float = None,  # Value that becomes black; None: the smallest
+    high: float = None,
+) -> np.ndarray:  # Value that becomes white; None: the largest
     "uint8 grey levels: a linear scale from `low` to `high`, clipped and rounded; black if they are equal"
     x = np.asarray(x, np.float32)
     low = np.float32(x.min() if low is None else low)
     high = np.float32(x.max() if high is None else high)
-    if high <= low: return np.zeros(x.shape, np.uint8)
+    if high <= low:
+        return np.zeros(x.shape, np.uint8)
     return np.rint(np.clip((x - low) / (high - low), 0, 1) * 255).astype(np.uint8)

@@ -11,16 +11,26 @@ __all__ = ['run_study', 'calibration_options', 'stage_key_of', 'calibrate_run']
 import dataclasses
 from pathlib import Path
 
-from ..core.options import CALIBRATION, STAGES, Option, check_options, dependents, options, stages_with
+from cxr_study.core.options import (
+    CALIBRATION,
+    STAGES,
+    Option,
+    check_options,
+    dependents,
+    options,
+    stages_with,
+)
 from ..core.run import Run, StudyError, upgraded
 from .report import write_report
 from .stages import RunSettings, StageKey, check_writable, run_stages, take_over
 
 # %% ../../nbs/lib/pipeline/03_study.ipynb #6e978d5d
-def run_study(run_folder: Path,
-              values: dict,                 # All options, from `check_run`
-              inputs: str,                  # What the images depend on, from `check_run`
-              how: RunSettings = RunSettings()) -> Path:
+def run_study(
+    run_folder: Path,
+    values: dict,  # All options, from `check_run`
+    inputs: str,  # What the images depend on, from `check_run`
+    how: RunSettings = RunSettings(),
+) -> Path:
     "Run all stages and write the report; returns the path of `report.html`"
     check_writable(run_folder)
     return write_report(run_stages(run_folder, values, inputs, how))
@@ -28,31 +38,46 @@ def run_study(run_folder: Path,
 # %% ../../nbs/lib/pipeline/03_study.ipynb #f4b4de2e
 def calibration_options() -> list[Option]:
     "The options that belong to the stage of calibration alone"
-    return [option for option in CALIBRATION.options if stages_with(option.name) == [CALIBRATION.name]]
+    return [
+        option for option in CALIBRATION.options if stages_with(option.name) == [CALIBRATION.name]
+    ]
 
 # %% ../../nbs/lib/pipeline/03_study.ipynb #d5b0fe5d
 def stage_key_of(entry: dict) -> StageKey:  # Entry of a stage in a manifest
     "The `StageKey` under which a finished stage was computed"
     return StageKey(entry['parameters'], entry['key'], entry.get('passed', entry['key']))
 
-def calibrate_run(run_folder: Path,         # A finished run
-                  given: dict,              # Name -> value of `calibration_options`
-                  out: Path | None = None,  # Another folder for the result; None: `run_folder`
-                  say=print) -> Path:
+
+def calibrate_run(
+    run_folder: Path,  # A finished run
+    given: dict,  # Name -> value of `calibration_options`
+    out: Path | None = None,  # Another folder for the result; None: `run_folder`
+    say=print,
+) -> Path:
     "Calibrate a finished run again without training; returns the path of `report.html`"
     source, target = Path(run_folder), Path(out or run_folder)
     manifest = upgraded(Run(source).manifest)
-    if '02_training' not in manifest['stages']: raise StudyError(f"{source} is not a finished run: it has no 02_training.")
+    if '02_training' not in manifest['stages']:
+        raise StudyError(f"{source} is not a finished run: it has no 02_training.")
     known = options()
-    values = check_options({name: value for name, value in manifest['parameters'].items() if name in known} | given)
+    values = check_options(
+        {name: value for name, value in manifest['parameters'].items() if name in known} | given
+    )
     again = dependents(CALIBRATION.name)
-    kept = {name: stage_key_of(entry) for name, entry in manifest['stages'].items() if 'key' in entry and name in STAGES and name not in again}
-    if target != source: _copy_stages(source, target, kept, manifest)
+    kept = {
+        name: stage_key_of(entry)
+        for name, entry in manifest['stages'].items()
+        if 'key' in entry and name in STAGES and name not in again
+    }
+    if target != source:
+        _copy_stages(source, target, kept, manifest)
     only = frozenset({*kept, CALIBRATION.name, *(again & set(manifest['stages']))})
     return write_report(run_stages(target, values, how=RunSettings(known=kept, only=only, say=say)))
+
 
 def _copy_stages(source, target, names, manifest):
     "Take these stages of a run over into another folder"
     check_writable(target)
     for stage in names:
-        if not take_over(target, stage, source, manifest): raise StudyError(f"{source} has lost files of {stage}.")
+        if not take_over(target, stage, source, manifest):
+            raise StudyError(f"{source} has lost files of {stage}.")
