@@ -6,8 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/audit.html.md"""
 
 # %% auto #0
 __all__ = ['exact_copies', 'perceptual_hash', 'near_copies', 'auc_interval', 'shortcuts', 'shift', 'confounded', 'examine',
-           'without_patients', 'findings', 'audit', 'shift_title', 'shortcut_title', 'show_examples', 'datasheet',
-           'audit_page', 'audit_figures', 'write_audit']
+           'without_patients', 'findings', 'audit', 'shift_title', 'shortcut_title', 'shift_plot', 'show_examples',
+           'datasheet', 'audit_page', 'audit_figures', 'write_audit']
 
 # %% ../../nbs/lib/data/08_audit.ipynb #e78677aa
 import re
@@ -509,7 +509,7 @@ def shortcut_title(rows):  # From `_on_test`
     return f"{clearest['feature'].capitalize()} alone reaches {clearest['auc']:.2f} on test"
 
 
-def _shift_plot(facts):
+def shift_plot(facts):
     "Figure: how well splits are told apart within each class (left), and what trivial features say on test (right)"
     told, single = facts['shift'], _on_test(facts)
     colour = dict(zip(facts['classes'], CLASS_COLOURS))
@@ -705,7 +705,7 @@ def audit_figures(facts, images, table):  # Facts; decoded images; table with `s
     tested = facts['shift'] or _on_test(facts)
     exposure = _exposure_plot(_trivial_features(images), table, synthetic, classes)
     drawn = dict(
-        shift=_shift_plot(facts) if tested else None,
+        shift=shift_plot(facts) if tested else None,
         exposure=exposure,
         identical=copies(facts['copies']),
         nearly_identical=copies(facts['near']),
