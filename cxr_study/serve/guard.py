@@ -397,7 +397,7 @@ async def run(
     self: Workers, job, *args, admitted=False
 ):  # Function and its arguments; True: it was let in before
     "The result of `job(*args)` in a thread; raises the 429 if the queue is full, 503 after too long"
-    if not _admitted:
+    if not admitted:
         self.check()
     self.inside += 1
     future = self.pool.submit(self.timed, job, *args)
