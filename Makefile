@@ -12,7 +12,9 @@ help:            ## this list
 study: $(BIN)/.installed   ## run the whole study and print where the report is (ARGS="--dataset ...")
 	$(BIN)/cxr-study run $(ARGS)
 
-test: $(BIN)/.installed    ## test the notebooks, then the whole system
+test: $(BIN)/.installed    ## check the style, test the notebooks, then the whole system
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --do-print --n-workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
