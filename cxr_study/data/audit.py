@@ -1,4 +1,4 @@
-"""Copies, leaks, shifts and shortcuts: found before a network finds them, in published data sets and in a folder of your own.
+"""Find copies, leaks, shifts and shortcuts in a data set before a network learns from them.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/data/audit.html.md"""
 
@@ -11,15 +11,18 @@ __all__ = ['exact_copies', 'perceptual_hash', 'near_copies', 'auc_interval', 'sh
 
 # %% ../../nbs/lib/data/08_audit.ipynb #e78677aa
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.fft import dctn
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
@@ -41,261 +44,393 @@ from .sets import DataError, ImageSet, load_dataset
 from .splits import components, connected, make_split, shared, split_counts
 
 # %% ../../nbs/lib/data/08_audit.ipynb #4da649d0
+def _ids_that_differ(
+    members: list[pd.DataFrame],  # The rows of each group
+    column: str,
+) -> list[list[str]]:  # Image ids of each group whose rows differ in `column`
+    return [rows.image_id.tolist() for rows in members if rows[column].nunique() > 1]
+
+
 def _group_facts(
-    table, groups
-):  # Table with `image_id, patient_id, label, official`; group of each row, -1 for none
-    "Counts and members of the groups of two and more"
-    members = [g for _, g in table[groups >= 0].groupby(groups[groups >= 0]) if len(g) > 1]
-
-    def differ(column):
-        return [g.image_id.tolist() for g in members if g[column].nunique() > 1]
-
+    table: pd.DataFrame,  # `image_id, patient_id, label, official`
+    groups: np.ndarray,  # Group of each row, -1 for none
+) -> dict:
+    "Numbers and members of the groups of two and more images, and the groups that are a problem"
+    grouped = table[groups >= 0].groupby(groups[groups >= 0])
+    members = [rows for _, rows in grouped if len(rows) > 1]
     return dict(
         groups=len(members),
         images=sum(map(len, members)),
-        across_splits=differ('official'),
-        label_conflicts=differ('label'),
-        patient_conflicts=differ('patient_id'),
-        members=[g.image_id.tolist() for g in members],
+        across_splits=_ids_that_differ(members, 'official'),
+        label_conflicts=_ids_that_differ(members, 'label'),
+        patient_conflicts=_ids_that_differ(members, 'patient_id'),
+        members=[rows.image_id.tolist() for rows in members],
     )
 
-
-def exact_copies(table, hashes):  # Table; SHA-256 of each image's source
-    "Groups of byte-identical images"
-    return _group_facts(table, pd.factorize(pd.Series(hashes).to_numpy())[0])
+# %% ../../nbs/lib/data/08_audit.ipynb #41935c5f
+def exact_copies(
+    table: pd.DataFrame,  # `image_id, patient_id, label, official`
+    hashes: list[str],  # SHA-256 of each image's source
+) -> dict:
+    "Groups of byte-identical images: their number, members, and conflicts of split, label and patient"
+    codes, _ = pd.factorize(np.asarray(hashes, object))
+    return _group_facts(table, codes)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #a540350d
-def perceptual_hash(images, side=32):  # uint8 [N, H, W]
-    "Signs (+1, -1) of the 255 lowest frequencies around their median, float32 [N, 255]"
+def perceptual_hash(
+    images: np.ndarray,  # uint8 [N, H, W]
+    side: int = 32,  # Side to which images are resized first, pixels
+) -> np.ndarray:  # float32 [N, 255], each +1 or -1
+    "Signs of the 255 lowest frequencies of the cosine transform, around their median"
     small = np.stack([resize(x, side) for x in images]).astype(np.float32)
-    low = dctn(small, axes=(1, 2), norm='ortho')[:, :16, :16].reshape(len(small), -1)[:, 1:]
-    return np.where(low > np.median(low, axis=1, keepdims=True), 1, -1).astype(np.float32)
+    frequencies = dctn(small, axes=(1, 2), norm='ortho')
+    lowest = frequencies[:, :16, :16].reshape(len(small), -1)
+    without_mean = lowest[:, 1:]
+    median = np.median(without_mean, axis=1, keepdims=True)
+    return np.where(without_mean > median, 1, -1).astype(np.float32)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #ebfe2eac
-def _close_pairs(bits, most=24):  # Hashes; bits that may differ
+_BLOCK = 2**24  # Comparisons in one matrix product, float32: 64 MB
+
+
+def _close_pairs(
+    hashes: np.ndarray,  # From `perceptual_hash`
+    most: int = 24,  # Bits that may differ
+) -> np.ndarray:  # int [pairs, 2]
     "Row pairs (i < j) whose hashes differ in at most `most` bits"
-    pairs, block = [], max(64, 2**24 // max(1, len(bits)))
-    for start in range(0, len(bits), block):
-        differ = (bits.shape[1] - bits[start : start + block] @ bits[start:].T) / 2
-        i, j = np.nonzero(differ <= most)
-        pairs.append(np.stack([i, j], axis=1)[i < j] + start)
-    return np.concatenate(pairs) if pairs else np.zeros((0, 2), int)
+    bits = hashes.shape[1]
+    rows_at_once = max(64, _BLOCK // max(1, len(hashes)))
+    pairs = [np.zeros((0, 2), int)]
+    for start in range(0, len(hashes), rows_at_once):
+        block = hashes[start : start + rows_at_once]
+        agreement = block @ hashes[start:].T
+        i, j = np.nonzero((bits - agreement) / 2 <= most)
+        both = np.stack([i, j], axis=1)
+        pairs.append(both[i < j] + start)
+    return np.concatenate(pairs)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #d3e5eb6a
-def _correlation(a, b):  # uint8 [N, H, W] each
-    "Pearson correlation of the pixels of each pair of images"
-    a, b = (x.reshape(len(x), x[0].size if len(x) else 1).astype(np.float64) for x in (a, b))
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
-    return (a * b).sum(1) / np.maximum(np.sqrt((a * a).sum(1) * (b * b).sum(1)), 1e-9)
+def _centred(images: np.ndarray) -> np.ndarray:
+    "Pixels less the mean of each image, float64 [N, pixels]"
+    pixels = images.reshape(len(images), np.prod(images.shape[1:], dtype=int)).astype(np.float64)
+    return pixels - pixels.mean(axis=1, keepdims=True)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    "Pearson correlation of the pixels of each pair of images, uint8 [N, H, W] each; 0 for a flat image"
+    a = _centred(first)
+    b = _centred(second)
+    product = (a * b).sum(1)
+    norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return product / np.maximum(norms, 1e-9)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #165574df
-def near_copies(table, images, hashes, least=0.99):
-    "Groups of images that look the same but are not byte-identical, with the pairs"
-    bits = np.concatenate([perceptual_hash(x) for _, x in batches(images)])
-    pairs = _close_pairs(bits)
-    code = pd.factorize(pd.Series(hashes).to_numpy())[0]
-    pairs = pairs[code[pairs[:, 0]] != code[pairs[:, 1]]]
-    r = np.concatenate(
-        [
-            _correlation(images[p[:, 0]], images[p[:, 1]])
-            for p in np.array_split(pairs, len(pairs) // 500 + 1)
-        ]
-    )
-    pairs = pairs[r >= least]
-    return dict(_group_facts(table, _pair_groups(len(table), pairs)), pairs=pairs.tolist())
+_PAIRS_AT_ONCE = 500
+
+
+def near_copies(
+    table: pd.DataFrame,  # `image_id, patient_id, label, official`
+    images: np.ndarray,  # uint8 [N, H, W]
+    hashes: list[str],  # SHA-256 of each image's source
+    least: float = 0.99,  # Smallest correlation of a pair
+) -> dict:
+    "As `exact_copies`, for images that look the same but are not byte-identical, with their `pairs` of rows"
+    perceptual = np.concatenate([perceptual_hash(x) for _, x in batches(images)])
+    pairs = _close_pairs(perceptual)
+    codes, _ = pd.factorize(np.asarray(hashes, object))
+    pairs = pairs[codes[pairs[:, 0]] != codes[pairs[:, 1]]]
+    parts = np.array_split(pairs, len(pairs) // _PAIRS_AT_ONCE + 1)
+    correlations = [_correlation(images[p[:, 0]], images[p[:, 1]]) for p in parts]
+    pairs = pairs[np.concatenate(correlations) >= least]
+    facts = _group_facts(table, _pair_groups(len(table), pairs))
+    return dict(facts, pairs=pairs.tolist())
 
 # %% ../../nbs/lib/data/08_audit.ipynb #7522f75d
-def _pair_groups(n, pairs):  # Number of rows; pairs of rows
-    "Number of the group of each row that stands in a pair, through any chain of pairs; -1 for the others"
-    paired = np.isin(np.arange(n), np.asarray(pairs, int))
-    return np.where(paired, connected(n, pairs), -1)
+def _pair_groups(
+    rows: int,  # Number of rows of the table
+    pairs: np.ndarray,  # Row pairs
+) -> np.ndarray:  # Group of each row; -1 for a row in no pair
+    "Groups of rows that are linked by a chain of pairs"
+    in_a_pair = np.isin(np.arange(rows), np.asarray(pairs, int))
+    return np.where(in_a_pair, connected(rows, pairs), -1)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #12343637
-def _patient_facts(image_set):
-    "Number of patients, images a patient, and patients in more than one published split; None if patients are not known"
+def _patient_facts(
+    image_set: ImageSet,
+) -> dict | None:  # None if patients are not known
+    "Number of patients, images per patient, and patients in more than one published split"
     if not image_set.patients_known:
         return None
     table = image_set.table
-    each = table.groupby('patient_id').size()
-    images_each = each.value_counts().sort_index().to_dict()
-    both = shared(table.assign(split=table.official)[table.official != ''])['patients']
-    return dict(patients=len(each), images_each=images_each, most=int(each.max()), both_sides=both)
+    images_of_patient = table.groupby('patient_id').size()
+    frequency = images_of_patient.value_counts().sort_index()
+    published = table[table.official != '']
+    leaks = shared(published.assign(split=published.official))
+    return dict(
+        patients=len(images_of_patient),
+        images_each=frequency.to_dict(),
+        most=int(images_of_patient.max()),
+        both_sides=leaks['patients'],
+    )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #cdcd9ebc
-def _weighted_auc(label, score, weights):  # 0/1 [N]; scores [N]; weights [draws, N]
-    "ROC-AUC of each draw, ties counted half"
+def _weighted_auc(
+    label: np.ndarray,  # 0 or 1, [N]
+    score: np.ndarray,  # [N]
+    weights: np.ndarray,  # [draws, N]
+) -> np.ndarray:  # [draws]
+    "ROC-AUC of each draw; ties count half"
     order = np.argsort(score, kind='stable')
-    y, w = np.asarray(label)[order], weights[:, order].astype(float)
+    positive = np.asarray(label)[order] == 1
+    weight = weights[:, order].astype(float)
+    positives = weight * positive
+    negatives = weight * ~positive
     rank = rankdata(np.asarray(score)[order], 'dense').astype(int) - 1
-    starts = np.flatnonzero(np.r_[True, np.diff(rank) > 0])
-    negative = np.add.reduceat(w * (y == 0), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    return ((w * (y == 1)) * below[:, rank]).sum(1) / (w[:, y == 1].sum(1) * w[:, y == 0].sum(1))
+    first_of_rank = np.flatnonzero(np.diff(rank, prepend=-1) > 0)
+    at_rank = np.add.reduceat(negatives, first_of_rank, axis=1)
+    below = np.cumsum(at_rank, axis=1) - at_rank / 2
+    wins = (positives * below[:, rank]).sum(1)
+    pairs = positives.sum(1) * negatives.sum(1)
+    return wins / pairs
 
 # %% ../../nbs/lib/data/08_audit.ipynb #454cba52
-def auc_interval(label, score, patients, draws=500, seed=0):
-    "dict of AUC with 95 % interval, `lower` and `upper`, by drawing patients"
+_LEVELS = (0.025, 0.975)  # Bounds of a 95 % interval
+
+
+def auc_interval(
+    label: np.ndarray,  # 0 or 1, [N]
+    score: np.ndarray,  # [N]
+    patients: np.ndarray,  # Patient of each image, [N]
+    draws: int = 500,
+    seed: int = 0,
+) -> dict:  # `auc`, `lower` and `upper`
+    "ROC-AUC with its 95 % percentile interval over patients"
     label = np.asarray(label)
-    code, names = pd.factorize(pd.Series(patients).to_numpy())
-    share = np.full(len(names), 1 / len(names))
-    times = np.random.default_rng(seed).multinomial(len(names), share, size=draws)[:, code]
-    both = (times[:, label == 1].sum(1) > 0) & (times[:, label == 0].sum(1) > 0)
+    code, names = pd.factorize(np.asarray(patients, object))
+    shares = np.full(len(names), 1 / len(names))
+    rng = np.random.default_rng(seed)
+    times_drawn = rng.multinomial(len(names), shares, size=draws)
+    weights = times_drawn[:, code]
+    positives = weights[:, label == 1].sum(1)
+    negatives = weights[:, label == 0].sum(1)
+    usable = (positives > 0) & (negatives > 0)
+
     auc = float(_weighted_auc(label, score, np.ones((1, len(code))))[0])
-    lower, upper = np.quantile(_weighted_auc(label, score, times[both]), [0.025, 0.975])
-    fewest = min(len(set(code[label == k])) for k in (0, 1))
+    lower, upper = np.quantile(_weighted_auc(label, score, weights[usable]), _LEVELS)
+    fewest_patients = min(len(set(code[label == k])) for k in (0, 1))
     if auc == 1:
-        lower = 0.025 ** (1 / fewest)
+        lower = _LEVELS[0] ** (1 / fewest_patients)
     if auc == 0:
-        upper = 1 - 0.025 ** (1 / fewest)
+        upper = 1 - _LEVELS[0] ** (1 / fewest_patients)
     return dict(auc=auc, lower=float(lower), upper=float(upper))
 
 # %% ../../nbs/lib/data/08_audit.ipynb #afb2955c
-def _trivial_features(images, sizes=None):  # uint8 [N, H, W]; (height, width) of the originals
-    "Table of mean, standard deviation, border and, where they differ, height, width and aspect ratio"
-    rows = []
-    for _, x in batches(images):
-        x, edge = x.astype(np.float32), max(1, images.shape[1] // 20)
-        frame = np.ones(images.shape[1:], bool)
-        frame[edge:-edge, edge:-edge] = False
-        rows.append(
-            pd.DataFrame(
-                dict(mean=x.mean((1, 2)), contrast=x.std((1, 2)), border=x[:, frame].mean(1))
-            )
+def _brightness_features(
+    images: np.ndarray,  # uint8 [N, H, W]
+) -> pd.DataFrame:
+    "Mean, standard deviation and mean of the border (a twentieth of the side), in grey levels"
+    edge = max(1, images.shape[1] // 20)
+    border = np.ones(images.shape[1:], bool)
+    border[edge:-edge, edge:-edge] = False
+    parts = []
+    for _, batch in batches(images):
+        x = batch.astype(np.float32)
+        part = dict(
+            mean=x.mean((1, 2)),
+            contrast=x.std((1, 2)),
+            border=x[:, border].mean(1),
         )
-    features = pd.concat(rows, ignore_index=True)
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _trivial_features(
+    images: np.ndarray,  # uint8 [N, H, W]
+    sizes: np.ndarray | None = None,  # Height and width of the originals, [N, 2]
+) -> pd.DataFrame:
+    "Mean, contrast and border; where the originals differ in size, also height, width and aspect ratio"
+    features = _brightness_features(images)
     if sizes is None or len(np.unique(sizes, axis=0)) == 1:
         return features
-    return features.assign(height=sizes[:, 0], width=sizes[:, 1], aspect=sizes[:, 1] / sizes[:, 0])
+    height, width = sizes.T
+    return features.assign(height=height, width=width, aspect=width / height)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #9c51b88c
 _FEWEST = 25  # Images of a class in a split, for an AUC
 
 
-def shortcuts(features, table, seed=0):  # Trivial features; table with `split, label, patient_id`
-    "For each feature: the sign that train gives it, and its AUC in each split with enough images of both classes"
+def shortcuts(
+    features: pd.DataFrame,  # A column a feature
+    table: pd.DataFrame,  # `split, label, patient_id`
+    seed: int = 0,
+) -> list[dict]:  # `feature, sign, split, n, auc, lower, upper`
+    "AUC of each feature in each split with enough images of both classes; its sign comes from train"
     rows = []
     train = table[table.split == 'train']
-    for name, x in features.items():
-        found = _weighted_auc(train.label, x[train.index], np.ones((1, len(train))))[0]
-        sign = 1 if found >= 0.5 else -1
+    once = np.ones((1, len(train)))
+    for name, values in features.items():
+        auc_on_train = _weighted_auc(train.label, values[train.index], once)[0]
+        sign = 1 if auc_on_train >= 0.5 else -1
         for split, part in table[table.split != ''].groupby('split'):
-            if min((part.label == k).sum() for k in (0, 1)) < _FEWEST:
+            images_of_class = [(part.label == k).sum() for k in (0, 1)]
+            if min(images_of_class) < _FEWEST:
                 continue
-            auc = auc_interval(part.label, sign * x[part.index], part.patient_id, seed=seed)
+            score = sign * values[part.index]
+            auc = auc_interval(part.label, score, part.patient_id, seed=seed)
             rows.append(dict(feature=name, sign=sign, split=split, n=len(part), **auc))
     return rows
 
 # %% ../../nbs/lib/data/08_audit.ipynb #09bffd11
-def _thumbnails(images, side=16):
-    "float32 [N, side*side] from 0 to 1"
-    return (
-        np.concatenate(
-            [np.stack([resize(i, side).ravel() for i in x]) for _, x in batches(images)]
-        ).astype(np.float32)
-        / 255
-    )
+def _thumbnails(
+    images: np.ndarray,  # uint8 [N, H, W]
+    side: int = 16,
+) -> np.ndarray:
+    "Small copies as rows, float32 [N, side*side] from 0 to 1"
+    rows = [resize(image, side).ravel() for _, batch in batches(images) for image in batch]
+    return np.stack(rows).astype(np.float32) / 255
 
 # %% ../../nbs/lib/data/08_audit.ipynb #26c310bc
-def _tell_apart(x, which, patients, seed=0):  # Thumbnails; 0/1, which of two splits; patients
-    "Cross-validated AUC, with interval, of a classifier that tells two splits apart; scores are ranked within their fold"
-    model = make_pipeline(
-        PCA(min(50, len(x) // 4), svd_solver='covariance_eigh'), SVC(C=3, class_weight='balanced')
+def _split_classifier(images: int) -> Pipeline:
+    "The classifier for a comparison of this many images"
+    components = min(50, images // 4)
+    return make_pipeline(
+        PCA(components, svd_solver='covariance_eigh'),
+        SVC(C=3, class_weight='balanced'),
     )
-    folds, score = StratifiedGroupKFold(5, shuffle=True, random_state=seed), np.zeros(len(x))
+
+
+def _distinguish(
+    thumbnails: np.ndarray,  # [N, pixels]
+    which: np.ndarray,  # 0 or 1: which of two splits
+    patients: np.ndarray,
+    seed: int = 0,
+) -> dict:  # `auc`, `lower` and `upper`
+    "Cross-validated AUC of a classifier that distinguishes two splits"
+    model = _split_classifier(len(thumbnails))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    score = np.zeros(len(thumbnails))
     with threadpool_limits(1):
-        for fit, held in folds.split(x, which, patients):
-            score[held] = rankdata(model.fit(x[fit], which[fit]).decision_function(x[held])) / len(
-                held
-            )
+        for fit, held_out in folds.split(thumbnails, which, patients):
+            model.fit(thumbnails[fit], which[fit])
+            values = model.decision_function(thumbnails[held_out])
+            score[held_out] = rankdata(values) / len(held_out)
     return auc_interval(which, score, patients, seed=seed)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #36fed8b5
-_MOST = 5000  # Images in a comparison; more are drawn at random
+_MOST = 5000  # Images in a comparison; of more, a random sample
+_PAIRS_OF_SPLITS = (('train', 'val'), ('train', 'test'), ('val', 'test'))
 
 
 def shift(
-    x,
-    table,
-    groups,  # Thumbnails; table with `split`; component of each row
-    classes=CLASSES,
-    seed=0,
-):  # Names of the classes
-    "AUC of telling each pair of splits apart within each class, where both splits have enough images of it"
+    thumbnails: np.ndarray,  # From `_thumbnails`
+    table: pd.DataFrame,  # `split, label`
+    groups: np.ndarray,  # Patient group of each row
+    classes: tuple[str, str] = CLASSES,
+    seed: int = 0,
+) -> list[dict]:  # `class, from, to, n, auc, lower, upper`
+    "How well each pair of splits can be distinguished within each class, where both have enough images"
     rows = []
-    for a, b in (('train', 'val'), ('train', 'test'), ('val', 'test')):
+    for first, second in _PAIRS_OF_SPLITS:
         for label, name in enumerate(classes):
-            at = np.flatnonzero(table.split.isin((a, b)) & (table.label == label))
+            in_pair = table.split.isin((first, second)) & (table.label == label)
+            at = np.flatnonzero(in_pair)
             if len(at) > _MOST:
                 at = np.random.default_rng(seed).choice(at, _MOST, replace=False)
-            which = (table.split.iloc[at] == b).astype(int).to_numpy()
+            which = (table.split.iloc[at] == second).astype(int).to_numpy()
             if min(which.sum(), (1 - which).sum()) < _FEWEST:
                 continue
-            auc = _tell_apart(x[at], which, groups[at], seed)
-            rows.append({'class': name, 'from': a, 'to': b, 'n': len(at), **auc})
+            auc = _distinguish(thumbnails[at], which, groups[at], seed)
+            rows.append({'class': name, 'from': first, 'to': second, 'n': len(at), **auc})
     return rows
 
 # %% ../../nbs/lib/data/08_audit.ipynb #965e1c9a
+_QUARTILES = dict(q25=0.25, median=0.5, q75=0.75)
+
+
+def _age_quartiles(ages: pd.Series, class_names: pd.Series) -> dict:
+    "Class -> quartiles of its known ages"
+    numbers = pd.to_numeric(ages, errors='coerce')
+    return {
+        name: dict(zip(_QUARTILES, known.quantile(list(_QUARTILES.values()))))
+        for name, known in numbers.groupby(class_names)
+        if known.notna().any()
+    }
+
+
 def _subgroup_facts(
-    table, classes=CLASSES
-):  # Table with `label` and subgroup columns; names of the classes
-    "For `view`, `sex` and `subtype`: share of each value by class; for `age`: quartiles by class"
+    table: pd.DataFrame,  # `label` and subgroup columns
+    classes: tuple[str, str] = CLASSES,
+) -> dict:
+    "For view, sex and subtype: share of each value by class; for age: quartiles by class"
+    class_names = table.label.map(dict(enumerate(classes)))
     facts = {}
-    named = table.label.map(dict(enumerate(classes)))
     for column in ('view', 'sex', 'subtype'):
         if column in table and table[column].nunique() > 1:
-            facts[column] = (
-                pd.crosstab(table[column], named, normalize='columns').round(3).to_dict('index')
-            )
+            shares = pd.crosstab(table[column], class_names, normalize='columns')
+            facts[column] = shares.round(3).to_dict('index')
     if 'age' in table:
-        ages = pd.to_numeric(table.age, errors='coerce').groupby(named)
-        quartiles = {name: a.quantile([0.25, 0.5, 0.75]) for name, a in ages if a.notna().any()}
-        facts['age'] = {
-            name: dict(zip(('q25', 'median', 'q75'), found)) for name, found in quartiles.items()
-        }
+        facts['age'] = _age_quartiles(table.age, class_names)
     return facts
 
 # %% ../../nbs/lib/data/08_audit.ipynb #e34628c9
 def confounded(
-    facts,
-    sizes,  # Result of `_subgroup_facts`; class -> images
-    least=0.1,
-):  # Smallest difference of shares that counts
-    "Sentences on views and sexes that are unequal between the classes"
+    facts: dict,  # From `_subgroup_facts`
+    sizes: dict[str, int],  # Class -> number of images, the negative class first
+    least: float = 0.1,  # Smallest difference of shares that is reported
+) -> Iterator[str]:
+    "Sentences on views and sexes whose shares differ between the classes"
     (negative, n), (positive, m) = sizes.items()
     for column in ('view', 'sex'):
         for value, share in facts.get(column, {}).items():
-            low, high = share.get(negative, 0), share.get(positive, 0)
-            error = np.sqrt(low * (1 - low) / n + high * (1 - high) / m)
-            if abs(high - low) < max(least, 1.96 * error):
+            low = share.get(negative, 0)
+            high = share.get(positive, 0)
+            standard_error = np.sqrt(low * (1 - low) / n + high * (1 - high) / m)
+            if abs(high - low) < max(least, 1.96 * standard_error):
                 continue
-            yield f"{column} {value}: {low:.0%} of {negative} but {high:.0%} of {positive}. Compare within {column}."
+            yield (
+                f"{column} {value}: {low:.0%} of {negative} but {high:.0%} of {positive}. "
+                f"Compare within {column}."
+            )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #6eaf1227
-def _original_sizes(image_set):
-    "(height, width) of every original, int [N, 2], from the headers"
+def _size_of(source: Path | np.ndarray) -> tuple[int, int]:
+    return dimensions(source) if isinstance(source, Path) else source.shape
 
-    def size(i):
-        return dimensions(s) if isinstance(s := image_set.source(i), Path) else s.shape
 
-    if not isinstance(image_set.source(0), Path):
-        return np.tile(image_set.source(0).shape, (len(image_set), 1))
-    return np.array([size(i) for i in range(len(image_set))])
+def _original_sizes(image_set: ImageSet) -> np.ndarray:
+    "Height and width of every original, int [N, 2]; images in one array have one size"
+    first = image_set.source(0)
+    if not isinstance(first, Path):
+        return np.tile(first.shape, (len(image_set), 1))
+    return np.array([_size_of(image_set.source(i)) for i in range(len(image_set))])
 
 # %% ../../nbs/lib/data/08_audit.ipynb #464772ea
-def _feature_facts(features, table, classes=CLASSES):
-    "Median of each feature by split and class"
-    named = table.label.map(dict(enumerate(classes)))
-    return features.groupby([table.split.to_numpy(), named.to_numpy()]).median().round(1)
+def _feature_medians(
+    features: pd.DataFrame,
+    table: pd.DataFrame,  # `split, label`
+    classes: tuple[str, str] = CLASSES,
+) -> dict[str, dict]:
+    "`SPLIT CLASS` -> median of each feature"
+    class_names = table.label.map(dict(enumerate(classes)))
+    by = [table.split.to_numpy(), class_names.to_numpy()]
+    medians = features.groupby(by).median().round(1)
+    return {' '.join(group): values for group, values in medians.to_dict('index').items()}
 
 # %% ../../nbs/lib/data/08_audit.ipynb #ccafb0e8
-def examine(image_set, images, hashes, table, seed=0):  # `table` from `make_split`
-    "All facts about a data set, as plain values"
+def examine(
+    image_set: ImageSet,
+    images: np.ndarray,  # uint8 [N, H, W]
+    hashes: list[str],  # SHA-256 of each image's source
+    table: pd.DataFrame,  # From `make_split`
+    seed: int = 0,
+) -> dict:
+    "All facts about a data set, as plain values that JSON can hold"
     classes = image_set.classes
     used = table.split != ''
     features = _trivial_features(images, _original_sizes(image_set))
     groups = components(table.patient_id, table.image_hash)
-    medians = _feature_facts(features[used], table[used], classes).to_dict('index')
     patients_by_split = table[used].groupby('split').patient_id.nunique().to_dict()
+    published = table.assign(split=table.official)
     return dict(
         name=image_set.name,
         synthetic=image_set.synthetic,
@@ -304,25 +439,28 @@ def examine(image_set, images, hashes, table, seed=0):  # `table` from `make_spl
         classes={name: int((table.label == k).sum()) for k, name in enumerate(classes)},
         patients=_patient_facts(image_set),
         patients_by_split=patients_by_split if image_set.patients_known else None,
-        published=split_counts(table.assign(split=table.official), classes).to_dict('index'),
+        published=split_counts(published, classes).to_dict('index'),
         counts=split_counts(table, classes).to_dict('index'),
         excluded=table.excluded[~used].value_counts().to_dict(),
         copies=without_patients(exact_copies(table, hashes), image_set),
         near=without_patients(near_copies(table, images, hashes), image_set),
         subgroups=_subgroup_facts(table, classes),
-        features={' '.join(k): v for k, v in medians.items()},
+        features=_feature_medians(features[used], table[used], classes),
         shortcuts=shortcuts(features[used], table[used], seed),
         shift=shift(_thumbnails(images), table, groups, classes, seed),
     )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #6c225c7e
-def without_patients(facts, image_set):
-    "Facts about copies, less conflicts of patients where patients are not known"
-    return facts if image_set.patients_known else dict(facts, patient_conflicts=[])
+def without_patients(facts: dict, image_set: ImageSet) -> dict:
+    "Facts about copies, without conflicts of patients where patients are not known"
+    if image_set.patients_known:
+        return facts
+    return dict(facts, patient_conflicts=[])
 
 # %% ../../nbs/lib/data/08_audit.ipynb #371a1ca3
-def _many(n, what):
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def _many(n: int, what: str) -> str:
+    plural = '' if n == 1 else 's'
+    return f"{n:,} {what}{plural}"
 
 # %% ../../nbs/lib/data/08_audit.ipynb #80fd814a
 _CONFLICTS = (
@@ -333,60 +471,70 @@ _CONFLICTS = (
 
 
 def _copy_sentences(
-    facts, kind
-):  # Result of `exact_copies` or `near_copies`; `identical` or `nearly identical`
-    "Sentences about copies"
+    facts: dict,  # From `exact_copies` or `near_copies`
+    kind: str,  # `identical` or `nearly identical`
+) -> list[tuple[str, str]]:  # (weight, sentence)
+    "Findings about copies"
     if not facts['groups']:
         return [("fine", f"No {kind} images.")]
-    found = [
-        ("note", f"{_many(facts['groups'], 'group')} of {kind} images ({facts['images']} images).")
-    ]
-    for key, weight, words in _CONFLICTS:
-        if not facts[key]:
-            continue
-        counted, example = _many(len(facts[key]), 'group'), ', '.join(facts[key][0][:3])
-        found.append((weight, f"{counted} of {kind} images with {words}, such as {example}."))
-    return found
+    groups = _many(facts['groups'], 'group')
+    sentences = [("note", f"{groups} of {kind} images ({facts['images']} images).")]
+    for key, weight, problem in _CONFLICTS:
+        if facts[key]:
+            number = _many(len(facts[key]), 'group')
+            example = ', '.join(facts[key][0][:3])
+            sentence = f"{number} of {kind} images with {problem}, such as {example}."
+            sentences.append((weight, sentence))
+    return sentences
 
 # %% ../../nbs/lib/data/08_audit.ipynb #e7117139
-def _auc_text(row):
+def _auc_text(row: dict) -> str:
     return f"{row['auc']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})"
 
 # %% ../../nbs/lib/data/08_audit.ipynb #4f8f2c97
-def _told(row):  # A row of `shift`
-    "How serious an AUC is, the verb for it, and what follows from it"
+def _shift_sentence(
+    row: dict,  # Of `shift`
+) -> tuple[str, str]:  # (weight, sentence)
+    "Whether one split differs from another within a class"
+    auc = f"AUC {_auc_text(row)}"
+    first, second = row['from'], row['to']
     if row['lower'] > 0.6:
-        return "grave", "is told", ": another population."
-    if row['lower'] > 0.5:
-        return "note", "is weakly told", "."
-    if row['upper'] > 0.7:
-        return "note", "is not clearly told", ", too wide an interval to be sure."
-    return "fine", "is not told", "."
+        weight = "grave"
+        text = f"a simple classifier distinguishes {second} from {first}, {auc}. They are different populations."
+    elif row['lower'] > 0.5:
+        weight = "note"
+        text = f"a simple classifier weakly distinguishes {second} from {first}, {auc}."
+    elif row['upper'] > 0.7:
+        weight = "note"
+        text = f"it is unclear whether {second} differs from {first}, {auc}, because the interval is wide."
+    else:
+        weight = "fine"
+        text = f"a simple classifier does not distinguish {second} from {first}, {auc}."
+    return weight, f"{row['class']}: {text}"
 
-
-def _auc_sentences(facts):
-    "Sentences about shift and shortcuts whose interval lies above 0.5 by a margin"
-    positive = in_prose(list(facts['classes'])[1])
-    for row in facts['shift']:
-        weight, told, end = _told(row)
-        splits = f"{row['to']} {told} from {row['from']}"
-        yield weight, f"{row['class']}: {splits} by a simple classifier, AUC {_auc_text(row)}{end}"
-    for row in _on_test(facts):
-        if row['lower'] <= 0.65:
-            continue
-        more = 'more' if row['sign'] > 0 else 'less'
-        separates = (
-            f"The {row['feature']} alone separates the classes on test with AUC {_auc_text(row)}"
-        )
-        yield "grave", f"{separates}, {more} being {positive}."
-
-
-def _on_test(facts):
+# %% ../../nbs/lib/data/08_audit.ipynb #5e6ea2cf
+def _on_test(facts: dict) -> list[dict]:
     "The rows of `shortcuts` for the test"
     return [row for row in facts['shortcuts'] if row['split'] == 'test']
 
 
-def _untested(facts):
+_STRONG_SHORTCUT = 0.65  # AUC above which a feature is reported
+
+
+def _shortcut_sentences(facts: dict) -> Iterator[tuple[str, str]]:
+    "Features without anatomy that separate the classes on the test"
+    positive = in_prose(list(facts['classes'])[1])
+    for row in _on_test(facts):
+        if row['lower'] > _STRONG_SHORTCUT:
+            direction = 'higher' if row['sign'] > 0 else 'lower'
+            yield (
+                "grave",
+                f"The {row['feature']} alone separates the classes on test, AUC {_auc_text(row)}. "
+                f"It is {direction} in {positive}.",
+            )
+
+
+def _not_tested(facts: dict) -> Iterator[tuple[str, str]]:
     "Sentences on what could not be tested"
     if not facts['shift']:
         yield (
@@ -400,198 +548,257 @@ def _untested(facts):
         )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #40088372
-def _size_sentence(facts):
+_WEIGHTS = ("grave", "note", "fine")
+
+
+def _size_sentence(facts: dict) -> str:
     "How many images and patients there are"
-    patients, positive = facts['patients'], list(facts['classes'])[1]
-    known = "; patients are not known"
+    positive = list(facts['classes'])[1]
+    share = facts['classes'][positive] / facts['images']
+    patients = facts['patients']
     if patients:
         known = f" of {patients['patients']:,} patients, at most {patients['most']} of one patient"
-    share = facts['classes'][positive] / facts['images']
+    else:
+        known = "; patients are not known"
     return f"{facts['images']:,} images{known}; {share:.0%} {in_prose(positive)}."
 
 
-def findings(facts):  # Result of `examine`
-    "(`grave`, `note` or `fine`, sentence) pairs, the grave ones first"
-    found = [("note", _size_sentence(facts))]
-    if both := (facts['patients'] or {}).get('both_sides'):
-        counted = _many(len(both), 'patient')
-        found.append(
-            ("grave", f"{counted} with images in more than one published split, such as {both[0]}.")
-        )
-    found += _copy_sentences(facts['copies'], "identical")
-    found += _copy_sentences(facts['near'], "nearly identical")
-    found += [("grave", sentence) for sentence in confounded(facts['subgroups'], facts['classes'])]
-    found += [*_auc_sentences(facts), *_untested(facts)]
-    return sorted(found, key=lambda f: ("grave", "note", "fine").index(f[0]))
+def _leak_sentences(facts: dict) -> list[tuple[str, str]]:
+    "Patients in more than one published split"
+    leaked = (facts['patients'] or {}).get('both_sides')
+    if not leaked:
+        return []
+    patients = _many(len(leaked), 'patient')
+    text = f"{patients} with images in more than one published split, such as {leaked[0]}."
+    return [("grave", text)]
+
+# %% ../../nbs/lib/data/08_audit.ipynb #e7291891
+def findings(
+    facts: dict,  # From `examine`
+) -> list[tuple[str, str]]:
+    "(weight, sentence) pairs; the weights are `grave`, `note` and `fine`, the grave ones first"
+    sentences = [("note", _size_sentence(facts))]
+    sentences += _leak_sentences(facts)
+    sentences += _copy_sentences(facts['copies'], "identical")
+    sentences += _copy_sentences(facts['near'], "nearly identical")
+    sentences += [("grave", text) for text in confounded(facts['subgroups'], facts['classes'])]
+    sentences += [_shift_sentence(row) for row in facts['shift']]
+    sentences += _shortcut_sentences(facts)
+    sentences += _not_tested(facts)
+    return sorted(sentences, key=lambda pair: _WEIGHTS.index(pair[0]))
 
 # %% ../../nbs/lib/data/08_audit.ipynb #0e7916c2
-def _prepare(source, positive='', split='auto', size=64, seed=0, cache=None):
-    "(ImageSet, decoded images, hashes, table with `split`) of a data set"
+def _prepare(
+    source: str | Path | ImageSet,
+    positive: str = '',
+    split: str = 'auto',
+    size: int = 64,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> tuple[ImageSet, np.ndarray, pd.Series, pd.DataFrame]:
+    "(image set, decoded images, hashes, table with `split`) of a data set"
     image_set = source if isinstance(source, ImageSet) else load_dataset(source, positive)
     images, index, _ = decoded(image_set, Preprocess(size), cache)
     try:
         table, _ = make_split(image_set, index.sha256, split, seed=seed)
-    except DataError as e:
-        print(f"No split could be made, so shift is not looked at: {e}")
-        hashes = [full[:16] for full in index.sha256]
+    except DataError as error:
+        print(f"No split could be made, so shift is not examined: {error}")
         table = image_set.table.assign(
-            row=np.arange(len(image_set)), image_hash=hashes, split='train', excluded=''
+            row=np.arange(len(image_set)),
+            image_hash=[sha256[:16] for sha256 in index.sha256],
+            split='train',
+            excluded='',
         )
     return image_set, images, index.sha256, table
 
 # %% ../../nbs/lib/data/08_audit.ipynb #d0ab91e6
 def audit(
-    source,  # Name of a data set, path of a folder or csv, or an `ImageSet`
-    positive='',  # Name of the positive class of your own data
-    split='auto',  # As in the study
-    size=64,  # Side of the decoded copies that are compared, pixels
-    seed=0,
-    cache=None,
-):
-    "Facts about a data set, with `findings` in words"
+    source: str | Path | ImageSet,  # Name of a data set, path of a folder or csv, or an `ImageSet`
+    positive: str = '',  # Name of the positive class of your own data
+    split: str = 'auto',  # As in the study
+    size: int = 64,  # Side of the decoded copies that are compared, pixels
+    seed: int = 0,
+    cache: Path | None = None,  # Folder of decoded images; default: the study's
+) -> dict:
+    "Facts about a data set, with `findings` as sentences. Raises `DataError` for data that cannot be read."
     image_set, images, hashes, table = _prepare(source, positive, split, size, seed, cache)
     facts = examine(image_set, images, hashes, table, seed)
     return dict(facts, findings=findings(facts))
 
 # %% ../../nbs/lib/data/08_audit.ipynb #ebcd2d3f
+def _draw_interval(ax: Axes, height: float, row: dict, colour: str) -> None:
+    ax.plot([row['lower'], row['upper']], [height, height], color=colour, lw=2)
+    ax.plot(row['auc'], height, 'o', color=colour, ms=5)
+    ax.annotate(
+        f"{row['auc']:.2f}",
+        (row['upper'], height),
+        xytext=(4, 0),
+        textcoords='offset points',
+        va='center',
+        size=8,
+    )
+
+
 def _interval_plot(
-    ax,
-    rows,  # Axes; rows with `auc, lower, upper`
-    names,
-    colours,
-    unit,
-):  # Label and colour of each; what was drawn again
-    "AUCs with intervals, one a line, against chance; a word if there is none"
+    ax: Axes,
+    rows: list[dict],  # With `auc, lower, upper`
+    names: list[str],
+    colours: list[str],
+    unit: str,  # What the bootstrap draws: `patient` or `image`
+) -> None:
+    "AUCs with intervals, one a line, and chance; a sentence if there is no row"
     if not rows:
         ax.axis('off')
         ax.text(0, 0.5, f"Fewer than {_FEWEST} images of a class", transform=ax.transAxes, size=9)
         return
-    y = np.arange(len(rows))[::-1]
-    for k, row, colour in zip(y, rows, colours):
-        ax.plot([row['lower'], row['upper']], [k, k], color=colour, lw=2)
-        ax.plot(row['auc'], k, 'o', color=colour, ms=5)
-        ax.annotate(
-            f"{row['auc']:.2f}",
-            (row['upper'], k),
-            xytext=(4, 0),
-            textcoords='offset points',
-            va='center',
-            size=8,
-        )
+    heights = np.arange(len(rows))[::-1]
+    for height, row, colour in zip(heights, rows, colours):
+        _draw_interval(ax, height, row, colour)
     ax.axvline(0.5, color=COLOURS['chance'], ls=':', lw=1)
-    ax.set(
-        yticks=y,
-        yticklabels=names,
-        xlim=(0.3, 1.05),
-        ylim=(-0.6, len(rows) - 0.4),
-        xlabel=f"AUC, 95 % interval by {unit}",
-    )
+    ax.set_yticks(heights, names)
+    ax.set_xlim(0.3, 1.05)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set_xlabel(f"AUC, 95 % interval by {unit}")
 
 # %% ../../nbs/lib/data/08_audit.ipynb #1ea4821a
-def shift_title(rows):  # From `shift`
-    "What the comparison of splits shows"
+def shift_title(
+    rows: list[dict],  # From `shift`
+) -> str:
+    "The finding of the comparison of splits"
     if not rows:
         return "Shift was not tested"
-    clearest = max(rows, key=lambda r: r['lower'])
+    clearest = max(rows, key=lambda row: row['lower'])
     if clearest['lower'] <= 0.5:
-        return "No split is clearly told from another"
-    told = "told" if clearest['lower'] > 0.6 else "weakly told"
-    return f"{clearest['to'].capitalize()} is {told} from {clearest['from']}: {clearest['auc']:.2f}"
+        return "No split clearly differs from another"
+    differs = "differs" if clearest['lower'] > 0.6 else "differs weakly"
+    split = clearest['to'].capitalize()
+    return f"{split} {differs} from {clearest['from']}: AUC {clearest['auc']:.2f}"
 
 
-def shortcut_title(rows):  # From `_on_test`
-    "What single features show"
+def shortcut_title(
+    rows: list[dict],  # Of `shortcuts`, for the test
+) -> str:
+    "The finding on single features"
     if not rows:
         return "Shortcuts were not tested"
-    clearest = max(rows, key=lambda r: r['lower'])
+    clearest = max(rows, key=lambda row: row['lower'])
     if clearest['lower'] <= 0.5:
-        return "No feature alone tells the classes"
-    return f"{clearest['feature'].capitalize()} alone reaches {clearest['auc']:.2f} on test"
+        return "No single feature separates the classes"
+    feature = clearest['feature'].capitalize()
+    return f"{feature} alone: AUC {clearest['auc']:.2f} on the test"
 
-
-def shift_plot(facts):
-    "Figure: how well splits are told apart within each class (left), and what trivial features say on test (right)"
-    told, single = facts['shift'], _on_test(facts)
-    colour = dict(zip(facts['classes'], CLASS_COLOURS))
+# %% ../../nbs/lib/data/08_audit.ipynb #be459c5d
+def shift_plot(
+    facts: dict,  # From `examine`
+) -> Figure:
+    "How well splits can be distinguished (left) and single features separate the classes on the test (right)"
     unit = 'patient' if facts['patients'] else 'image'
+    colour_of = dict(zip(facts['classes'], CLASS_COLOURS))
     fig, (left, right) = figure(2, width='wide', height=2.6)
-    names = [f"{r['from']} or {r['to']}? {in_prose(r['class'])}" for r in told]
-    _interval_plot(left, told, names, [colour[r['class']] for r in told], unit)
-    names = [f"{'more' if r['sign'] > 0 else 'less'} {r['feature']}" for r in single]
+
+    comparisons = facts['shift']
+    names = [f"{in_prose(r['class'])}: {r['from']} or {r['to']}" for r in comparisons]
+    colours = [colour_of[r['class']] for r in comparisons]
+    _interval_plot(left, comparisons, names, colours, unit)
+    left.set_title(shift_title(comparisons))
+
+    single = _on_test(facts)
+    names = [f"{'higher' if r['sign'] > 0 else 'lower'} {r['feature']}" for r in single]
     _interval_plot(right, single, names, ['black'] * len(single), unit)
-    left.set_title(shift_title(told))
     right.set_title(shortcut_title(single))
     return mark_synthetic(fig, facts['synthetic'])
 
 # %% ../../nbs/lib/data/08_audit.ipynb #ced9fe0f
-def _exposure_plot(features, table, synthetic=False, classes=CLASSES):
-    "Figure: mean, contrast and border by split and class"
+def _exposure_plot(
+    features: pd.DataFrame,
+    table: pd.DataFrame,  # `split, label`
+    synthetic: bool = False,
+    classes: tuple[str, str] = CLASSES,
+) -> Figure:
+    "Box plots of mean, contrast and border by split and class"
     import seaborn as sns
 
-    named = features.assign(split=table.split, label=table.label.map(dict(enumerate(classes))))
-    long = named[table.split != '']
-    splits = [s for s in ('train', 'val', 'test') if s in set(long.split)]
-    colours = dict(zip(classes, CLASS_COLOURS))
+    class_names = table.label.map(dict(enumerate(classes)))
+    rows = features.assign(split=table.split, label=class_names)
+    rows = rows[table.split != '']
+    splits = [s for s in ('train', 'val', 'test') if s in set(rows.split)]
+    look = dict(
+        x='split',
+        order=splits,
+        hue='label',
+        hue_order=classes,
+        palette=dict(zip(classes, CLASS_COLOURS)),
+        fliersize=1,
+        linewidth=0.8,
+    )
     fig, axes = figure(3, width='wide', height=2.5)
     for ax, name in zip(axes, ('mean', 'contrast', 'border')):
-        sns.boxplot(
-            long,
-            x='split',
-            y=name,
-            hue='label',
-            hue_order=classes,
-            order=splits,
-            ax=ax,
-            palette=colours,
-            fliersize=1,
-            linewidth=0.8,
-            legend=ax is axes[0],
-        )
+        sns.boxplot(rows, y=name, ax=ax, legend=ax is axes[0], **look)
         ax.set(xlabel='', ylabel='', title=f"{name} (grey levels)")
     axes[0].legend(fontsize=7, title=None)
     return mark_synthetic(fig, synthetic)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #84ee9e63
-def _two_lines(name):
-    "A name broken behind the - or _ that is nearest to its middle"
-    ends = [m.end() for m in re.finditer('[-_]', name)]
-    at = min(ends, key=lambda k: abs(2 * k - len(name)), default=len(name))
+def _two_lines(name: str) -> str:
+    "A name broken after the - or _ that is nearest to its middle"
+    breaks = [m.end() for m in re.finditer('[-_]', name)]
+    at = min(breaks, key=lambda k: abs(2 * k - len(name)), default=len(name))
     return f"{name[:at]}\n{name[at:]}"
 
 
+def _pair_title(row: pd.Series, classes: tuple[str, str]) -> str:
+    "Name, published split and label of an image"
+    name = _two_lines(Path(row.image_id).stem[-26:])
+    label = in_prose(classes[row.label])
+    return f"{name}\n{row.official} {label}"
+
+
+_PAIRS_SHOWN = 4
+
+
 def _pairs_plot(
-    images, table, groups, synthetic=False, most=4, classes=CLASSES
-):  # `groups`: lists of image ids
-    "Figure of the first two images of up to `most` groups, with ids and labels; None if there is no group"
+    images: np.ndarray,
+    table: pd.DataFrame,
+    groups: list[list[str]],  # Image ids of each group
+    synthetic: bool = False,
+    classes: tuple[str, str] = CLASSES,
+) -> Figure | None:  # None if there is no group
+    "The first two images of the first groups, with name, split and label"
     if not groups:
         return None
-    rows = {i: k for k, i in enumerate(table.image_id)}
-    columns = 2 * min(most, len(groups))
-    fig, axes = figure(
-        columns, width='single' if columns == 2 else 'wide', height=1.6, squeeze=False
-    )
-    for pair, group in zip(axes[0].reshape(-1, 2), groups):
-        for ax, i in zip(pair, group):
-            ax.imshow(images[rows[i]], cmap='gray', vmin=0, vmax=255)
-            label = in_prose(classes[table.label[rows[i]]])
-            name = _two_lines(Path(i).stem[-26:])
-            ax.set_title(f"{name}\n{table.official[rows[i]]} {label}", fontsize=7, weight='normal')
+    row_of = {image_id: i for i, image_id in enumerate(table.image_id)}
+    columns = 2 * min(_PAIRS_SHOWN, len(groups))
+    width = 'single' if columns == 2 else 'wide'
+    fig, axes = figure(columns, width=width, height=1.6, squeeze=False)
+    for pair_of_axes, group in zip(axes[0].reshape(-1, 2), groups):
+        for ax, image_id in zip(pair_of_axes, group):
+            row = row_of[image_id]
+            ax.imshow(images[row], cmap='gray', vmin=0, vmax=255)
+            ax.set_title(_pair_title(table.iloc[row], classes), fontsize=7, weight='normal')
     for ax in axes.flat:
         ax.axis('off')
     return mark_synthetic(fig, synthetic)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #ecc5a2cd
-def show_examples(images, table, n=5, synthetic=False, seed=0, classes=CLASSES):
-    "Figure with `n` images of each class (columns) and split (rows), drawn at random"
+def show_examples(
+    images: np.ndarray,  # uint8 [N, H, W]
+    table: pd.DataFrame,  # `split, label, row`
+    n: int = 5,  # Images of each class and split
+    synthetic: bool = False,
+    seed: int = 0,
+    classes: tuple[str, str] = CLASSES,
+) -> Figure:
+    "Random images of each split (rows) and class (left and right half)"
     splits = [s for s in ('train', 'val', 'test') if (table.split == s).any()]
     fig, axes = figure(2 * n, len(splits), width='wide', height=1.1, squeeze=False)
-    for i, split in enumerate(splits):
+    for axes_of_split, split in zip(axes, splits):
         for label in (0, 1):
-            rows = table[(table.split == split) & (table.label == label)]
-            chosen = rows.row.sample(min(n, len(rows)), random_state=seed)
-            for ax, row in zip(axes[i, label * n :], chosen):
+            axes_of_class = axes_of_split[label * n :]
+            rows = table[(table.split == split) & (table.label == label)].row
+            chosen = rows.sample(min(n, len(rows)), random_state=seed)
+            for ax, row in zip(axes_of_class, chosen):
                 ax.imshow(images[row], cmap='gray', vmin=0, vmax=255)
-            axes[i, label * n].set_title(f"{split}: {classes[label]}", fontsize=9)
+            axes_of_class[0].set_title(f"{split}: {classes[label]}", fontsize=9)
     for ax in axes.flat:
         ax.axis('off')
     return mark_synthetic(fig, synthetic)
@@ -611,49 +818,56 @@ _DATASHEET = """# Datasheet: {name}
 Left out: {left_out}. Subgroups known: {subgroups}. Not known: {unknown}.
 
 ## Preparation
-Decoded to eight-bit grey levels; DICOM by modality LUT, VOI LUT or window, and presentation. Split by patient where patients are known, with identical images kept together{locked}.
+Decoded to eight-bit grey levels; DICOM by modality LUT, VOI LUT or window, and presentation.
+Split by patient where patients are known, with identical images kept together{locked}.
 
 ## Uses
-Research and teaching on methods of classification and evaluation. Not a medical device; no decision about a patient may rest on it. Labels are the {owner}'s; they were not checked again.
+Research and teaching on methods of classification and evaluation. Not a medical device; no decision about a patient
+may rest on it. Labels are the {owner}'s; they were not checked again.
 """
 
 _LOCKED = "; the published test split is never\nused to choose anything"
 _SUBGROUPS = ('age', 'sex', 'view', 'subtype')
 
+# %% ../../nbs/lib/data/08_audit.ipynb #161703c4
+def _datasheet_rows(counts: dict, negative: str, positive: str) -> str:
+    rows = [f"| {split} | {n[negative]} | {n[positive]} |" for split, n in counts.items()]
+    return '\n'.join(rows)
 
-def datasheet(facts):
+
+def datasheet(
+    facts: dict,  # From `examine`, with `findings`
+) -> str:
     "The datasheet of a data set as Markdown"
     negative, positive = facts['classes']
+    provenance = facts['provenance']
     known = [s for s in _SUBGROUPS if s in facts['subgroups']]
     unknown = [s for s in _SUBGROUPS if s not in known]
-    left_out = {**facts['provenance'].get('left_out', {}), **facts['excluded']}
-    published = sum(facts['published']['test'].values())
+    left_out = {**provenance.get('left_out', {}), **facts['excluded']}
+    has_published_test = sum(facts['published']['test'].values()) > 0
     return _DATASHEET.format(
         name=facts['name'],
         warning="**SYNTHETIC: drawn images.** " if facts['synthetic'] else "",
-        publisher=facts['provenance'].get('publisher', "its owner"),
-        licence=facts['provenance'].get('licence', "not stated"),
+        publisher=provenance.get('publisher', "its owner"),
+        licence=provenance.get('licence', "not stated"),
         findings='\n'.join(f"- {sentence}" for _, sentence in facts['findings']),
         negative=in_prose(negative),
         positive=in_prose(positive),
-        splits='\n'.join(
-            f"| {split} | {n[negative]} | {n[positive]} |" for split, n in facts['counts'].items()
-        ),
+        splits=_datasheet_rows(facts['counts'], negative, positive),
         left_out=', '.join(f"{n} {why}" for why, n in left_out.items()) or "nothing",
         subgroups=', '.join(known) or "none",
         unknown=', '.join(unknown) or "nothing of these",
-        locked=_LOCKED if published else "",
-        owner="publisher" if 'publisher' in facts['provenance'] else "owner",
+        locked=_LOCKED if has_published_test else "",
+        owner="publisher" if 'publisher' in provenance else "owner",
     )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #1e0a1a25
-def _subgroup_tables(facts):
-    "Tables of view, age and sex by class and of images a patient, for a template"
+def _subgroup_tables(facts: dict) -> list[dict]:
+    "Tables of view, age and sex by class and of images per patient, for the template"
     frames = {name: pd.DataFrame(values).T for name, values in facts['subgroups'].items()}
     if facts['patients']:
-        frames["images of one patient"] = pd.DataFrame(
-            dict(patients=facts['patients']['images_each'])
-        )
+        images_each = dict(patients=facts['patients']['images_each'])
+        frames["images of one patient"] = pd.DataFrame(images_each)
     return [frame_table(frame, caption=name) for name, frame in frames.items()]
 
 # %% ../../nbs/lib/data/08_audit.ipynb #fd8137b4
@@ -664,27 +878,30 @@ _TITLES = dict(
     nearly_identical="Nearly identical images",
 )
 _CAPTIONS = dict(
-    shift="AUC with its interval: a classifier that tells splits apart, and single features on the test",
+    shift="AUC with its interval: a classifier that distinguishes splits, and single features on the test",
     exposure="Mean, contrast and border of the images by split and class",
     identical="Images with the same bytes, with their split and label",
     nearly_identical="Images that look the same, with their split and label",
 )
 
 
-def audit_page(facts, figures):  # Facts with findings; from `audit_figures`
+def _facts_section(title: str, values: dict) -> dict:
+    "A section with one table, a row for each key of `values`"
+    return section(title, tables=[frame_table(pd.DataFrame(values).T)])
+
+
+def audit_page(
+    facts: dict,  # From `examine`, with `findings`
+    figures: dict[str, Figure],  # From `audit_figures`
+) -> str:
     "The audit as one HTML page"
     sections = [section("Which images", flow=flow_diagram(facts, facts['patients_by_split']))]
     for name, fig in figures.items():
-        sections.append(section(_TITLES[name], pictures=[inline_figure(fig, _CAPTIONS[name])]))
-    sections.append(
-        section("Images by split", tables=[frame_table(pd.DataFrame(facts['counts']).T)])
-    )
+        picture = inline_figure(fig, _CAPTIONS[name])
+        sections.append(section(_TITLES[name], pictures=[picture]))
+    sections.append(_facts_section("Images by split", facts['counts']))
     sections.append(section("Subgroups by class", tables=_subgroup_tables(facts)))
-    sections.append(
-        section(
-            "Medians by split and class", tables=[frame_table(pd.DataFrame(facts['features']).T)]
-        )
-    )
+    sections.append(_facts_section("Medians by split and class", facts['features']))
     return render(
         'audit',
         heading=f"Audit of {facts['name']}",
@@ -694,37 +911,46 @@ def audit_page(facts, figures):  # Facts with findings; from `audit_figures`
     )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #6887c504
-def audit_figures(facts, images, table):  # Facts; decoded images; table with `split`
-    "Name -> figure, of everything that there is to show"
-    classes, synthetic = tuple(facts['classes']), facts['synthetic']
+def _all_groups(copies: dict) -> list[list[str]]:
+    "Groups of copies, those with conflicts first"
+    return copies['label_conflicts'] + copies['across_splits'] + copies['members']
 
-    def copies(found):
-        groups = found['label_conflicts'] + found['across_splits'] + found['members']
-        return _pairs_plot(images, table, groups, synthetic, classes=classes)
 
-    tested = facts['shift'] or _on_test(facts)
-    exposure = _exposure_plot(_trivial_features(images), table, synthetic, classes)
-    drawn = dict(
-        shift=shift_plot(facts) if tested else None,
-        exposure=exposure,
-        identical=copies(facts['copies']),
-        nearly_identical=copies(facts['near']),
-    )
-    return {name: fig for name, fig in drawn.items() if fig is not None}
+def audit_figures(
+    facts: dict,  # From `examine`
+    images: np.ndarray,  # uint8 [N, H, W]
+    table: pd.DataFrame,  # With `split`
+) -> dict[str, Figure]:
+    "Name -> figure, for everything that was found or tested"
+    classes = tuple(facts['classes'])
+    synthetic = facts['synthetic']
+    figures = {}
+    if facts['shift'] or _on_test(facts):
+        figures['shift'] = shift_plot(facts)
+    figures['exposure'] = _exposure_plot(_trivial_features(images), table, synthetic, classes)
+    for name, copies in dict(identical=facts['copies'], nearly_identical=facts['near']).items():
+        pairs = _pairs_plot(images, table, _all_groups(copies), synthetic, classes)
+        if pairs is not None:
+            figures[name] = pairs
+    return figures
 
 # %% ../../nbs/lib/data/08_audit.ipynb #c03f6d6c
-def write_audit(source, folder, positive='', **how):  # `how`: as for `audit`; where to write
+def write_audit(
+    source: str | Path | ImageSet,  # As for `audit`
+    folder: str | Path,  # Where to write
+    positive: str = '',  # Name of the positive class of your own data
+    **options,  # As for `audit`
+) -> dict:
     "Audit a data set into `folder`: audit.html, audit.json and datasheet.md; returns the facts"
-    image_set, images, hashes, table = _prepare(source, positive, **how)
-    facts = examine(image_set, images, hashes, table, how.get('seed', 0))
+    image_set, images, hashes, table = _prepare(source, positive, **options)
+    facts = examine(image_set, images, hashes, table, options.get('seed', 0))
     facts['findings'] = findings(facts)
-    page = audit_page(facts, audit_figures(facts, images, table))
     files = {
-        'audit.html': page,
+        'audit.html': audit_page(facts, audit_figures(facts, images, table)),
         'audit.json': to_json(facts, indent=1) + "\n",
         'datasheet.md': datasheet(facts),
     }
     for name, text in files.items():
-        with atomic_write(Path(folder) / name) as f:
-            f.write_text(text)
+        with atomic_write(Path(folder) / name) as file:
+            file.write_text(text)
     return facts
