@@ -202,7 +202,7 @@ def test_a_published_calibration_follows_from_the_validation_rows():
 
 def test_goals_are_met_or_missed_as_the_figures_say(committed):
     shown = SUMMARY.goal_table(committed)
-    for said, r in zip(shown.to_dict("records"), SUMMARY.heads(committed).to_dict("records")):
+    for said, r in zip(shown.to_dict("records"), SUMMARY.main_rows(committed).to_dict("records")):
         truth = dict(
             floor=r["auc"] >= 0.989 and r["accuracy"] >= 0.916,
             goal=r["auc"] >= 0.991 and r["accuracy"] >= 0.946,
@@ -430,14 +430,17 @@ def test_the_page_of_made_up_seeds(example):
         if (example / "results/summary.csv").exists()
         else write_summary(example / "results", 50)
     )
-    assert SUMMARY.words(table.iloc[0]) == "example, tiny from scratch, 64 px, augment standard"
-    shown = SUMMARY.shown_table(table)
+    assert (
+        SUMMARY.experiment_title(table.iloc[0])
+        == "example, tiny from scratch, 64 px, augment standard"
+    )
+    shown = SUMMARY.results_table(table)
     assert "±" in shown.iloc[0, 0] and " to " in shown.iloc[0, 1]
-    assert SUMMARY.heads(table).who.tolist() == ["mean", "ensemble"] and SUMMARY.heads(
+    assert SUMMARY.main_rows(table).who.tolist() == ["mean", "ensemble"] and SUMMARY.main_rows(
         table[:1]
     ).who.tolist() == ["seed0"]
     assert SUMMARY.goal_table(table)[SUMMARY.HEADINGS["beyond"]].str.startswith("missed").all()
-    assert "MISSES" in SUMMARY.goal_words(table[table.who == "mean"].iloc[0])
+    assert "MISSES" in SUMMARY.goal_sentence(table[table.who == "mean"].iloc[0])
 
 
 def test_bounds_of_the_goal_count_as_declared():
@@ -457,7 +460,7 @@ def test_a_recipe_that_changes_nothing_changes_nothing(example):
     assert SUMMARY.pairs(dict(new=new, old=old)) == [("new", "old")]
     same = SUMMARY.step_table(dict(new=new, old=old), replicates=20)
     assert (same.change == 0).all() and not same.clear.any() and set(same.split) == {"val", "test"}
-    assert SUMMARY.step_words(same)[0].endswith("no measure of the test changed clearly.")
+    assert SUMMARY.step_sentences(same)[0].endswith("no measure of the test changed clearly.")
     none, wide, right = (dict(lower=a, upper=b) for a, b in ((None, None), (-1.0, 1.0), (1.0, 2.0)))
     assert [SUMMARY.is_clear(*e) for e in ((none, none), (none, right), (right, wide))] == [
         False,
