@@ -65,41 +65,44 @@ def films():
 # --- 03 Stress and shape
 
 
-def test_knobs_of_the_acquisition(films):
+def test_changes_of_the_acquisition(films):
     shape = functions_of("results/03_shape")
     film = films[0]
     for same in (
-        shape.expose(film, 1),
-        shape.contrast_about(film, 1),
-        shape.resolve(film, 1),
-        shape.turn(film, 0),
-        shape.move(film, 0, 0),
+        shape.change_exposure(film, 1),
+        shape.change_contrast(film, 1),
+        shape.change_resolution(film, 1),
+        shape.rotate(film, 0),
+        shape.shift_by(film, 0, 0),
     ):
         assert (same == film).all()
-    assert (shape.move(film, 0.25, 0)[:, 16:] == film[:, :48]).all()
-    assert shape.expose(film, 2).mean() < film.mean() < shape.expose(film, 0.5).mean()
+    assert (shape.shift_by(film, 0.25, 0)[:, 16:] == film[:, :48]).all()
+    assert (
+        shape.change_exposure(film, 2).mean()
+        < film.mean()
+        < shape.change_exposure(film, 0.5).mean()
+    )
     assert shape.stress_settings()[:2] == ["clean", "exposure/0.4"]
     assert {shape.stressed(films, s).shape for s in shape.stress_settings()} == {films.shape}
-    assert (shape.shaped(films, 1.0) == films).all() and {
-        shape.shaped(films, f).shape for f in shape.SHAPES
+    assert (shape.with_width(films, 1.0) == films).all() and {
+        shape.with_width(films, f).shape for f in shape.SHAPES
     } == {films.shape}
     with pytest.raises(StudyError, match="exposure, contrast"):
         shape.stressed(films, "voltage/3")
 
 
 def test_stress_is_measured_against_the_film_as_it_is():
-    "A knob that changes nothing moves nothing; a planted loss is found by the range and by the sentence"
+    "A change by nothing changes nothing; a planted loss is found by the range and by the sentence"
     shape, table = functions_of("results/03_shape"), simulate(patients=100, images=1, seed=0)
     logit = table.logit.to_numpy()
     found = shape.stress_table(table, dict.fromkeys(shape.stress_settings(), logit))
-    assert len(found) == sum(len(s.amounts) for s in shape.SWEEPS.values())
+    assert len(found) == sum(len(s.amounts) for s in shape.CHANGES.values())
     assert (found.moved == 0).all() and (found.turned == 0).all() and found.auc.nunique() == 1
     lost = found.assign(sensitivity=np.where(found.amount == 20, 0.1, 0.9), specificity=0.9)
     assert shape.tolerance(lost)["rotation"] == (-30, 10)
     step = found.assign(sensitivity=np.where(found.amount == 10, 0.7, 0.9), specificity=0.9)
     assert (
-        shape.narrowest(step)
-        == "of the first steps of each knob, rotation 10 costs most (20 points)"
+        shape.costliest_step(step) == "among the smallest steps, rotation 10 costs most (20 points)"
     )
 
 
