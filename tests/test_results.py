@@ -25,9 +25,9 @@ from sklearn.metrics import (
 )
 from write_summary import (
     MEASURES,
+    calibrated_test,
+    ensemble_test,
     experiment_figures,
-    joined,
-    judged,
     summary_table,
     together,
     values_of,
@@ -92,14 +92,12 @@ def test_the_committed_summary_is_what_the_predictions_give(committed):
 
 
 def test_the_committed_ensembles_of_all_networks_are_what_the_predictions_give():
-    again, said = (
-        together(replicates=2000),
-        json.loads((RESULTS / "together.json").read_text())["figures"],
-    )
-    assert set(again) == set(said)
-    for name, entry in again.items():
+    recomputed = together(replicates=2000)
+    committed = json.loads((RESULTS / "together.json").read_text())["figures"]
+    assert set(recomputed) == set(committed)
+    for name, entry in recomputed.items():
         for k in ("value", "lower", "upper"):
-            assert entry[k] == pytest.approx(said[name][k], abs=2e-6), (name, k)
+            assert entry[k] == pytest.approx(committed[name][k], abs=2e-6), (name, k)
 
 
 def test_scikit_learn_finds_the_same_figures(committed):
@@ -220,22 +218,19 @@ def test_goals_are_met_or_missed_as_the_figures_say(committed):
 
 
 def test_the_ensemble_rule_uses_each_members_own_validation():
-    "Thresholds and calibrators are the members'; where the seeds drew other validation patients, no row of one seed's validation decides for another"
-    for name, runs in experiments().items():
-        if len(runs) < 2:
-            continue
-        parts = {seed: judged(run) for seed, run in runs.items()}
-        assert joined(parts)[2] == pytest.approx(np.mean([t for *_, t in parts.values()]))
-        expected = np.mean(
-            [
-                1 / (1 + np.exp(-after.sort_values("image_id").logit.to_numpy()))
-                for _, after, _ in parts.values()
-            ],
-            axis=0,
-        )
-        np.testing.assert_allclose(1 / (1 + np.exp(-joined(parts)[1].logit)), expected, atol=1e-9)
-        return
-    pytest.skip("no experiment has two seeds")
+    "Thresholds and calibrators are the members'; no row of one seed's validation decides for another seed"
+    several = [runs for runs in experiments().values() if len(runs) > 1]
+    if not several:
+        pytest.skip("no experiment has two seeds")
+    members = {seed: calibrated_test(run) for seed, run in several[0].items()}
+    joint = ensemble_test(members)
+    thresholds = [member.threshold for member in members.values()]
+    assert joint.threshold == pytest.approx(np.mean(thresholds))
+    sorted_logits = [
+        member.calibrated.sort_values("image_id").logit.to_numpy() for member in members.values()
+    ]
+    expected = np.mean([1 / (1 + np.exp(-logit)) for logit in sorted_logits], axis=0)
+    np.testing.assert_allclose(1 / (1 + np.exp(-joint.calibrated.logit)), expected, atol=1e-9)
 
 
 def test_every_figure_of_others_has_its_source_and_its_protocol():
@@ -396,15 +391,14 @@ def test_the_tools_are_commands(example):
 def test_summary_of_made_up_seeds(example):
     "An ensemble of one seed is that seed; the ensemble of the seeds ranks better than their mean; both files hold the same figures"
     runs = experiments(example / "results")["example-tiny"]
-    parts = {seed: judged(run) for seed, run in runs.items()}
-    alone, each = values_of(*joined({"seed0": parts["seed0"]})), values_of(*parts["seed0"])
-    assert alone == pytest.approx(each, abs=1e-9)
-    assert each["auc"] == pytest.approx(
-        runs["seed0"].read("metrics.json")["figures"]["test.auc"]["value"]
-    )
-    assert values_of(*joined(parts))["auc"] > np.mean(
-        [values_of(*p)["auc"] for p in parts.values()]
-    )
+    tests = {seed: calibrated_test(run) for seed, run in runs.items()}
+    first = values_of(tests["seed0"])
+    of_one_seed = values_of(ensemble_test({"seed0": tests["seed0"]}))
+    assert of_one_seed == pytest.approx(first, abs=1e-9)
+    figures = runs["seed0"].read("metrics.json")["figures"]
+    assert first["auc"] == pytest.approx(figures["test.auc"]["value"])
+    mean_auc = np.mean([values_of(test)["auc"] for test in tests.values()])
+    assert values_of(ensemble_test(tests))["auc"] > mean_auc
     assert list(experiment_figures(runs, replicates=50)) == [
         "seed0",
         "seed1",
