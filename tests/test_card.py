@@ -14,7 +14,6 @@ from cxr_study.serve.bundle import load_bundle
 
 PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/seed0/metrics.json"))
 BUNDLES = sorted(p.parent for p in (ROOT / "models").glob("*/bundle.json"))
-CARDS = sorted((ROOT / "results").rglob("MODEL_CARD.md"))
 HEADINGS = (
     "Intended use",
     "Out of scope",
@@ -43,9 +42,9 @@ def test_every_published_run_has_a_card(folder):
     assert "Age, sex, origin and severity of each child were not released" in text
 
 
-@pytest.mark.parametrize("path", CARDS, ids=lambda p: str(p.parent.relative_to(ROOT)))
-def test_committed_cards_are_up_to_date(path):
-    assert path.read_text() == model_card(path.parent)
+def test_committed_cards_are_up_to_date():
+    for path in (ROOT / "results").rglob("MODEL_CARD.md"):
+        assert path.read_text() == model_card(path.parent), path
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda p: p.name)
@@ -61,7 +60,7 @@ def test_the_card_of_a_bundle_is_that_of_its_published_run(folder):
     for heading, text in expected.items():
         if heading == "Training data":
             assert found[heading].startswith(text)
-        elif "this folder" not in text:
+        elif "this folder" not in text.lower():
             assert found[heading] == text, heading
     limits = "\n".join(f"- {sentence}" for sentence in bundle.facts["limits"])
     assert found["Limits"] == limits
