@@ -1,4 +1,4 @@
-"""What is published: every figure of `results/summary.csv` follows from the committed predictions, and every figure of others has its source."""
+"""Every number in `results/summary.csv` follows from the committed predictions, and every number of others has its source."""
 
 import base64
 import io
@@ -61,7 +61,7 @@ def committed():
 
 
 def probabilities(folder):
-    "(labels, probabilities) of the test, in the order of the images, without a line of the library"
+    "Labels and probabilities of the test in the order of the images, read without the library"
     table = pd.read_csv(folder / "predictions.csv").query("split == 'test'").sort_values("image_id")
     return table.label.to_numpy(), 1 / (1 + np.exp(-table.logit.to_numpy()))
 
@@ -101,7 +101,7 @@ def test_the_committed_ensembles_of_all_networks_are_what_the_predictions_give()
 
 
 def test_scikit_learn_finds_the_same_figures(committed):
-    "Seeds and means and ensembles, from the csv files alone"
+    "Seeds, means and ensembles, computed from the CSV files alone"
     for experiment, part in committed.groupby("experiment"):
         rows, found = (
             part.set_index("who"),
@@ -157,7 +157,7 @@ def test_published_runs_are_whole_and_real(folder):
 
 
 def test_the_published_sweep_trains_what_is_published(data):
-    "Every seed of every recipe in force is a run of `results/published.yaml`, with the same parameters of data and training"
+    "Every seed of a current recipe is a run of `results/published.yaml`, with the same data and training parameters"
     jobs = {
         (f"{j.values['dataset']}-{j.values['arch']}", f"seed{j.values['seed']}"): j.values
         for j in read_sweep(RESULTS / "published.yaml").jobs
@@ -173,7 +173,7 @@ def test_the_published_sweep_trains_what_is_published(data):
 
 
 @pytest.mark.parametrize("name", ["pneumoniamnist", "chest_xray", "nih_chestxray14"])
-def test_datasheets_are_those_of_the_data_at_hand(name, data, tmp_path):
+def test_datasheets_are_those_of_the_data(name, data, tmp_path):
     write_audit(name, tmp_path)
     assert (tmp_path / "datasheet.md").read_text() == (
         RESULTS / f"datasheets/{name}.md"
@@ -261,7 +261,7 @@ def copy(tmp_path):
 
 
 def test_another_prediction_gives_another_summary_or_none(copy):
-    "A changed logit is refused; so is a seed of another recipe"
+    "A changed prediction is rejected, and so is a seed of another recipe"
     file = next(copy.glob("*/seed0/predictions.csv"))
     text = file.read_text()
     file.write_text(text.replace(",0,", ",1,", 1))
@@ -278,7 +278,7 @@ def test_another_prediction_gives_another_summary_or_none(copy):
 
 
 def test_publishing_that_is_interrupted_is_noticed(copy, tmp_path, monkeypatch):
-    "The manifest is written last: files of two runs do not pass for one"
+    "The manifest is written last, so a mixture of two runs does not match it"
     old, new = next(copy.glob("*/seed0")), tmp_path / "run"
     shutil.copytree(old, new)
     run = Run(new, verify=False)
@@ -320,7 +320,7 @@ def test_synthetic_and_unfinished_runs_are_not_published(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-# --- The tools, on a made-up experiment of three seeds
+# --- The tools, on a simulated experiment of three seeds
 
 PATIENTS = [
     simulate(patients=200, images=1.5, separation=3.0, split=split, seed=k)
@@ -330,7 +330,7 @@ BASE = pd.concat([t.assign(patient_id=t.split + t.patient_id) for t in PATIENTS]
 
 
 def example_run(folder, seed, synthetic=False, augment="standard"):
-    "A run's folder as the stages leave it, from simulated predictions: the same patients, another noise"
+    "A finished run with simulated predictions; every seed has the same patients and other noise"
     table = BASE.assign(logit=2 * BASE.logit + np.random.default_rng(seed).normal(size=len(BASE)))
     run = Run(folder / f"runs/{augment}-{seed}-{synthetic}").begin("01_data", seed=seed)
     run.write("preprocess.json", dict(size=64))
@@ -388,8 +388,8 @@ def test_the_tools_are_commands(example):
     assert done.returncode == 0 and "summary.csv" in done.stdout
 
 
-def test_summary_of_made_up_seeds(example):
-    "An ensemble of one seed is that seed; the ensemble of the seeds ranks better than their mean; both files hold the same figures"
+def test_summary_of_simulated_seeds(example):
+    "An ensemble of one seed equals that seed, an ensemble of three ranks better than their mean, and both files agree"
     runs = experiments(example / "results")["example-tiny"]
     tests = {seed: calibrated_test(run) for seed, run in runs.items()}
     first = values_of(tests["seed0"])
@@ -418,7 +418,7 @@ def test_summary_of_made_up_seeds(example):
     )
 
 
-def test_the_page_of_made_up_seeds(example):
+def test_the_page_of_simulated_seeds(example):
     table = (
         SUMMARY.read_summary(example / "results")
         if (example / "results/summary.csv").exists()
@@ -445,7 +445,7 @@ def test_bounds_of_the_goal_count_as_declared():
 
 
 def test_a_recipe_that_changes_nothing_changes_nothing(example):
-    "Other name of the augmentation, same predictions"
+    "Another augmentation in the manifest, the same predictions"
     old = experiments(example / "results")["example-tiny"]
     new = {f"seed{k}": Run(example_run(example, k, augment="equalise")) for k in range(3)}
     assert SUMMARY.pairs(dict(new=new, old=old)) == [("new", "old")]
@@ -501,7 +501,7 @@ def test_outputs_are_published_only_for_the_code_that_gave_them(tmp_path):
         publish_outputs(run, tmp_path / "nbs")
 
 
-def test_pictures_get_a_palette_once():
+def test_images_get_a_palette_once():
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(
         buffer, "png"
@@ -512,7 +512,7 @@ def test_pictures_get_a_palette_once():
 
 def test_the_page_needs_no_torch():
     code = (
-        "import sys; sys.path[:0] = ['tools']; from notebook_functions import functions_of; s = functions_of('results/01_summary'); "
-        "s.literature_figure(s.read_literature(), s.read_summary()); sys.exit('torch' in sys.modules)"
+        "import sys; sys.path[:0] = ['tools']; from notebook_functions import functions_of; "
+        "s = functions_of('results/01_summary'); s.literature_figure(s.read_literature(), s.read_summary()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
