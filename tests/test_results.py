@@ -1,4 +1,4 @@
-"""Every number in `results/summary.csv` follows from the committed predictions, and every number of others has its source."""
+"""Every number in `results/summary.csv` follows from the committed predictions; every number of others has a source."""
 
 import base64
 import io
@@ -511,8 +511,12 @@ def test_images_get_a_palette_once():
 
 
 def test_the_page_needs_no_torch():
-    code = (
-        "import sys; sys.path[:0] = ['tools']; from notebook_functions import functions_of; "
-        "s = functions_of('results/01_summary'); s.literature_figure(s.read_literature(), s.read_summary()); sys.exit('torch' in sys.modules)"
-    )
+    code = """
+import sys
+sys.path.insert(0, "tools")
+from notebook_functions import functions_of
+summary = functions_of("results/01_summary")
+summary.literature_figure(summary.read_literature(), summary.read_summary())
+sys.exit("torch" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
