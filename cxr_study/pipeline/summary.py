@@ -11,6 +11,7 @@ __all__ = ['open_runs', 'over_arm', 'arm_difference', 'comparisons', 'summarise'
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -42,8 +43,7 @@ def _is_evaluated(folder: Path) -> bool:
 
 def _run_name(folder: Path) -> str:
     "Name of a folder, such as `lr0.1`; of a folder such as `seed0` with the one above, `lr0.1/seed0`"
-    is_seed = folder.name.startswith('seed') and folder.name[4:].isdigit()
-    if is_seed:
+    if re.fullmatch(r'seed\d+', folder.name):
         return f"{folder.parent.name}/{folder.name}"
     return folder.name
 
