@@ -53,7 +53,7 @@ def _renewed_mark(match: re.Match, folder: Path) -> str:
         raise StudyError(f"A text quotes {name} of {match['file']}, but there is no such file.")
     entries = json.loads(file.read_text())["figures"]
     if name not in entries:
-        raise StudyError(f"A text quotes {name}, but {match['file']} has no such entry.")
+        raise StudyError(f"A text quotes {name}, which {match['file']} does not have.")
     options = match["rest"].removeprefix(name).split()
     return f"<!--q {match['file']} {match['rest']}-->{quoted(entries[name], options)}<!--/q-->"
 
