@@ -1,4 +1,4 @@
-"""What lies in `results/`, read and verified: every run with its manifest, seeds of one recipe together.
+"""Reads the runs in `results/` and verifies their files against their manifests.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/published.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/published.html.md"""
 
 # %% auto #0
 __all__ = ['PUBLISHED_FILES', 'experiment_of', 'is_variant', 'published', 'together', 'check_published', 'published_recipe',
-           'experiments', 'facts_of']
+           'experiments', 'published_facts']
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #f15be633
 import re
@@ -19,37 +19,57 @@ from ..evaluate.comparison import ensemble
 from ..predict.table import read_predictions
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #820d379a
-def experiment_of(run: Run) -> tuple[str, str]:
-    "Name of the experiment that a run belongs to (data set and network, from its manifest), and of its seed"
+def experiment_of(
+    run: Run,
+) -> tuple[str, str]:  # Such as ('chest_xray-resnet18', 'seed0')
+    "Names of a run's experiment (data set and network) and of its seed, from its manifest"
+    dataset = run.manifest['data']['dataset']
     parameters = run.manifest['parameters']
-    return f"{run.manifest['data']['dataset']}-{parameters['arch']}", f"seed{parameters['seed']}"
+    return f"{dataset}-{parameters['arch']}", f"seed{parameters['seed']}"
 
-
+# %% ../../nbs/lib/pipeline/10_published.ipynb #97d78917
 def is_variant(
-    folder: str | Path,
-) -> bool:  # Of one published seed, such as `results/chest_xray-resnet18/seed0`
-    "Whether it is of an earlier recipe or a control: its experiment's folder is not named after data set and network alone"
-    return Path(folder).parent.name != experiment_of(Run(folder, verify=False))[0]
+    folder: str | Path,  # Of one published seed, such as `results/chest_xray-resnet18/seed0`
+) -> bool:
+    "Whether a published run belongs to an earlier recipe or a control experiment"
+    run = Run(folder, verify=False)
+    experiment, _ = experiment_of(run)
+    return Path(folder).parent.name != experiment
+
+# %% ../../nbs/lib/pipeline/10_published.ipynb #116fc4a4
+def _seed_folders(
+    results: str | Path | None,  # None: the project's `results`
+) -> list[Path]:
+    "Folders of all published runs, by experiment and seed; seed10 comes after seed9"
+    results = Path(results or root() / 'results')
+    folders = [path.parent for path in results.glob('*/seed*/predictions.csv')]
+    return sorted(folders, key=lambda p: (p.parent.name, len(p.name), p.name))
 
 
-def published(folder=None):  # Default: the project's `results`
-    "Experiment -> seed -> table of predictions, of all that is published but variants"
-    found = {}
-    for path in sorted((folder or root() / 'results').glob('*/seed*/predictions.csv')):
-        seed = path.parent
-        if not is_variant(seed):
-            found.setdefault(seed.parent.name, {})[seed.name] = read_predictions(path)
-    return found
+def published(
+    folder: str | Path | None = None,  # None: the project's `results`
+) -> dict[str, dict[str, pd.DataFrame]]:  # Experiment -> seed -> table of predictions
+    "Predictions of all published runs of current recipes"
+    tables = {}
+    for seed_folder in _seed_folders(folder):
+        if is_variant(seed_folder):
+            continue
+        seeds = tables.setdefault(seed_folder.parent.name, {})
+        seeds[seed_folder.name] = read_predictions(seed_folder / 'predictions.csv')
+    return tables
 
-
-def together(tables):  # Seed -> table of predictions
-    "The ensemble's table of both splits, or None where the seeds do not share their validation patients, or there is one only"
+# %% ../../nbs/lib/pipeline/10_published.ipynb #b78ac51e
+def together(
+    tables: dict[str, pd.DataFrame],  # Seed -> table of predictions
+) -> pd.DataFrame | None:
+    "Predictions of the ensemble of all seeds; None for a single seed, or if validation patients differ"
     if len(tables) < 2:
         return None
     try:
-        return pd.concat([ensemble(tables, split) for split in ('val', 'test')], ignore_index=True)
-    except StudyError:
+        parts = [ensemble(tables, split) for split in ('val', 'test')]
+    except StudyError:  # The seeds have different images
         return None
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #bf66d73e
 PUBLISHED_FILES = (
@@ -62,75 +82,100 @@ PUBLISHED_FILES = (
 )
 
 
-def check_published(folder):  # Of one seed
-    "`Run` of a published folder; `ManifestMismatch` names every file that is not the one the run wrote"
+def check_published(
+    folder: str | Path,  # Of one published seed
+) -> Run:
+    "The `Run` of a published folder; raises `ManifestMismatch` with the names of missing or changed files"
     run = Run(folder, verify=False)
-    known = {n: a['sha256'] for n, a in run.manifest['artefacts'].items() if n in PUBLISHED_FILES}
-    wrong = [
-        n for n, digest in known.items() if run.path(n).is_file() and sha256(run.path(n)) != digest
-    ]
-    if 'predictions.csv' not in known or not run.path('predictions.csv').is_file():
+    wrong = []
+    for name, artefact in run.manifest['artefacts'].items():
+        path = run.path(name)
+        if name in PUBLISHED_FILES and path.is_file() and sha256(path) != artefact['sha256']:
+            wrong.append(name)
+    recorded = 'predictions.csv' in run.manifest['artefacts']
+    if not recorded or not run.path('predictions.csv').is_file():
         wrong.append('predictions.csv')
     if wrong:
         raise ManifestMismatch(
-            f"{folder} is not what its manifest.json says: {', '.join(wrong)}. Publish the run again."
+            f"{folder} does not match its manifest.json: {', '.join(wrong)}. Publish the run again."
         )
     return run
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #36888eb1
-_TRAINED = ('01_data', '02_training')  # The stages whose parameters make a model what it is
+_TRAINING_STAGES = ('01_data', '02_training')
 
 
-def published_recipe(run):
-    "Parameters of data and training, without the seed"
-    return {
-        k: v for s in _TRAINED for k, v in run.stage(s).get('parameters', {}).items() if k != 'seed'
-    }
+def published_recipe(
+    run: Run,
+) -> dict:  # Name -> value, as the manifest records them
+    "Parameters of a run's data and training stages, without the seed"
+    parameters = {}
+    for stage in _TRAINING_STAGES:
+        parameters |= run.stage(stage).get('parameters', {})
+    parameters.pop('seed', None)
+    return parameters
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #c6f3b931
-def experiments(folder=None):  # Default: the project's `results`
-    "Experiment -> seed -> `Run` of all that is published, each verified"
+def _check_one_recipe(name: str, runs: dict[str, Run]) -> None:
+    "Raise `StudyError` if the seeds of an experiment differ in a parameter other than the seed"
+    first, *others = [published_recipe(run) for run in runs.values()]
+    differ = set()
+    for recipe in others:
+        names = recipe.keys() | first.keys()
+        differ |= {n for n in names if recipe.get(n) != first.get(n)}
+    if differ:
+        raise StudyError(
+            f"The seeds of {name} have different recipes: they differ in {', '.join(sorted(differ))}. "
+            "Publish each recipe under a name of its own."
+        )
+
+
+def experiments(
+    folder: str | Path | None = None,  # None: the project's `results`
+) -> dict[str, dict[str, Run]]:  # Experiment -> seed -> `Run`
+    "All published runs, variants included; raises `StudyError` if files changed or seeds have different recipes"
     found = {}
-    for path in sorted(
-        Path(folder or root() / 'results').glob('*/seed*/predictions.csv'),
-        key=lambda p: (p.parts[-3], len(p.parts[-2]), p.parts[-2]),
-    ):
-        found.setdefault(path.parents[1].name, {})[path.parent.name] = check_published(path.parent)
+    for seed_folder in _seed_folders(folder):
+        seeds = found.setdefault(seed_folder.parent.name, {})
+        seeds[seed_folder.name] = check_published(seed_folder)
     for name, runs in found.items():
-        first, *others = map(published_recipe, runs.values())
-        if differ := sorted(
-            {k for r in others for k in r.keys() | first if r.get(k) != first.get(k)}
-        ):
-            raise StudyError(
-                f"The seeds of {name} are not of one recipe: they differ in {', '.join(differ)}. Publish each recipe under a name of its own."
-            )
+        _check_one_recipe(name, runs)
     return found
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #394e6ed4
-def _native_px(run):
-    "Side of the images as their publisher gives them, for MedMNIST; None where they are of many sizes"
+_MEDMNIST_SIDE = 28  # Pixels, where the name of the file gives no other side
+
+
+def _native_side(run: Run) -> int | None:
+    "Side of MedMNIST's images in pixels, as published; None for data sets with images of many sizes"
     data = run.manifest['data']
     if not str(data.get('dataset')).endswith('mnist'):
         return None
-    found = re.search(r"_(\d+)\.npz$", str(data.get('provenance', {}).get('file')))
-    return int(found[1]) if found else 28
+    file = data.get('provenance', {}).get('file')
+    side = re.search(r"_(\d+)\.npz$", str(file))
+    return int(side[1]) if side else _MEDMNIST_SIDE
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #a5fc8fd5
-def facts_of(run):
-    "Data, network and recipe of a run as a dictionary; what is not published is None"
-    recipe, training = published_recipe(run), run.stage('02_training')
+def _read_if_published(run: Run, name: str) -> dict | pd.DataFrame | None:
+    "A file of a run, or None if it is not published"
+    if not run.path(name).is_file():
+        return None
+    return run.read(name)
 
-    def read(name):
-        return run.read(name) if run.path(name).is_file() else None
 
-    history, spec = read('history.csv'), read('preprocess.json')
+def published_facts(run: Run) -> dict:
+    "Data set, network and recipe of a published run; None where a file is not published"
+    recipe = published_recipe(run)
+    history = _read_if_published(run, 'history.csv')
+    preprocess = _read_if_published(run, 'preprocess.json')
+    hardware = run.stage('02_training').get('hardware', {})
     return dict(
         dataset=run.manifest['data'].get('dataset'),
         arch=recipe.get('arch'),
         weights=recipe.get('weights'),
         augment=recipe.get('augment'),
         epochs=None if history is None else int(history.epoch.nunique()),
-        size=None if spec is None else spec['size'],
-        native=_native_px(run),
-        device=training.get('hardware', {}).get('device'),
+        size=None if preprocess is None else preprocess['size'],
+        native=_native_side(run),
+        device=hardware.get('device'),
     )

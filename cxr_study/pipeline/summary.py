@@ -1,4 +1,4 @@
-"""One tidy table, seeds averaged, arms compared with a reference on the same patients, and the best arm named by validation alone.
+"""Averages runs over seeds, compares configurations on the same patients, and names the best one on validation.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/summary.html.md"""
 
@@ -8,66 +8,86 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/summary.html.md"""
 __all__ = ['open_runs', 'over_arm', 'arm_difference', 'comparisons', 'summarise']
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #dec99c43
-import json
+import dataclasses
+import itertools
 import os
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core.pages import filled, html_table, inline_picture, link, notices, render, section
-from ..core.run import Run, StudyError, atomic_write, root, to_json
+from ..core.run import Run, StudyError, atomic_write, to_json
 from ..core.style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthetic
 from ..evaluate.comparison import holm, p_value, paired
 from ..evaluate.evaluation import BOOTSTRAPS, entry, number, quote, title
 from ..evaluate.figures import forest_axes
 from ..evaluate.intervals import bootstrap, collect_blocks, jackknife
-from ..evaluate.metrics import HALF, metrics, scored
+from ..evaluate.metrics import HALF, Scored, metrics, scored
 from ..predict.table import read_predictions
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #888a5657
-def open_runs(paths):  # Folders of runs, or folders that hold them
-    "Name -> `Run` of every finished run at or below the paths; `StudyError` if there is none"
-    found = {}
-    for path in map(Path, paths):
-        inside = (
-            [path]
-            if (path / 'manifest.json').is_file()
-            else [
-                p.parent
-                for p in sorted(path.glob('*/manifest.json'))
-                + sorted(path.glob('*/*/manifest.json'))
-            ]
-        )
-        found |= {
-            p.resolve(): Run(p, verify=False)
-            for p in inside
-            if (p / 'predictions.csv').is_file() and (p / 'metrics.json').is_file()
-        }
-    if not found:
+def _run_folders(path: Path) -> list[Path]:
+    "The path itself if it is a run; otherwise the runs in it, down to two levels"
+    if (path / 'manifest.json').is_file():
+        return [path]
+    manifests = [*sorted(path.glob('*/manifest.json')), *sorted(path.glob('*/*/manifest.json'))]
+    return [manifest.parent for manifest in manifests]
+
+
+def _is_evaluated(folder: Path) -> bool:
+    return (folder / 'predictions.csv').is_file() and (folder / 'metrics.json').is_file()
+
+
+def _run_name(folder: Path) -> str:
+    "Name of a folder, such as `lr0.1`; of a folder such as `seed0` with the one above, `lr0.1/seed0`"
+    if re.fullmatch(r'seed\d+', folder.name):
+        return f"{folder.parent.name}/{folder.name}"
+    return folder.name
+
+
+def open_runs(
+    paths: Iterable[str | Path],  # Folders of runs, or folders that hold them
+) -> dict[str, Run]:  # Name -> `Run`
+    "Evaluated runs at or below the paths; raises `StudyError` if there are none"
+    paths = [Path(path) for path in paths]
+    runs = {}
+    for path in paths:
+        for folder in _run_folders(path):
+            if _is_evaluated(folder):
+                runs[folder.resolve()] = Run(folder, verify=False)
+    if not runs:
+        searched = ', '.join(str(path) for path in paths)
         raise StudyError(
-            f"There are no finished runs in {', '.join(map(str, paths))}: a run has predictions.csv and metrics.json."
+            f"There are no finished runs in {searched}: a run has predictions.csv and metrics.json."
         )
-    names = [
-        '/'.join(p.parts[-2:]) if p.name.startswith('seed') and p.name[4:].isdigit() else p.name
-        for p in found
-    ]
-    return dict(zip(names, found.values()))
+    return {_run_name(folder): run for folder, run in runs.items()}
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #950e221b
+_ENTRY_FIELDS = ('value', 'lower', 'upper', 'n', 'patients', 'method')
 
 
-def _costs(run):
-    "Seconds of training, and images/s of its last epoch"
-    seconds = run.stage('02_training').get('seconds')
-    speed = (
-        pd.read_csv(run.path('history.csv')).get('images_per_second')
-        if run.path('history.csv').is_file()
-        else None
-    )
-    return dict(seconds=seconds, images_per_second=None if speed is None else float(speed.iloc[-1]))
+def _figures_of(run: Run) -> dict[str, dict]:
+    "Entries of `metrics.json`, such as `test.auc`"
+    return run.read('metrics.json')['figures']
 
 
-def _tidy_table(runs):  # From `open_runs`
-    "A row a run and measure, with all parameters"
+def _costs(run: Run) -> dict[str, float | None]:
+    "Seconds of training, and images per second in the last epoch"
+    speed = None
+    if run.path('history.csv').is_file():
+        history = pd.read_csv(run.path('history.csv'))
+        if 'images_per_second' in history:
+            speed = float(history.images_per_second.iloc[-1])
+    return dict(seconds=run.stage('02_training').get('seconds'), images_per_second=speed)
+
+
+def _long_table(
+    runs: dict[str, Run],  # From `open_runs`
+) -> pd.DataFrame:
+    "One row per run and metric, with all parameters as columns `p.<name>`"
     rows = []
     for name, run in runs.items():
         facts = dict(
@@ -75,485 +95,644 @@ def _tidy_table(runs):  # From `open_runs`
             data=run.manifest['data'].get('dataset'),
             synthetic=run.manifest['synthetic'],
             **_costs(run),
-        ) | {f'p.{k}': v for k, v in run.manifest['parameters'].items()}
-        for measure, e in run.read('metrics.json')['figures'].items():
-            split, _, what = measure.partition('.')
-            rows.append(
-                facts
-                | dict(
-                    split=split,
-                    metric=what,
-                    **{k: e.get(k) for k in ('value', 'lower', 'upper', 'n', 'patients', 'method')},
-                )
-            )
+        )
+        parameters = {f'p.{k}': v for k, v in run.manifest['parameters'].items()}
+        for key, figure_entry in _figures_of(run).items():
+            split, _, metric = key.partition('.')
+            values = {field: figure_entry.get(field) for field in _ENTRY_FIELDS}
+            rows.append({**facts, **parameters, 'split': split, 'metric': metric, **values})
     return pd.DataFrame(rows).astype({'value': float, 'lower': float, 'upper': float})
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #4d64866d
-def _varied(runs):
-    "Parameters that differ between the runs, without the seed"
-    values = [
-        dict(r.manifest['parameters'], dataset=r.manifest['data'].get('dataset'))
-        for r in runs.values()
-    ]
-    names = dict.fromkeys(n for v in values for n in v)
-    return [n for n in names if n != 'seed' and len({str(v.get(n)) for v in values}) > 1]
+def _parameters_of(run: Run) -> dict:
+    "Parameters of a run, with the name of its data set"
+    dataset = run.manifest['data'].get('dataset')
+    return run.manifest['parameters'] | dict(dataset=dataset)
 
 
-def _arms(runs):
-    "Name of an arm -> seed -> `Run`; where each arm has a folder of its own, as in `arm/seed0`, that is its name"
-    names, found, folders = _varied(runs), {}, {}
+def _varied_parameters(runs: dict[str, Run]) -> list[str]:
+    "Names of the parameters that differ between the runs, without the seed"
+    parameters = [_parameters_of(run) for run in runs.values()]
+    names = dict.fromkeys(name for values in parameters for name in values)
+    names.pop('seed', None)
+    return [n for n in names if len({str(values.get(n)) for values in parameters}) > 1]
+
+
+def _folder_names(
+    folders: dict[str, set[str]],  # Configuration -> folders of its runs; '' for none
+) -> dict[str, str] | None:
+    "Configuration -> its folder, if each configuration has exactly one folder and shares it with no other"
+    if any(len(names) != 1 for names in folders.values()):
+        return None
+    own = {configuration: min(names) for configuration, names in folders.items()}
+    if '' in own.values() or len(set(own.values())) < len(own):
+        return None
+    return own
+
+
+def _configurations(
+    runs: dict[str, Run],  # From `open_runs`
+) -> dict[str, dict[int, Run]]:  # Name of a configuration -> seed -> `Run`
+    "Runs grouped by all parameters but the seed"
+    varied = _varied_parameters(runs)
+    groups = {}
+    folders = {}
     for name, run in runs.items():
-        p = dict(run.manifest['parameters'], dataset=run.manifest['data'].get('dataset'))
-        arm = ', '.join(f"{n} {p.get(n)}" for n in names) or 'all'
-        found.setdefault(arm, {})[p.get('seed', 0)] = run
-        folders.setdefault(arm, set()).add(name.rpartition('/')[0])
-    own = set.union(*folders.values())
-    return (
-        {min(folders[arm]): seeds for arm, seeds in found.items()}
-        if '' not in own and len(own) == len(found) == sum(map(len, folders.values()))
-        else found
-    )
+        parameters = _parameters_of(run)
+        values = [f"{n} {parameters.get(n)}" for n in varied]
+        configuration = ', '.join(values) or 'all'
+        groups.setdefault(configuration, {})[parameters.get('seed', 0)] = run
+        folders.setdefault(configuration, set()).add(name.rpartition('/')[0])
+    own = _folder_names(folders)
+    if own is None:
+        return groups
+    return {own[configuration]: seeds for configuration, seeds in groups.items()}
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #96764d92
-def over_arm(values, level=0.95, least=2):  # Numbers, one a seed; how many seeds an interval needs
+def over_arm(
+    values: Sequence[float],  # One value per seed
+    level: float = 0.95,
+    least: int = 2,  # Seeds needed for an interval
+) -> dict:  # As an entry of `metrics.json`, with `sd` and `seeds`
     "Mean, standard deviation and Student's interval over seeds"
     from scipy.stats import t
 
     values = np.asarray(values, float)
-    sd = float(values.std(ddof=1)) if len(values) > 1 else None
-    half = (
-        t.ppf((1 + level) / 2, len(values) - 1) * sd / len(values) ** 0.5
-        if len(values) >= least
-        else None
-    )
-    return dict(
-        value=float(values.mean()),
-        sd=sd,
-        lower=None if half is None else float(values.mean() - half),
-        upper=None if half is None else float(values.mean() + half),
-        seeds=len(values),
-        method="mean over seeds" + ", Student's interval" * (half is not None),
-    )
+    seeds = len(values)
+    mean = values.mean()
+    sd = float(values.std(ddof=1)) if seeds > 1 else None
+    lower = None
+    upper = None
+    method = "mean over seeds"
+    if seeds >= least:
+        half_width = t.ppf((1 + level) / 2, seeds - 1) * sd / seeds**0.5
+        lower = float(mean - half_width)
+        upper = float(mean + half_width)
+        method = "mean over seeds, Student's interval"
+    return dict(value=float(mean), sd=sd, lower=lower, upper=upper, seeds=seeds, method=method)
 
-
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #a316bebb
 _SHOWN = ('auc', 'sensitivity@half', 'specificity@half', 'brier')
+_SEEDS_FOR_INTERVAL = 3
 
 
-def _arm_table(groups, measures=_SHOWN):  # From `_arms`
-    "Rows (arm, split, metric, value, sd, lower, upper, seeds)"
-    figures = {
-        arm: [r.read('metrics.json')['figures'] for r in seeds.values()]
-        for arm, seeds in groups.items()
-    }
+def _means_table(
+    configurations: dict[str, dict[int, Run]],  # From `_configurations`
+    shown: Sequence[str] = _SHOWN,
+) -> pd.DataFrame:
+    "Mean of each metric over seeds: rows (arm, split, metric, value, sd, lower, upper, seeds, method)"
     rows = []
-    for arm, found in figures.items():
-        for name in (f'{s}.{m}' for s in ('val', 'test') for m in measures):
-            values = [f[name]['value'] for f in found if name in f and f[name]['value'] is not None]
+    for name, seeds in configurations.items():
+        figures = [_figures_of(run) for run in seeds.values()]
+        for split, metric in itertools.product(('val', 'test'), shown):
+            entries = [f[f'{split}.{metric}'] for f in figures if f'{split}.{metric}' in f]
+            values = [e['value'] for e in entries if e['value'] is not None]
             if values:
-                rows.append(
-                    dict(
-                        arm=arm,
-                        split=name.split('.')[0],
-                        metric=name.split('.', 1)[1],
-                        **over_arm(values, least=3),
-                    )
-                )
+                mean = over_arm(values, least=_SEEDS_FOR_INTERVAL)
+                rows.append(dict(arm=name, split=split, metric=metric, **mean))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #1df68ca1
-def _best_arm(means, metric='auc'):  # From `_arm_table`
-    "The arm with the highest validation mean of `metric`; None if several share it"
-    on_val = means[(means.split == 'val') & (means.metric == metric)]
-    highest = on_val.arm[on_val.value == on_val.value.max()]
+def _best_on_validation(
+    means: pd.DataFrame,  # From `_means_table`
+    metric: str = 'auc',
+) -> str | None:
+    "The configuration with the highest validation mean; None if several share it"
+    on_validation = means[(means.split == 'val') & (means.metric == metric)]
+    is_highest = on_validation.value == on_validation.value.max()
+    highest = on_validation.arm[is_highest]
     return highest.iloc[0] if len(highest) == 1 else None
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #9d1fef19
-def _table_of(run):
+_IMAGE_COLUMNS = ['image_id', 'patient_id', 'label']
+
+
+def _predictions_of(run: Run) -> pd.DataFrame:
     return read_predictions(run.path('predictions.csv'))
 
 
-def _mean_over(found):
-    return {k: np.mean([f[k] for f in found], axis=0) for k in found[0]}
+def _have_same_images(tables: list[pd.DataFrame]) -> bool:
+    "Whether all tables have the same images, patients and labels in the same order"
+    first, *others = [table[_IMAGE_COLUMNS] for table in tables]
+    return all(other.equals(first) for other in others)
 
 
-def arm_difference(one, other, split='test', replicates=1000, seed=0):  # Seed -> `Run` of two arms
-    "Every metric of `one` minus that of `other`: metric -> entry with `p`; None if they share no seed"
-    both = sorted(set(one) & set(other))
-    if not both:
-        return None
-    aligned = [paired(dict(a=_table_of(one[s]), b=_table_of(other[s])), split) for s in both]
-    pairs = [[scored(t) for t in tables.values()] for tables in aligned]
-    each = [
-        {k: metrics(a, a.ones, HALF)[k][0] - v[0] for k, v in metrics(b, b.ones, HALF).items()}
-        for a, b in pairs
-    ]
-    same = (
-        len(
-            {
-                tuple(tables['a'][['image_id', 'patient_id', 'label']].itertuples(index=False))
-                for tables in aligned
-            }
-        )
-        == 1
-    )
-    if not same:
-        return {
-            k: over_arm([e[k] for e in each], least=3) | dict(p=_student_p([e[k] for e in each]))
-            for k in each[0]
-            if all(np.isfinite(e[k]) for e in each)
-        }
+def _at_half(s: Scored) -> dict[str, float]:
+    "Every metric at a threshold of one half"
+    values = metrics(s, s.ones, HALF)
+    return {name: value[0] for name, value in values.items()}
 
-    def minus(f):
-        return {
-            k: v - second[k]
-            for first, second in [[_mean_over([f(s) for s in arm]) for arm in zip(*pairs)]]
-            for k, v in first.items()
-        }
-
-    with np.errstate(invalid='ignore'):
-        draws, without = (
-            minus(lambda s: bootstrap(s, HALF, (), replicates, seed)),
-            minus(lambda s: collect_blocks(s, jackknife(s), HALF)),
-        )
-    words = f"paired {BOOTSTRAPS['bca_t']} bootstrap of patients, mean of {len(both)} seeds, {replicates} replicates"
-    value = {k: np.mean([e[k] for e in each]) for k in each[0]}
-    return {
-        k: entry(
-            v,
-            draws[k],
-            without[k],
-            len(pairs[0][0].label),
-            int(pairs[0][0].patients),
-            'bca_t',
-            words,
-            0.95,
-        )
-        | dict(p=p_value(draws[k]))
-        for k, v in value.items()
-        if np.isfinite(v)
-    }
-
-
-def _student_p(values):
-    "p-value of no difference, over seeds; None for one seed"
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #593d92c3
+def _student_p(values: Sequence[float]) -> float | None:
+    "p-value of no difference, over seeds; None for a single seed or equal values"
     from scipy.stats import ttest_1samp
 
-    return float(ttest_1samp(values, 0).pvalue) if len(values) > 1 and np.std(values) > 0 else None
+    if len(values) < 2 or np.std(values) == 0:
+        return None
+    return float(ttest_1samp(values, 0).pvalue)
+
+
+def _student_entries(
+    by_seed: list[dict[str, float]],  # Differences of each seed
+) -> dict[str, dict]:
+    "Metric -> entry with Student's interval over seeds; metrics undefined in a seed are left out"
+    entries = {}
+    for name in by_seed[0]:
+        values = [difference[name] for difference in by_seed]
+        if np.isfinite(values).all():
+            mean = over_arm(values, least=_SEEDS_FOR_INTERVAL)
+            entries[name] = mean | dict(p=_student_p(values))
+    return entries
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #e7a09bbe
+def _mean_over_seeds(by_seed: list[dict]) -> dict:
+    "Each metric averaged over seeds"
+    means = {}
+    for name in by_seed[0]:
+        means[name] = np.mean([values[name] for values in by_seed], axis=0)
+    return means
+
+
+def _difference_of_means(
+    pairs: list[tuple[Scored, Scored]],  # One pair per seed
+    resample: Callable,  # `Scored` -> metric -> values in all replicates
+) -> dict[str, np.ndarray]:
+    "Mean over seeds of the first minus that of the second, in every replicate"
+    first = _mean_over_seeds([resample(s) for s, _ in pairs])
+    second = _mean_over_seeds([resample(s) for _, s in pairs])
+    return {name: first[name] - second[name] for name in first}
+
+
+def _bootstrap_entries(
+    pairs: list[tuple[Scored, Scored]],  # One pair per seed, all of the same images
+    by_seed: list[dict[str, float]],  # Differences of each seed
+    replicates: int,
+    seed: int,
+) -> dict[str, dict]:
+    "Metric -> entry with the interval of a paired bootstrap of patients; undefined metrics are left out"
+    with np.errstate(invalid='ignore'):
+        draws = _difference_of_means(pairs, lambda s: bootstrap(s, HALF, (), replicates, seed))
+        without = _difference_of_means(pairs, lambda s: collect_blocks(s, jackknife(s), HALF))
+    method = (
+        f"paired {BOOTSTRAPS['bca_t']} bootstrap of patients, "
+        f"mean of {len(pairs)} seeds, {replicates} replicates"
+    )
+    images = len(pairs[0][0].label)
+    patients = int(pairs[0][0].patients)
+    entries = {}
+    for name, value in _mean_over_seeds(by_seed).items():
+        if np.isfinite(value):
+            figure_entry = entry(
+                value, draws[name], without[name], images, patients, 'bca_t', method, 0.95
+            )
+            entries[name] = figure_entry | dict(p=p_value(draws[name]))
+    return entries
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #2af5f6bd
+def arm_difference(
+    one: dict[int, Run],  # Seed -> `Run` of a configuration
+    other: dict[int, Run],  # Seed -> `Run` of the configuration to subtract
+    split: str = 'test',
+    replicates: int = 1000,
+    seed: int = 0,  # Of the bootstrap
+) -> dict[str, dict] | None:  # Metric -> entry with `p`; None if they share no seed
+    "Every metric of `one` minus that of `other`; raises `StudyError` if images of a seed differ"
+    tables = []
+    pairs = []
+    by_seed = []
+    for shared in sorted(set(one) & set(other)):
+        both = dict(a=_predictions_of(one[shared]), b=_predictions_of(other[shared]))
+        aligned = paired(both, split)
+        first = scored(aligned['a'])
+        second = scored(aligned['b'])
+        first_values = _at_half(first)
+        difference = {name: first_values[name] - v for name, v in _at_half(second).items()}
+        tables.append(aligned['a'])
+        pairs.append((first, second))
+        by_seed.append(difference)
+    if not pairs:
+        return None
+    if _have_same_images(tables):
+        return _bootstrap_entries(pairs, by_seed, replicates, seed)
+    return _student_entries(by_seed)
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #e9b583ef
 _COMPARED = ('auc', 'balanced_accuracy', 'brier')
 
 
-def _is_reference(runs, reference):  # Seed -> `Run`; name -> value
-    p = next(iter(runs.values())).manifest['parameters']
-    return all(str(p.get(n)) == str(v) for n, v in reference.items())
+def _find_reference(
+    configurations: dict[str, dict[int, Run]],
+    reference: dict,  # Name -> value of parameters; empty: the first configuration
+) -> str:
+    "Name of the first configuration with these parameters; raises `StudyError` if there is none"
+    for name, seeds in configurations.items():
+        first = next(iter(seeds.values()))
+        parameters = first.manifest['parameters']
+        if all(str(parameters.get(n)) == str(value) for n, value in reference.items()):
+            return name
+    wanted = ', '.join(f'{n}={value}' for n, value in reference.items())
+    raise StudyError(
+        f"No configuration is the reference {wanted}. The configurations are: {'; '.join(configurations)}."
+    )
+
+
+def _difference_rows(
+    one: dict[int, Run], other: dict[int, Run], **settings
+) -> list[dict]:  # One row per metric; none if the images differ
+    "Differences of two configurations, as rows of a table"
+    try:
+        entries = arm_difference(one, other, **settings) or {}
+    except StudyError:  # Other images: nothing to pair
+        return []
+    rows = []
+    for metric in _COMPARED:
+        if metric in entries:
+            fields = ('value', 'lower', 'upper', 'p', 'method')
+            rows.append(dict(metric=metric, **{k: entries[metric][k] for k in fields}))
+    return rows
 
 
 def comparisons(
-    groups, reference, **settings
-):  # From `_arms`; parameters of the reference arm, empty: the first
-    "Rows (arm, reference, metric, value, lower, upper, p, p_holm)"
-    base = next((arm for arm, runs in groups.items() if _is_reference(runs, reference)), None)
-    if base is None:
-        raise StudyError(
-            f"No arm is the reference {', '.join(f'{n}={v}' for n, v in reference.items())}. The arms are: {'; '.join(groups)}."
-        )
+    configurations: dict[str, dict[int, Run]],  # From `_configurations`
+    reference: dict,  # Parameters of the reference; empty: the first configuration
+    **settings,  # For `arm_difference`
+) -> pd.DataFrame:
+    "Differences from the reference: rows (arm, reference, metric, value, lower, upper, p, method, p_holm)"
+    base = _find_reference(configurations, reference)
     rows = []
-    for arm, runs in groups.items():
-        try:
-            found = arm_difference(runs, groups[base], **settings) if arm != base else None
-        except StudyError:
-            found = None  # Other images: nothing to pair
-        rows += [
-            dict(
-                arm=arm,
-                reference=base,
-                metric=m,
-                **{k: found[m][k] for k in ('value', 'lower', 'upper', 'p', 'method')},
-            )
-            for m in _COMPARED
-            if found and m in found
-        ]
-    return pd.DataFrame([r | dict(p_holm=p) for r, p in zip(rows, holm([r['p'] for r in rows]))])
+    for name, seeds in configurations.items():
+        if name == base:
+            continue
+        for row in _difference_rows(seeds, configurations[base], **settings):
+            rows.append(dict(arm=name, reference=base, **row))
+    corrected = holm([row['p'] for row in rows])
+    return pd.DataFrame([row | dict(p_holm=p) for row, p in zip(rows, corrected)])
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #47622d9b
-def _forest_of_arms(groups, best, metric='auc', split='test'):
-    "Each arm's mean with the interval that patients give it: the mean of the seeds' bounds"
+_HIGHLIGHT = COLOURS['PNEUMONIA']  # Of the best configuration
+
+
+def _metric_title(metric: str) -> str:  # Such as 'sensitivity@half'
+    return title(metric.split('@')[0])
+
+
+def _mean_entry(entries: list[dict]) -> dict:
+    "Mean of values and bounds; None where a seed has none"
+    mean = dict(undefined="in some seed")
+    for field in ('value', 'lower', 'upper'):
+        values = [e[field] for e in entries]
+        mean[field] = None if None in values else float(np.mean(values))
+    return mean
+
+
+def _forest_plot(
+    configurations: dict[str, dict[int, Run]],
+    best: str | None,  # Configuration to highlight
+    metric: str = 'auc',
+    split: str = 'test',
+):  # Figure
+    "Mean of each configuration with its interval over patients"
     rows = {}
-    for arm, runs in groups.items():
-        found = [r.read('metrics.json')['figures'][f'{split}.{metric}'] for r in runs.values()]
-        rows[arm] = {
-            k: None if any(f[k] is None for f in found) else float(np.mean([f[k] for f in found]))
-            for k in ('value', 'lower', 'upper')
-        } | dict(undefined="in some seed")
+    for name, seeds in configurations.items():
+        rows[name] = _mean_entry([_figures_of(run)[f'{split}.{metric}'] for run in seeds.values()])
+    heading = f"{_metric_title(metric)} on {split}"
     fig, ax = figure(width='wide', height=0.3 * len(rows) + 0.9)
-    forest_axes(ax, rows, colours={best: COLOURS['PNEUMONIA']})
-    ax.set_xlabel(
-        f"{title(metric.split('@')[0])} on {split}, 95 % interval over patients (mean of the seeds)"
-    )
-    ax.set_title(
-        f"Validation prefers {best}"
-        if best and len(rows) > 1
-        else f"{title(metric.split('@')[0])} on {split}"
-    )
+    forest_axes(ax, rows, colours={best: _HIGHLIGHT})
+    ax.set_xlabel(f"{heading}, 95 % interval over patients (mean of the seeds)")
+    if best and len(rows) > 1:
+        heading = f"Best on validation: {best}"
+    ax.set_title(heading)
     return fig
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #2e9e447e
-def _seeds_of_arms(groups, metric='auc'):
-    "Each seed's value for each arm, validation (open) and test (filled), with the mean of the test"
-    fig, ax = figure(width='wide', height=0.34 * len(groups) + 0.9)
+_OFFSETS = dict(val=-0.14, test=0.14)  # Of the points from the middle of their row
+_MEAN_BAR = (0.29, 0.45)  # From and to, below the middle of the row
+
+
+def _values_by_split(seeds: dict[int, Run], metric: str) -> dict[str, list[float]]:
+    "Validation and test values of a metric, one per seed"
+    values = {}
+    for split in ('val', 'test'):
+        figures = [_figures_of(run) for run in seeds.values()]
+        key = f'{split}.{metric}'
+        values[split] = [f[key]['value'] for f in figures if key in f]
+    return values
+
+
+def _draw_seeds(ax, row: int, values: dict[str, list[float]]) -> None:
+    "Points of the seeds of one configuration, and a bar at the mean of the test"
+    for split, points in values.items():
+        face = COLOURS['test'] if split == 'test' else 'none'
+        heights = [row + _OFFSETS[split]] * len(points)
+        ax.plot(points, heights, 'o', ms=5, mec=COLOURS[split], mfc=face)
+    mean = np.mean(values['test'])
+    ax.plot([mean, mean], [row + end for end in _MEAN_BAR], color=MODELS[1], lw=2.5)
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #e58e0fc8
+def _seed_plot(configurations: dict[str, dict[int, Run]], metric: str = 'auc'):  # Figure
+    "Every seed's value on validation (open) and test (filled), with the mean of the test"
+    fig, ax = figure(width='wide', height=0.34 * len(configurations) + 0.9)
     spread = []
-    for y, (arm, runs) in enumerate(groups.items()):
-        figures = [r.read('metrics.json')['figures'] for r in runs.values()]
-        values = {
-            s: [f[f'{s}.{metric}']['value'] for f in figures if f'{s}.{metric}' in f]
-            for s in ('val', 'test')
-        }
-        for (s, v), dy, face in zip(values.items(), (-0.14, 0.14), ('none', COLOURS['test'])):
-            ax.plot(
-                v, [y + dy] * len(v), 'o', ms=5, mec=COLOURS[s], mfc=face if s == 'test' else 'none'
-            )
-        ax.plot([np.mean(values['test'])] * 2, [y + 0.29, y + 0.45], color=MODELS[1], lw=2.5)
+    for row, seeds in enumerate(configurations.values()):
+        values = _values_by_split(seeds, metric)
+        _draw_seeds(ax, row, values)
         if len(values['test']) > 1:
             spread.append(np.std(values['test'], ddof=1))
-    ax.set(
-        yticks=range(len(groups)),
-        yticklabels=list(groups),
-        ylim=(len(groups) - 0.4, -0.6),
-        xlabel=f"{title(metric.split('@')[0])}: validation open, test filled, mean of the test as a bar",
+    ax.set_yticks(range(len(configurations)), list(configurations))
+    ax.set_ylim(len(configurations) - 0.4, -0.6)
+    ax.set_xlabel(
+        f"{_metric_title(metric)}: validation open, test filled, mean of the test as a bar"
     )
-    ax.set_title(
-        f"Another seed moves the test by {np.mean(spread):.3f} (standard deviation)"
-        if spread
-        else "One seed an arm"
-    )
+    heading = "One seed per configuration"
+    if spread:
+        heading = f"Standard deviation over seeds on the test: {np.mean(spread):.3f}"
+    ax.set_title(heading)
     return fig
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #e09ef3f6
-def _parameter_heat_map(runs, names, metric='auc', split='val'):  # From `open_runs`; two parameters
-    "Mean of `metric` over seeds and everything else, for each pair of values of two parameters"
+def _parameter_heat_map(
+    runs: dict[str, Run],  # From `open_runs`
+    names: Sequence[str],  # Of two parameters
+    metric: str = 'auc',
+):  # Figure
+    "Validation mean of a metric for each pair of values of two parameters"
     import seaborn as sns
 
-    rows = [
-        {n: r.manifest['parameters'].get(n) for n in names}
-        | dict(value=r.read('metrics.json')['figures'][f'{split}.{metric}']['value'])
-        for r in runs.values()
-    ]
+    rows = []
+    for run in runs.values():
+        parameters = run.manifest['parameters']
+        value = _figures_of(run)[f'val.{metric}']['value']
+        rows.append({n: parameters.get(n) for n in names} | dict(value=value))
     grid = pd.DataFrame(rows).pivot_table('value', *names, aggfunc='mean', sort=False)
-    fig, ax = figure(width='wide' if grid.shape[1] > 3 else 'single', height=0.5 * len(grid) + 1.2)
+    width = 'wide' if grid.shape[1] > 3 else 'single'
+    fig, ax = figure(width=width, height=0.5 * len(grid) + 1.2)
     sns.heatmap(grid, annot=True, fmt='.3f', cmap=MAPS['amount'], cbar=False, linewidths=2, ax=ax)
     row, column = np.unravel_index(np.nanargmax(grid.to_numpy()), grid.shape)
-    ax.set_title(
-        f"{title(metric.split('@')[0])} on validation is highest at\n{names[0]} {grid.index[row]}, {names[1]} {grid.columns[column]}"
-    )
+    best = f"{names[0]} {grid.index[row]}, {names[1]} {grid.columns[column]}"
+    ax.set_title(f"{_metric_title(metric)} on validation is highest at\n{best}")
     ax.tick_params(length=0)
     return fig
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #8ad285fd
-def _cost_figure(groups, metric='auc'):
-    "Seconds of training against the test, an arm a point, with images/s beside it"
+def _draw_cost(ax, name: str, seeds: dict[int, Run], metric: str, colour: str) -> None:
+    "One configuration: a small point per seed, a large one for the mean, and its name"
+    costs = [_costs(run) for run in seeds.values()]
+    seconds = [cost['seconds'] for cost in costs]
+    if None in seconds:
+        return
+    values = [_figures_of(run)[f'test.{metric}']['value'] for run in seeds.values()]
+    mean = np.mean(values)
+    ax.plot(seconds, values, 'o', ms=3.5, color=colour, alpha=0.5)
+    ax.plot(np.mean(seconds), mean, 'o', ms=8, color=colour)
+    label = f"  {name}"
+    speeds = [cost['images_per_second'] for cost in costs if cost['images_per_second']]
+    if speeds:
+        label += f", {np.mean(speeds):.0f} images/s"
+    label_line(ax, max(seconds), mean, label, colour)
+
+
+def _cost_plot(configurations: dict[str, dict[int, Run]], metric: str = 'auc'):  # Figure
+    "Test value against seconds of training"
     fig, ax = figure(width='wide', height=3.2)
-    for (arm, runs), colour in zip(groups.items(), MODELS * (1 + len(groups) // len(MODELS))):
-        cost, found = (
-            [_costs(r) for r in runs.values()],
-            [r.read('metrics.json')['figures'][f'test.{metric}']['value'] for r in runs.values()],
-        )
-        if None in [c['seconds'] for c in cost]:
-            continue
-        x, y = np.mean([c['seconds'] for c in cost]), np.mean(found)
-        ax.plot([c['seconds'] for c in cost], found, 'o', ms=3.5, color=colour, alpha=0.5)
-        ax.plot(x, y, 'o', ms=8, color=colour)
-        speed = [c['images_per_second'] for c in cost if c['images_per_second']]
-        label_line(
-            ax,
-            max(c['seconds'] for c in cost),
-            y,
-            f"  {arm}" + (f", {np.mean(speed):.0f} images/s" if speed else ''),
-            colour,
-        )
+    for (name, seeds), colour in zip(configurations.items(), itertools.cycle(MODELS)):
+        _draw_cost(ax, name, seeds, metric, colour)
     ax.margins(x=0.25, y=0.15)
-    ax.set(
-        xlabel="Seconds of training",
-        ylabel=f"{title(metric.split('@')[0])} on test",
-        title="What the training costs, and what it gives",
-    )
+    ax.set_xlabel("Seconds of training")
+    ax.set_ylabel(f"{_metric_title(metric)} on test")
+    ax.set_title("Cost of training and result on the test")
     return fig
 
-# %% ../../nbs/lib/pipeline/05_summary.ipynb #8585d0ee
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #8e1600cb
+def _run_row(
+    name: str,
+    run: Run,
+    parameters: Sequence[str],  # Names of the parameters to show
+    folder: Path,  # Where the page will be
+) -> list:
+    "Cells of one run: name with a link to its report, parameters, AUC, seconds of training"
+    label = name
+    report = run.path('report.html')
+    if report.is_file():
+        address = Path(os.path.relpath(report, folder)).as_posix()
+        label = link(address, name)
+    values = [run.manifest['parameters'].get(n, '–') for n in parameters]
+    figures = _figures_of(run)
+    aucs = [quote(figures[key]) if key in figures else '–' for key in ('val.auc', 'test.auc')]
+    seconds = _costs(run)['seconds']
+    return [label, *values, *aucs, number(seconds, 0)]
+
+
 def _runs_table(
-    runs,
-    names,
-    folder,  # Name -> `Run`; parameters shown; where the page lies
-    results=(),
-):  # Of `run_sweep`
-    "A row a run, linked to its report; failed ones with their error"
-    failed = {r['run']: r for r in results if r['status'] == 'failed'}
+    runs: dict[str, Run],
+    parameters: Sequence[str],  # Names of the parameters to show
+    folder: Path,  # Where the page will be
+    results: Sequence[dict] = (),  # From `run_sweep`
+) -> dict:  # For a template
+    "One row per run; failed runs with their error"
+    failed = {result['run']: result for result in results if result['status'] == 'failed'}
+    head = ['Run', *parameters, 'AUC on validation', 'AUC on test', 'Training, s', 'State']
     rows = []
     for name, run in runs.items():
-        figures, parameters = run.read('metrics.json')['figures'], run.manifest['parameters']
-        report = run.path('report.html')
-        first = (
-            link(Path(os.path.relpath(report, folder)).as_posix(), name)
-            if report.is_file()
-            else name
-        )
-        aucs = [quote(figures[m]) if m in figures else '–' for m in ('val.auc', 'test.auc')]
-        seconds = number(_costs(run)['seconds'], 0)
         state = 'failed' if name in failed else 'done'
-        rows.append((first, *(parameters.get(n, '–') for n in names), *aucs, seconds, state))
+        rows.append([*_run_row(name, run, parameters, folder), state])
     for name, result in failed.items():
         if name not in runs:
-            rows.append((name, *[''] * (len(names) + 3), f"failed: {result['error']}"))
-    return html_table(
-        rows, ('Run', *names, 'AUC on validation', 'AUC on test', 'Training, s', 'State')
-    )
+            empty = [''] * (len(head) - 2)
+            rows.append([name, *empty, f"failed: {result['error']}"])
+    return html_table(rows, head)
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #8585d0ee
+def _float_or_none(value) -> float | None:
+    "A number of a table as float; None where it is missing"
+    if value is None or pd.isna(value):
+        return None
+    return float(value)
 
 
-def _arms_table(means, best):
-    "Arms with mean ± standard deviation over seeds; the best one in bold"
+def _mean_cell(row) -> str:  # Of `_means_table`, from `itertuples`
+    "Mean ± standard deviation"
+    if pd.isna(row.sd):
+        return f"{row.value:.3f}"
+    return f"{row.value:.3f}\u00a0±\u00a0{row.sd:.3f}"
+
+
+def _configurations_table(
+    means: pd.DataFrame,  # From `_means_table`
+    best: str | None,  # Configuration in bold
+) -> dict:  # For a template
+    "One row per configuration: mean ± standard deviation over seeds"
+    columns = [('val', 'auc'), *(('test', metric) for metric in _SHOWN)]
     rows = []
-    for arm, part in means.groupby('arm', sort=False):
-        cells = {}
-        for r in part.itertuples():
-            deviation = f"\u00a0±\u00a0{r.sd:.3f}" if pd.notna(r.sd) else ''
-            cells[r.split, r.metric] = f"{r.value:.3f}{deviation}"
-        shown = [('val', 'auc'), *(('test', metric) for metric in _SHOWN)]
-        rows.append((arm, part.seeds.max(), *(cells.get(which, '–') for which in shown)))
-    head = (
-        'Arm',
-        'Seeds',
-        'AUC on validation',
-        *(f"{title(m.split('@')[0])} on test" for m in _SHOWN),
-    )
+    for name, part in means.groupby('arm', sort=False):
+        cells = {(row.split, row.metric): _mean_cell(row) for row in part.itertuples()}
+        values = [cells.get(column, '–') for column in columns]
+        rows.append([name, part.seeds.max(), *values])
+    on_test = [f"{_metric_title(metric)} on test" for metric in _SHOWN]
+    head = ['Configuration', 'Seeds', 'AUC on validation', *on_test]
     return html_table(rows, head, chosen=best)
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #0a27ec35
-def _none(x):
-    return None if x is None or pd.isna(x) else float(x)
+def _bounds(row) -> dict[str, float | None]:  # Of a table, from `itertuples`
+    "Value and interval in the form of `metrics.json`"
+    lower = _float_or_none(row.lower)
+    upper = _float_or_none(row.upper)
+    return dict(value=row.value, lower=lower, upper=upper)
 
 
-def _differences_table(compared):
-    "Differences from the reference arm; None if there are none"
+def _differences_table(
+    compared: pd.DataFrame,  # From `comparisons`
+) -> dict | None:  # For a template; None without differences
+    "Differences from the reference"
     if not len(compared):
         return None
     rows = []
-    for r in compared.itertuples():
-        difference = quote(dict(value=r.value, lower=_none(r.lower), upper=_none(r.upper)), 4)
-        p = _none(r.p_holm)
-        rows.append((r.arm, title(r.metric), difference, '–' if p is None else f"{p:.3g}"))
+    for row in compared.itertuples():
+        p = _float_or_none(row.p_holm)
+        shown_p = '–' if p is None else f"{p:.3g}"
+        rows.append([row.arm, title(row.metric), quote(_bounds(row), 4), shown_p])
+    head = ['Configuration', 'Metric', 'Difference (95 % interval)', 'p (Holm)']
     caption = f"Differences from {compared.reference.iloc[0]} on the same test images"
-    return html_table(rows, ('Arm', 'Measure', 'Difference (95 % interval)', 'p (Holm)'), caption)
+    return html_table(rows, head, caption)
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #bf533fb6
-def _draw(runs, groups, best):
-    "Name -> figure"
-    names = [n for n in _varied(runs) if n != 'dataset']
-    drawn = dict(
-        forest=_forest_of_arms(groups, best),
-        seeds=_seeds_of_arms(groups),
-        cost=_cost_figure(groups),
-    )
-    if len(names) == 2:
-        drawn['heat_map'] = _parameter_heat_map(runs, names[:2])
-    return drawn
+@dataclasses.dataclass
+class _Summary:
+    "What is computed from the runs"
+
+    runs: dict[str, Run]
+    configurations: dict[str, dict[int, Run]]
+    means: pd.DataFrame
+    best: str | None  # Configuration with the highest validation AUC
+    compared: pd.DataFrame
+
+    @property
+    def synthetic(self) -> bool:
+        return any(run.manifest['synthetic'] for run in self.runs.values())
 
 
+def _summary_of(runs: dict[str, Run], reference: dict, replicates: int) -> _Summary:
+    configurations = _configurations(runs)
+    means = _means_table(configurations)
+    best = _best_on_validation(means)
+    compared = comparisons(configurations, reference, replicates=replicates)
+    return _Summary(runs, configurations, means, best, compared)
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #77c74f78
+def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:
+    "The table with columns of mixed types as text, because Parquet needs one type per column"
+    objects = [name for name in table if table[name].dtype == object]
+    mixed = [name for name in objects if table[name].map(type).nunique() > 1]
+    return table.astype(dict.fromkeys(mixed, str))
+
+
+def _write_tables(out: Path, summary: _Summary) -> None:
+    "Write each table as CSV, and the long one as Parquet as well"
+    long = _long_table(summary.runs)
+    tables = dict(runs=long, arms=summary.means, comparisons=summary.compared)
+    for name, table in tables.items():
+        with atomic_write(out / f'{name}.csv') as file:
+            table.to_csv(file, index=False)
+    with atomic_write(out / 'runs.parquet') as file:
+        _for_parquet(long).to_parquet(file, index=False)
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #d9c2d520
 _CAPTIONS = dict(
-    forest="Arms on the test",
+    forest="Configurations on the test",
     seeds="Seeds",
-    cost="Cost and quality",
+    cost="Cost and result",
     heat_map="Two parameters together",
 )
 
 
-def _write_tables(out, **frames):
-    "Write each table as csv, and that of the runs as Parquet as well"
-    for name, frame in frames.items():
-        with atomic_write(out / f'{name}.csv') as f:
-            frame.to_csv(f, index=False)
-    with atomic_write(out / 'runs.parquet') as f:
-        _parquet(frames['runs']).to_parquet(f, index=False)
+def _draw_figures(summary: _Summary) -> dict:
+    "Name -> figure"
+    figures = dict(
+        forest=_forest_plot(summary.configurations, summary.best),
+        seeds=_seed_plot(summary.configurations),
+        cost=_cost_plot(summary.configurations),
+    )
+    varied = [name for name in _varied_parameters(summary.runs) if name != 'dataset']
+    if len(varied) == 2:
+        figures['heat_map'] = _parameter_heat_map(summary.runs, varied)
+    return figures
 
 
-def _write_pictures(out, figures, synthetic):
-    "Write each figure, marked if it is synthetic; returns them for a template"
+def _write_figures(out: Path, summary: _Summary) -> list[dict]:  # Pictures for a template
+    "Write each figure as PNG, marked if the images are synthetic"
     pictures = []
-    for name, fig in figures.items():
-        mark_synthetic(fig, synthetic)
-        with atomic_write(out / f'figures/{name}.png') as f:
-            fig.savefig(f, format='png', dpi=130, bbox_inches='tight', metadata=dict(Software=None))
-        pictures.append(inline_picture(out / f'figures/{name}.png', _CAPTIONS[name]))
+    for name, fig in _draw_figures(summary).items():
+        path = out / f'figures/{name}.png'
+        mark_synthetic(fig, summary.synthetic)
+        with atomic_write(path) as file:
+            no_version = dict(Software=None)  # The same figure gives the same file
+            fig.savefig(file, format='png', dpi=130, bbox_inches='tight', metadata=no_version)
+        pictures.append(inline_picture(path, _CAPTIONS[name]))
     return pictures
 
-
-def summarise(
-    paths,
-    out,  # Folders of runs; where to write
-    reference=None,
-    name='Summary',
-    results=(),
-    replicates=1000,
-):
-    "Write runs.csv, runs.parquet, arms.csv, comparisons.csv, summary.json, figures/ and index.html; returns the table of arms"
-    runs, out = open_runs(paths), Path(out)
-    groups = _arms(runs)
-    means = _arm_table(groups)
-    best = _best_arm(means)
-    compared = comparisons(groups, reference or {}, replicates=replicates)
-    synthetic = any(r.manifest['synthetic'] for r in runs.values())
-    _write_tables(out, runs=_tidy_table(runs), arms=means, comparisons=compared)
-    pictures = _write_pictures(out, _draw(runs, groups, best), synthetic)
-    tables = [_arms_table(means, best), _differences_table(compared)]
-    shown = _runs_table(runs, _varied(runs) + ['seed'], out.resolve(), results)
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #e255b65c
+def _page(
+    summary: _Summary,
+    heading: str,
+    pictures: list[dict],  # From `_write_figures`
+    runs_table: dict,  # From `_runs_table`
+) -> str:  # HTML
+    "The page of a sweep"
+    tables = [_configurations_table(summary.means, summary.best)]
+    differences = _differences_table(summary.compared)
+    if differences:
+        tables.append(differences)
     sections = [
-        section("Arms", tables=[t for t in tables if t], pictures=pictures),
-        section("Runs", tables=[shown]),
+        section("Configurations", tables=tables, pictures=pictures),
+        section("Runs", tables=[runs_table]),
     ]
-    page = render(
+    return render(
         'sweep',
-        heading=name,
-        notices=notices(synthetic),
-        runs=len(runs),
-        arms=len(groups),
-        best=best or "no arm alone",
+        heading=heading,
+        notices=notices(summary.synthetic),
+        runs=len(summary.runs),
+        configurations=len(summary.configurations),
+        best=summary.best,
         sections=filled(sections),
     )
-    summary = dict(
-        schema=1,
-        best=best,
-        synthetic=synthetic,
-        runs=list(runs),
-        figures=_quotable(means, compared),
-    )
-    with atomic_write(out / 'index.html') as f:
-        f.write_text(page)
-    with atomic_write(out / 'summary.json') as f:
-        f.write_text(to_json(summary, indent=1))
-    return means
-
-# %% ../../nbs/lib/pipeline/05_summary.ipynb #77c74f78
-def _parquet(frame):
-    "The table with parameters of mixed types as text, which Parquet needs"
-    mixed = [c for c in frame if frame[c].map(type).nunique() > 1 and frame[c].dtype == object]
-    return frame.assign(**{c: frame[c].astype(str) for c in mixed})
 
 
-def _quotable(means, compared):
+def _quotable(summary: _Summary) -> dict[str, dict]:
     "Every mean and difference by name, in the form of `metrics.json`"
-    found = {
-        f"{r.arm}:{r.split}.{r.metric}": dict(
-            value=r.value,
-            lower=_none(r.lower),
-            upper=_none(r.upper),
-            sd=_none(r.sd),
-            seeds=r.seeds,
-            method=r.method,
-        )
-        for r in means.itertuples()
-    }
-    return found | {
-        f"{r.arm} - {r.reference}:test.{r.metric}": dict(
-            value=r.value, lower=_none(r.lower), upper=_none(r.upper), p=_none(r.p), method=r.method
-        )
-        for r in compared.itertuples()
-    }
+    figures = {}
+    for row in summary.means.itertuples():
+        seeds = dict(sd=_float_or_none(row.sd), seeds=row.seeds, method=row.method)
+        figures[f"{row.arm}:{row.split}.{row.metric}"] = _bounds(row) | seeds
+    for row in summary.compared.itertuples():
+        test = dict(p=_float_or_none(row.p), method=row.method)
+        figures[f"{row.arm} - {row.reference}:test.{row.metric}"] = _bounds(row) | test
+    return figures
+
+# %% ../../nbs/lib/pipeline/05_summary.ipynb #c69927e0
+def summarise(
+    paths: Iterable[str | Path],  # Folders of runs, or folders that hold them
+    out: str | Path,  # Folder for the outputs
+    reference: dict | None = None,  # Parameters of the reference; None: the first configuration
+    name: str = 'Summary',  # Heading of the page
+    results: Sequence[dict] = (),  # From `run_sweep`, for the failed runs
+    replicates: int = 1000,  # Of the bootstrap
+) -> pd.DataFrame:  # Means over seeds
+    "Write runs.csv, runs.parquet, arms.csv, comparisons.csv, summary.json, figures/ and index.html"
+    out = Path(out)
+    summary = _summary_of(open_runs(paths), reference or {}, replicates)
+    _write_tables(out, summary)
+    pictures = _write_figures(out, summary)
+    parameters = [*_varied_parameters(summary.runs), 'seed']
+    runs_table = _runs_table(summary.runs, parameters, out.resolve(), results)
+    page = _page(summary, name, pictures, runs_table)
+    content = dict(
+        schema=1,
+        best=summary.best,
+        synthetic=summary.synthetic,
+        runs=list(summary.runs),
+        figures=_quotable(summary),
+    )
+    with atomic_write(out / 'index.html') as file:
+        file.write_text(page)
+    with atomic_write(out / 'summary.json') as file:
+        file.write_text(to_json(content, indent=1))
+    return summary.means
