@@ -43,9 +43,9 @@ from cxr_study.pipeline.published import (
     PUBLISHED_FILES,
     check_published,
     experiment_of,
-    experiments,
+    published_experiments,
     is_variant,
-    published_recipe,
+    training_parameters,
 )
 from cxr_study.pipeline.sweep import read_sweep
 from cxr_study.predict.table import read_predictions, write_predictions
@@ -163,7 +163,7 @@ def test_the_published_sweep_trains_what_is_published(data):
         for j in read_sweep(RESULTS / "published.yaml").jobs
     }
     published = {
-        (f.parent.name, f.name): published_recipe(Run(f, verify=False))
+        (f.parent.name, f.name): training_parameters(Run(f, verify=False))
         for f in SEEDS
         if not is_variant(f)
     }
@@ -219,7 +219,7 @@ def test_goals_are_met_or_missed_as_the_figures_say(committed):
 
 def test_the_ensemble_rule_uses_each_members_own_validation():
     "Thresholds and calibrators are the members'; no row of one seed's validation decides for another seed"
-    several = [runs for runs in experiments().values() if len(runs) > 1]
+    several = [runs for runs in published_experiments().values() if len(runs) > 1]
     if not several:
         pytest.skip("no experiment has two seeds")
     members = {seed: calibrated_test(run) for seed, run in several[0].items()}
@@ -390,7 +390,7 @@ def test_the_tools_are_commands(example):
 
 def test_summary_of_simulated_seeds(example):
     "An ensemble of one seed equals that seed, an ensemble of three ranks better than their mean, and both files agree"
-    runs = experiments(example / "results")["example-tiny"]
+    runs = published_experiments(example / "results")["example-tiny"]
     tests = {seed: calibrated_test(run) for seed, run in runs.items()}
     first = values_of(tests["seed0"])
     of_one_seed = values_of(ensemble_test({"seed0": tests["seed0"]}))
@@ -449,7 +449,7 @@ def test_bounds_of_the_goal_count_as_declared():
 
 def test_a_recipe_that_changes_nothing_changes_nothing(example):
     "Another augmentation in the manifest, the same predictions"
-    old = experiments(example / "results")["example-tiny"]
+    old = published_experiments(example / "results")["example-tiny"]
     new = {f"seed{k}": Run(example_run(example, k, augment="equalise")) for k in range(3)}
     assert SUMMARY.pairs(dict(new=new, old=old)) == [("new", "old")]
     same = SUMMARY.step_table(dict(new=new, old=old), replicates=20)

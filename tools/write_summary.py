@@ -19,8 +19,8 @@ from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
 from cxr_study.evaluate.comparison import ensemble
 from cxr_study.evaluate.evaluation import evaluate_at, key, second_opinions, title
 from cxr_study.evaluate.metrics import HALF, metrics, scored
-from cxr_study.pipeline.published import experiments, is_variant, published_facts
-from cxr_study.pipeline.summary import over_arm
+from cxr_study.pipeline.published import published_experiments, is_variant, published_facts
+from cxr_study.pipeline.summary import mean_over_seeds
 from cxr_study.predict.decision import Calibration, Calibrator, OperatingPoint
 from cxr_study.predict.table import PredictionError, read_predictions
 
@@ -154,7 +154,7 @@ def _mean_entries(seeds: dict[str, dict]) -> dict[str, dict]:
     entries = {}
     for name in MEASURES:
         values = [figures[name]["value"] for figures in seeds.values()]
-        entries[name] = over_arm(values) | size
+        entries[name] = mean_over_seeds(values) | size
     return entries
 
 
@@ -185,7 +185,7 @@ def _summary_row(entries: dict[str, dict]) -> dict:
 def summary_table(folder: Path | None = None, replicates: int = 2000) -> pd.DataFrame:
     "One row per experiment and seed, mean or ensemble (column `who`): facts and results"
     rows = []
-    for name, runs in experiments(folder).items():
+    for name, runs in published_experiments(folder).items():
         facts = published_facts(next(iter(runs.values())))
         for who, entries in experiment_figures(runs, replicates).items():
             seeds = len(runs) if who in ("mean", "ensemble") else 1
@@ -219,7 +219,7 @@ def together(
 ) -> dict[str, dict]:  # Such as `chest_xray.auc` -> entry
     "Results of the ensemble of all current networks of each data set"
     by_dataset = {}
-    for name, runs in experiments(folder).items():
+    for name, runs in published_experiments(folder).items():
         first = next(iter(runs.values()))
         if is_variant(first.folder):
             continue
