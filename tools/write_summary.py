@@ -19,7 +19,7 @@ from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
 from cxr_study.evaluate.comparison import ensemble
 from cxr_study.evaluate.evaluation import evaluate_at, key, second_opinions, title
 from cxr_study.evaluate.metrics import HALF, metrics, scored
-from cxr_study.pipeline.published import published_experiments, is_variant, published_facts
+from cxr_study.pipeline.published import is_variant, published_experiments, published_facts
 from cxr_study.pipeline.summary import mean_over_seeds
 from cxr_study.predict.decision import Calibration, Calibrator, OperatingPoint
 from cxr_study.predict.table import PredictionError, read_predictions
