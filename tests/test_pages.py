@@ -1,4 +1,4 @@
-"""The pages: self-contained, legible, with the names of the user's classes, and with no claim that the images do not bear out."""
+"""The HTML pages: self-contained, legible, with the user's class names, and without unfounded claims."""
 
 import io
 import re
@@ -302,9 +302,9 @@ def test_limits_are_told_of_the_data_sets_of_which_they_are_true():
 
     children = dict(dataset="chest_xray", provenance=dict(publisher="Kermany et al. 2018"))
     assert {POPULATION_LIMIT, PUBLIC_TEST_LIMIT} <= set(limits(**children, split="grouped"))
-    assert POPULATION_LIMIT in limits(**children, split="fresh") and PUBLIC_TEST_LIMIT not in limits(
+    assert POPULATION_LIMIT in limits(
         **children, split="fresh"
-    )
+    ) and PUBLIC_TEST_LIMIT not in limits(**children, split="fresh")
     for other in (
         dict(dataset="chest_xray"),
         dict(dataset="films"),

@@ -31,7 +31,7 @@ from ..core.run import Run, digest, sha256
 from ..evaluate.csv_tables import caption_of
 from ..evaluate.evaluation import quote, title, too_few
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #9b7f0bd2
+# %% ../../nbs/lib/pipeline/02_report.ipynb #1cdd3627
 def part(run: Run, name: str) -> object | None:
     "The content of a file of the run; None if the run does not have it"
     return run.read(name) if run.path(name).is_file() else None
@@ -62,7 +62,7 @@ def _computed(stages: list[dict]) -> str:
     seconds = sum(stage['seconds'] for stage in stages)
     return f"{finished} UTC, in {seconds:.0f} s"
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #8f7b9b1a
+# %% ../../nbs/lib/pipeline/02_report.ipynb #2cba66bc
 _INITIAL_WEIGHTS = dict(none="random", imagenet="ImageNet")
 
 
@@ -89,7 +89,7 @@ def facts(run: Run) -> list[tuple[str, object]]:
     ]
     return [(name, value) for name, value in rows if value is not None]
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #6c6cb31e
+# %% ../../nbs/lib/pipeline/02_report.ipynb #2a06a388
 def _notebook_links(run: Run) -> Markup | None:
     "A sentence with links to the executed notebooks; None if the run has none"
     names = [name for name in run.manifest['artefacts'] if name.startswith('notebooks/')]
@@ -149,7 +149,7 @@ def _metric_title(metric: str) -> str:
     "The name of a metric without its threshold"
     return title(metric.split('@')[0])
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #a8512a52
+# %% ../../nbs/lib/pipeline/02_report.ipynb #3da87263
 _HEADLINE = ('auc', 'sensitivity@half', 'specificity@half', 'brier')
 
 
@@ -168,7 +168,7 @@ def _tiles(figures: dict) -> list[dict]:
         tiles.append(dict(name=name, value=value, interval=interval))
     return tiles
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #728f2274
+# %% ../../nbs/lib/pipeline/02_report.ipynb #1a335b10
 MEASURES = (
     'auc',
     'average_precision',
@@ -251,7 +251,7 @@ FIGURES = {  # Heading -> name of a figure -> caption
     "Unfamiliar images": dict(familiarity="Distance of images from the training images"),
 }
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #4443cd77
+# %% ../../nbs/lib/pipeline/02_report.ipynb #62d61369
 _NOT_SHOWN = ('flow', 'exposure')  # The page draws the first itself; the audit shows the second
 
 
@@ -319,7 +319,7 @@ def measure_title(
         return f"Coverage of {shown_name(name, classes)} by the sets"
     return _MEASURE_TITLES.get(metric) or title(metric, classes)
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #ff2bf917
+# %% ../../nbs/lib/pipeline/02_report.ipynb #21382031
 _COMPARISON_HEAD = ('Operating point', 'Measure', 'Validation', 'Test', 'Reproduced')
 _COMPARISON_NOTE = (
     "A value of validation is reproduced unless the whole interval on the test is worse than it."
@@ -362,7 +362,7 @@ def _comparison_content(run: Run) -> dict:
     table = html_table(rows, _COMPARISON_HEAD, chosen=in_use.capitalize())
     return dict(text=[sentence.format(in_use)], tables=[table], note=_COMPARISON_NOTE)
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #2920bf8b
+# %% ../../nbs/lib/pipeline/02_report.ipynb #0d5f4d77
 _TRAINED_FROM = dict(none="trained from scratch", imagenet="trained from ImageNet weights")
 
 
@@ -381,7 +381,7 @@ def _training_sentence(run: Run) -> str:
         f"{data.get('dataset', 'a data set')} to distinguish {positive} from {negative} images."
     )
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #4f677a9c
+# %% ../../nbs/lib/pipeline/02_report.ipynb #8ae44f41
 def _auc_sentence(report: dict) -> str:
     "Size of the test and the ROC-AUC"
     figures = report['figures']
@@ -410,7 +410,7 @@ def _threshold_sentence(figures: dict) -> str:
         f"and specificity {_quoted(specificity)}."
     )
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #2fecef4a
+# %% ../../nbs/lib/pipeline/02_report.ipynb #f71ab4e6
 def _operating_sentence(run: Run) -> str:
     "Sensitivity and specificity at the operating point in use, on validation and on the test"
     calibration = part(run, 'calibration.json') or {}
@@ -427,14 +427,19 @@ def _operating_sentence(run: Run) -> str:
         return ''
     return f"At the operating point in use ({_point_title(point)}), {'; '.join(phrases)}."
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #9d743a99
+# %% ../../nbs/lib/pipeline/02_report.ipynb #59b11ff0
 def _summary(run: Run) -> str:
-    "The main results in a few sentences"
+    "The main results in a few sentences; empty without metrics"
     report = part(run, 'metrics.json') or {}
-    sentences = [_training_sentence(run)]
-    if report.get('figures'):
-        sentences += [_auc_sentence(report), _threshold_sentence(report['figures'])]
-    sentences.append(_operating_sentence(run))
+    figures = report.get('figures')
+    if not figures:
+        return ''
+    sentences = [
+        _training_sentence(run),
+        _auc_sentence(report),
+        _threshold_sentence(figures),
+        _operating_sentence(run),
+    ]
     return ' '.join(sentence for sentence in sentences if sentence)
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #4ba5f0ac
@@ -464,7 +469,7 @@ _NOT_REPRODUCED = (
     "The test was worse than validation for: {points}. Expect the same at other hospitals."
 )
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #279e3249
+# %% ../../nbs/lib/pipeline/02_report.ipynb #c0affb3b
 _PAEDIATRIC_SETS = ('chest_xray', 'pneumoniamnist')  # Both from Kermany et al. 2018
 
 
@@ -491,7 +496,7 @@ def _not_reproduced(run: Run) -> list[str]:
     titles = [_point_title(row['point']) for row in rows if row.get('kept') is False]
     return list(dict.fromkeys(titles))
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #78e74228
+# %% ../../nbs/lib/pipeline/02_report.ipynb #8a6b8e28
 def limit_sentences(run: Run) -> list[str]:
     "What one must not conclude from this run"
     data = run.manifest['data']
@@ -508,7 +513,7 @@ def limit_sentences(run: Run) -> list[str]:
         sentences.append(_NOT_REPRODUCED.format(points=', '.join(points)))
     return sentences
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #9fea97da
+# %% ../../nbs/lib/pipeline/02_report.ipynb #07870aaa
 def _limits(run: Run) -> list[str]:
     "The limitations, and what the audit found grave"
     audit = part(run, 'audit.json') or dict(findings=[])
@@ -579,7 +584,7 @@ def _sections(run: Run, figures: dict) -> list[dict]:
     ]
     return filled(sections)
 
-# %% ../../nbs/lib/pipeline/02_report.ipynb #03e7992f
+# %% ../../nbs/lib/pipeline/02_report.ipynb #0254543f
 def few_images(run: Run) -> str:
     "A warning if the test is small; an empty text if it is large enough"
     report = part(run, 'metrics.json') or {}
