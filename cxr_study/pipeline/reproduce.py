@@ -55,10 +55,10 @@ def _largest_difference(
         return np.inf
     return float(differences.max())
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #934cb3fa
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #25750fbe
 def _read_without_times(path: Path) -> pd.DataFrame:
-    "A csv file with every digit of its numbers and without columns of times"
-    table = pd.read_csv(path, float_precision='round_trip')
+    "A csv file without columns of times"
+    table = pd.read_csv(path)
     return table.drop(columns=list(_TIMES), errors='ignore')
 
 
@@ -115,7 +115,7 @@ def _read_leaves(path: Path) -> dict[str, object]:
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float))
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #396de705
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #2c38aef9
 def compare_json(
     old: Path,  # Two JSON files
     new: Path,
@@ -177,7 +177,7 @@ def _compare_weights(old: Path, new: Path) -> tuple[float, str]:
     largest = max(differences)
     return largest, f"by up to {largest:.2g}"
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #27bdca7f
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #9781b8c5
 _COMPARE = {
     '.csv': compare_tables,
     '.json': compare_json,
@@ -234,7 +234,7 @@ def _changed_code(old: Run, keys: dict[str, StageKey]) -> list[str]:
             changed.append(name)
     return [f"the code of {', '.join(changed)} has changed since"] if changed else []
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #b0791ef2
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #91e75df9
 def _training_hardware(old: Run) -> dict:
     "What the manifest says about the machine that trained the network"
     return old.stage('02_training').get('hardware', {})
@@ -280,7 +280,7 @@ def compare_runs(
             rows.append(row)
     return rows
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #5d8d488e
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #36909732
 def _rerun(old: Run, out: Path, say: Callable = print) -> tuple[list[dict], list[str]]:
     "Run the whole study again from a manifest; returns rows and notes"
     given, notes = _parameters_of(old.manifest)
@@ -351,7 +351,7 @@ def _copy_without(old: Run, out: Path, stages: list[str]) -> dict[str, dict]:
     new.save_manifest()
     return kept
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #0c78bcf1
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #b41096a5
 def _recompute(old: Run, out: Path, say: Callable = print) -> tuple[list[dict], list[str]]:
     "Compute again what follows from the predictions; returns rows and notes"
     if not old.path('predictions.csv').is_file():
@@ -390,7 +390,7 @@ def reproduced(
     results = [row for row in rows if row['artefact'] in _RESULTS]
     return bool(results) and all(_is_same(row) for row in results)
 
-# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #d050e3f9
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #e3a5975a
 def reproduce(
     path: Path,  # Folder of a run
     out: Path | None = None,  # Where to run again; None: `reproduced/` in the folder of runs

@@ -58,7 +58,7 @@ def _notebooks_folder() -> Path:
         "Install cxr-study again, or run this inside a checkout."
     )
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #020a637e
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #929716de
 def stage_paths(
     folder: Path | None = None,  # Of the notebooks; None: `nbs` or the installed copy
 ) -> dict[str, Path]:  # Stage -> path
@@ -89,7 +89,7 @@ def _parse_code(source: str) -> ast.Module:
     python = _MAGIC_LINES.sub('', source)
     return _without_docstrings(ast.parse(python))
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #3f624b97
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #85d0b0a8
 class _Parsed(NamedTuple):
     "A module of the library as it is on disk"
 
@@ -134,7 +134,7 @@ def _module_file(name: str) -> Path | None:
     path = _library_folder().joinpath(*rest).with_suffix('.py')
     return path if path.is_file() else None
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #1dd9a718
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #5ed7f581
 def import_closure(
     tree: ast.Module,
     package: str = '',  # In which the code lies, for its relative imports
@@ -168,7 +168,7 @@ def _read_notebook(path: Path) -> nbformat.NotebookNode:
     "A notebook as it is on disk; do not change what is returned"
     return _notebook_version(path, Path(path).stat().st_mtime_ns)
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #c9776c32
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #8398a311
 def stage_tree(
     path: Path,  # Of a stage notebook
     without: tuple[str, ...] = (_FIGURE,),  # Tags of cells to leave out
@@ -208,7 +208,7 @@ def _stage_key(stage: Stage, path: Path, values: dict, read: list[str] | str | N
     code_read_later = _code_digest(path, (_FIGURE, _NOT_READ))
     return StageKey(own, digest([code, own, read]), digest([code_read_later, later, read]))
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #e229d7f8
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #e3677338
 def stage_keys(
     values: dict,  # Name -> value of all options, from `check_options`
     inputs: str | None = None,  # Digest of the data set's files, from `check_run`
@@ -238,7 +238,7 @@ def _local_kernel() -> Iterator[Config]:
         connection = dict(transport='ipc', ip=f'{private}/k')
         yield Config(dict(KernelManager=connection))
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #513b67ac
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #b6b35c86
 class StageFailed(StudyError):
     "A stage ended with an error; `stage` is its name and `notebook` the executed notebook"
 
@@ -259,7 +259,7 @@ def _stage_failed(stage: str, notebook: Path, error: Exception) -> StageFailed:
     message = f"Stage {stage} failed. {reason}\nThe executed notebook shows where: {notebook}"
     return StageFailed(stage, notebook, message)
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #5754984d
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #a6fb346f
 _IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress'
 
 
@@ -356,7 +356,7 @@ def _place(source: Path, target: Path) -> None:
             return
     shutil.copy2(source, target)
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #318546cf
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #7fe84ee2
 def _are_intact(folder: Path, artefacts: dict) -> bool:
     "Whether all files exist and have the checksums of the manifest"
     for name, entry in artefacts.items():
@@ -452,7 +452,7 @@ def check_force(
     if stage and not any(name >= stage for name in STAGES):
         raise StudyError(f"There is no stage {stage} or later. There are: {', '.join(STAGES)}.")
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #561c89d1
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #c0619c55
 def _reused(run_folder: Path, stage: str, key: str, settings: RunSettings) -> str | None:
     "What to report if the stage need not run, else None"
     if settings.force is not None and stage >= settings.force:
@@ -481,7 +481,7 @@ def _run_stage(
     seconds = _enter_key(run_folder, path, key)
     settings.say(f"{heading}: {seconds:.0f} s")
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #7c54dc21
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #75d59214
 def _tidy(
     run_folder: Path,
     names: set[str],  # Stages that belong to the run
@@ -501,7 +501,7 @@ def _tidy(
     if to_json(run.manifest) != before:
         run.save_manifest()
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #aca2cf05
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #a1e69fba
 def _stage_lock(
     run_folder: Path, stage: str, key: StageKey, settings: RunSettings
 ) -> contextlib.AbstractContextManager:
@@ -564,7 +564,7 @@ def _check_network(values: dict) -> None:
             create_body(values['arch'], values['weights'])
         check_processes(values['processes'])
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #b53ad83f
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #0dc5792a
 def check_run(
     given: dict,  # Name -> value of options
 ) -> tuple[dict, str, str]:  # All options; name of the data set; digest of the data set's files
@@ -575,7 +575,7 @@ def check_run(
     inputs = digest([dataset, files])
     return values, dataset, inputs
 
-# %% ../../nbs/lib/pipeline/01_stages.ipynb #1cc1c783
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #544b4eda
 def run_name(
     values: dict,  # All options, from `check_run`
     dataset: str,  # Name of the data set, from `check_run`
