@@ -186,7 +186,7 @@ MEASURES = (
     'detectable_auc',
 )
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #a32ad1e4
 def results_rows(
     figures: dict,  # Entries of `metrics.json`
 ) -> tuple[list[str], list[tuple]]:  # Names of the splits; rows (measure, figure of each split)
@@ -202,7 +202,7 @@ def results_rows(
             rows.append((_metric_title(metric), *quoted))
     return splits, rows
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #9a37777b
 def _intervals_note(figures: dict) -> str:
     "How the intervals were computed"
     auc = figures.get(f'{shown_split(figures)}.auc', {})
@@ -303,7 +303,7 @@ _MEASURE_TITLES = dict(
     net_benefit="Net benefit, standardised",
 )
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #d312bf2e
 def _point_title(point: str) -> str:
     "The name of an operating point for display"
     return _POINT_TITLES.get(str(point), str(point))
@@ -336,7 +336,7 @@ def _comparisons(run: Run) -> list[dict]:
             rows.append(row)
     return rows
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #b3a18db3
 def _comparison_rows(run: Run) -> list[tuple]:
     "Each value of validation beside that of the test"
     rows = []
@@ -348,7 +348,7 @@ def _comparison_rows(run: Run) -> list[tuple]:
         rows.append((point, measure, expected, observed, verdict(row)))
     return rows
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #7a3912d8
 def _comparison_content(run: Run) -> dict:
     "Text and table of the section on calibration; empty if nothing was compared"
     rows = _comparison_rows(run)
@@ -397,7 +397,7 @@ def _auc_sentence(report: dict) -> str:
         f"the ROC-AUC was {value}{interval}."
     )
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #064101cc
 def _threshold_sentence(figures: dict) -> str:
     "Sensitivity and specificity at a threshold of 0.5"
     split = shown_split(figures)
@@ -531,7 +531,7 @@ def _parameters_table(run: Run) -> dict:
         rows.append((name, shown, meaning))
     return html_table(rows, ('Parameter', 'Value', 'Meaning'))
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #e2ad2056
 def _stages_table(run: Run) -> dict:
     "The stages with their time and key"
     rows = []
@@ -569,7 +569,7 @@ def _sections_with_figures(run: Run, figures: dict) -> list[dict]:
     sections["Calibration and operating points"] |= _comparison_content(run)
     return list(sections.values())
 
-
+# %% ../../nbs/lib/pipeline/02_report.ipynb #160f718f
 def _sections(run: Run, figures: dict) -> list[dict]:
     "The sections of the page, without those that have no content"
     methods = section("What was run", tables=[html_table(facts(run))], note=_notebook_links(run))

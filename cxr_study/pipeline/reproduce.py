@@ -70,7 +70,7 @@ def _column_difference(old: pd.Series, new: pd.Series) -> float:
         return _largest_difference(old, new)
     return np.inf
 
-
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #3558c43b
 def compare_tables(
     old: Path,  # Two csv files
     new: Path,
@@ -160,7 +160,7 @@ def _compare_images(old: Path, new: Path) -> tuple[float, str]:
     largest = _largest_difference(old_pixels, new_pixels)
     return largest, f"{changed.mean():.2%} of the pixels, by up to {largest:.0f} of 255"
 
-
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #086739ae
 def _shapes(weights: dict[str, np.ndarray]) -> dict[str, tuple]:
     return {name: values.shape for name, values in weights.items()}
 
@@ -190,7 +190,7 @@ def _row(artefact: str, verdict: str, apart: float | None = None, words: str = '
     "The result for one artefact: verdict, largest difference (None if there is no number), description"
     return dict(artefact=artefact, verdict=verdict, apart=apart, words=words)
 
-
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #9c737ae6
 def _compare_files(
     name: str,  # Of the artefact
     digest: str,  # SHA-256 of the old file, from its manifest
@@ -265,7 +265,7 @@ def _parameters_of(manifest: dict) -> tuple[dict, list[str]]:
         notes.append(f"the notebooks now have {', '.join(added)} as well, at the default")
     return {name: value for name, value in old.items() if name in known}, notes
 
-
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #a5fb88e5
 def compare_runs(
     old: Run,
     new: Run,

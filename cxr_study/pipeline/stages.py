@@ -365,7 +365,7 @@ def _are_intact(folder: Path, artefacts: dict) -> bool:
             return False
     return True
 
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #5485173f
 def take_over(
     run_folder: Path,
     stage: str,
@@ -462,7 +462,7 @@ def _reused(run_folder: Path, stage: str, key: str, settings: RunSettings) -> st
     is_done = Run(run_folder).stage(stage).get('key') == key
     return _DONE if is_done else None
 
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #31834a50
 def _run_stage(
     run_folder: Path,
     stage: str,
@@ -510,7 +510,7 @@ def _stage_lock(
         return contextlib.nullcontext()
     return _locked(run_folder, f"{stage}-{key.key}", settings.say)
 
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #e42cf98f
 def run_stages(
     run_folder: Path,
     given: dict,  # Name -> value of options; the others have their defaults
@@ -543,7 +543,7 @@ def _check_images(dataset: str, positive: str) -> tuple[str, str]:
         raise OptionError('dataset', str(error)) from error
     return found.name, found.files_key
 
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #975bb3b1
 def _needs_no_check(values: dict) -> bool:
     "Whether network, weights and processes are known to work, so that torch need not be imported"
     is_plain = values['arch'] in RESNETS and values['weights'] == 'none'

@@ -116,7 +116,7 @@ def _check_section(name: str, value: object, at: str) -> None:
     if name == 'runs' and not value:
         raise SweepError(f"{at}: runs should list at least one configuration.")
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #ec39d24d
 def _check_entries(content: dict, lines: _Lines, source: str) -> None:
     "Raises `SweepError` if a run is no dictionary or a value of the grid no list"
     for i, configuration in enumerate(content.get('runs', [])):
@@ -146,7 +146,7 @@ def _grid_places(grid: dict[str, list]) -> Iterator[dict[str, int]]:
     for places in itertools.product(*ranges):
         yield dict(zip(grid, places))
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #94ed4682
 def _combination(
     content: dict, lines: _Lines, number: int, places: dict[str, int]
 ) -> tuple[dict, dict]:
@@ -209,7 +209,7 @@ def _line_of(error: OptionError, at: dict[str, int], lines: _Lines) -> int:
         return lines[name_in_grid]
     return at.get(error.name, 1)
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #449b9dd9
 def _jobs_of(content: dict, lines: _Lines, source: str) -> list[_Job]:
     "The different runs of a sweep; raises `SweepError` with all errors"
     jobs = {}
@@ -244,7 +244,7 @@ def _check_reference(reference: dict, jobs: list[_Job], at: str) -> None:
     if not has_reference:
         raise SweepError(f"{at}: no run of this sweep is the reference {reference}.")
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #0c361c41
 def read_sweep(
     path: Path,  # YAML file
 ) -> Sweep:
@@ -324,7 +324,7 @@ def _estimate(rows: list[dict], jobs: int) -> str:
         estimate += f", and {', '.join(unknown)}, which never ran here"
     return estimate
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #89da5cca
 def describe_sweep(
     sweep: Sweep,
     runs: Path,  # Folder of runs
@@ -408,7 +408,7 @@ def _count_gpus() -> int:
         return 0
     return done.stdout.count('GPU ')
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #df1a90e8
 def _gpu_lock(name: str) -> FileLock:
     "The lock of a GPU, shared by the processes of one user"
     return FileLock(Path(tempfile.gettempdir()) / f"cxr_study-{os.getuid()}-gpu{name}.lock")
@@ -444,7 +444,7 @@ def _run_job(job: _Job, runs: Path, threads: int, gpus: int, force: str | None) 
         with environment(**variables):
             run_study(Path(runs) / job.name, job.values, job.inputs, settings)
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #79b5d0af
 def _work(
     job: _Job,
     runs: Path,
@@ -532,7 +532,7 @@ def _check_threads(client: 'Client') -> None:
                 "start workers with --nthreads 1."
             )
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #8d76c20d
 def _check_workers(client: 'Client', runs: Path) -> None:
     "Raises `StudyError` for workers that cannot take part"
     word, seen = _probe_workers(client, runs)
@@ -565,7 +565,7 @@ def _dask_client(scheduler: str) -> 'Client':
     except (OSError, TimeoutError, ValueError) as error:
         raise StudyError(f"There is no dask scheduler at {scheduler}: {error}") from None
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #7f72b091
 @contextlib.contextmanager
 def _engine(
     jobs: int,  # Runs at a time, on one machine
@@ -639,7 +639,7 @@ def _with_bar(results: Iterable[dict], total: int) -> Iterator[dict]:
     "The same results; on a terminal a bar shows how many there are"
     return tqdm(results, total=total, unit='run', disable=None, file=sys.stderr, leave=False)
 
-
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #9ec4cf68
 def run_sweep(
     sweep: Sweep,
     runs: Path | None = None,  # Folder of runs; None: `runs_folder()`
