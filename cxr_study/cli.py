@@ -263,6 +263,7 @@ def sweep(file, dry_run, jobs, threads, scheduler, force, as_json):
     """
     from cxr_study.pipeline.stages import check_force, check_writable
     from cxr_study.pipeline.sweep import (
+        SweepSettings,
         describe_sweep,
         plan,
         read_sweep,
@@ -274,7 +275,7 @@ def sweep(file, dry_run, jobs, threads, scheduler, force, as_json):
     say, planned, runs = _talk(as_json), read_sweep(file), runs_folder()
     check_force(force)
     check_writable(runs)
-    for line in describe_sweep(planned, runs, share_out(len(planned.jobs), jobs, threads)[0]):
+    for line in describe_sweep(planned, runs, share_out(len(planned.jobs), jobs, threads).jobs):
         say(line)
     if dry_run:
         return _answer(
@@ -283,7 +284,8 @@ def sweep(file, dry_run, jobs, threads, scheduler, force, as_json):
             ),
             as_json,
         )
-    results = run_sweep(planned, runs, jobs, threads, scheduler, force, say)
+    settings = SweepSettings(jobs, threads, scheduler, force, say)
+    results = run_sweep(planned, runs, settings)
     failed = [r for r in results if r['status'] != 'done']
     if len(failed) < len(results):
         say(f"Summary: {_summarise_sweep(planned, runs, results)}")
