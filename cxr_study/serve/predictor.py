@@ -15,7 +15,8 @@ import os
 import time
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #f9c49345
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # Must be set before ONNX Runtime is imported
+if 'ORT_DISABLE_TELEMETRY' not in os.environ:  # Must be set before ONNX Runtime is imported
+    os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #518983d4
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def _png(pixels: np.ndarray) -> bytes:  # uint8 [H, W] or [H, W, 3]
     Image.fromarray(pixels).save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #cef7a0d5
+# %% ../../nbs/lib/serve/02_predictor.ipynb #b568e1f1
 def _verified_network(bundle: Bundle) -> bytes:
     "The bytes of the bundle's network. Raises `BundleError` if their hash is not the recorded one."
     content = bundle.onnx.read_bytes()
@@ -183,7 +184,7 @@ def _point_facts(point: OperatingPoint) -> dict:
         ),
     )
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #2423adc0
+# %% ../../nbs/lib/serve/02_predictor.ipynb #12b108c1
 @patch
 def answer(
     self: Predictor,
@@ -248,7 +249,7 @@ def _explanation(
         overlay_png=_png(overlay(grey, heat)),
     )
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #ba5cf376
+# %% ../../nbs/lib/serve/02_predictor.ipynb #1c55ffc0
 @patch
 def _outputs(
     self: Predictor,
@@ -428,7 +429,7 @@ def _write_rows(rows, total: int, file: TextIO, writer: csv.DictWriter) -> int:
             failed += 1
     return failed
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #4a0190f2
+# %% ../../nbs/lib/serve/02_predictor.ipynb #19595d9c
 def predict_files(
     paths: list,  # Files and folders
     out: Path | str,  # Table to write, csv

@@ -293,7 +293,7 @@ def _problem_of(error: Exception) -> Problem:
         return _routing_problem(error)
     return internal_error()
 
-# %% ../../nbs/lib/serve/05_service.ipynb #da62a360
+# %% ../../nbs/lib/serve/05_service.ipynb #2d24b660
 async def _answer_error(request: Request, error: Exception) -> Response:
     "The response to an exception: a problem document"
     problem = _problem_of(error)
@@ -340,7 +340,7 @@ def _problems(*statuses: int) -> dict[int, dict]:
         responses[status] = response
     return responses
 
-# %% ../../nbs/lib/serve/05_service.ipynb #85ba83a9
+# %% ../../nbs/lib/serve/05_service.ipynb #16a510c5
 _BINARY = dict(type='string', format='binary')
 
 
@@ -480,7 +480,7 @@ _Prevalence = Annotated[
     ),
 ]
 
-# %% ../../nbs/lib/serve/05_service.ipynb #9e2c9df7
+# %% ../../nbs/lib/serve/05_service.ipynb #4694b246
 _PARAMETERS = {'point', 'prevalence'}
 
 
@@ -494,7 +494,7 @@ async def _check_parameters(request: Request) -> None:
             "The address has an unknown or repeated parameter. Known are point and prevalence.",
         )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #7bb00371
+# %% ../../nbs/lib/serve/05_service.ipynb #17e86f02
 def _report(content: bytes, answer: dict) -> bytes:
     "The answer as a DICOM Structured Report. highdicom is imported only now, because it is heavy."
     from cxr_study.serve.structured_report import structured_report
@@ -512,7 +512,7 @@ async def _report_body(service: _Service, content: bytes, answer: dict) -> bytes
 async def _overlay_body(service: _Service, content: bytes, answer: dict) -> bytes:
     return answer['overlay_png']
 
-# %% ../../nbs/lib/serve/05_service.ipynb #72336baa
+# %% ../../nbs/lib/serve/05_service.ipynb #5bec1dd4
 @dataclasses.dataclass(frozen=True)
 class _ImageRoute:
     "A route that takes one image and answers with JSON, or with another media type on request"
@@ -886,7 +886,7 @@ def _output_names(request: dict) -> list[str]:
         raise has_no_names
     return names
 
-# %% ../../nbs/lib/serve/05_service.ipynb #99dd4a0e
+# %% ../../nbs/lib/serve/05_service.ipynb #d8362a19
 def _read_inference(
     body: bytes,
     json_length: int | None,  # Length of the JSON part; None: all of the body
@@ -1140,7 +1140,7 @@ def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #f6bf7095
+# %% ../../nbs/lib/serve/05_service.ipynb #a5c63511
 def serve(
     bundle: Path | str | None = None,  # None: see `find_bundle`
     settings: Settings = Settings(),

@@ -98,7 +98,7 @@ async function showAnswer(answer) {
   byId('frequency').textContent = answer.frequency;
   showWarning(answer);
   showScale(answer);
-  showPoint(answer.operating_point, answer.decision);
+  showPoint(answer);
   showDetails(answer);
   await showImage(answer);
   byId('result').hidden = false;
@@ -115,9 +115,19 @@ function showWarning(answer) {
   byId('warning').classList.toggle('warn', answer.abstains || answer.unfamiliar === true);
 }
 
-function showPoint(point, decision) {
-  byId('point').textContent = `At the operating point ${point.name} (${point.rule}; threshold ${percent(point.threshold)}) ` +
-    `the decision is ${decision}.`;
+// The decision depends on the operating point, the verdict does not: the two can name different classes
+function pointText(answer) {
+  const point = answer.operating_point;
+  const decided = `At the operating point ${point.name} (${point.rule}; threshold ${percent(point.threshold)}) ` +
+    `the decision is ${answer.decision}.`;
+  const isOneClass = ['NORMAL', 'PNEUMONIA'].includes(answer.verdict);
+  if (!isOneClass || answer.verdict === answer.decision) return decided;
+  return `${decided} Without an operating point the image is compatible with ${answer.verdict} alone.`;
+}
+
+function showPoint(answer) {
+  const point = answer.operating_point;
+  byId('point').textContent = pointText(answer);
   const rows = [];
   for (const [measure, validation] of Object.entries(point.promised)) {
     if (validation) rows.push(measureRow(point.name, measure, validation));
