@@ -617,9 +617,7 @@ def visit(service):
                 ),
             )
             page.goto(service.url)
-            page.wait_for_function(
-                "document.getElementById('model').textContent.includes('version')"
-            )
+            page.locator("#model", has_text="version").wait_for()
             return page
 
         yield open_page
@@ -650,6 +648,17 @@ def test_page_shows_the_answer_the_heat_map_and_the_session(visit):
         page.click("#csv")
     text = Path(download.value.path()).read_text()
     assert "'=cmd.jpeg" in text and "Not for clinical use" in text
+
+
+def test_page_names_the_verdict_where_it_differs_from_the_decision(visit):
+    page = visit()
+    send(page, "a.png", encode(np.full((32, 32), 113, np.uint8), "PNG"))
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.inner_text("#conclusion") == "Looks like pneumonia"
+    assert "compatible with NORMAL alone" in page.inner_text("#point")
+    send(page, "b.png", encode(np.full((32, 32), 255, np.uint8), "PNG"))
+    page.locator("#status", has_text="Done.").wait_for()
+    assert "alone" not in page.inner_text("#point")
 
 
 def test_page_answers_dicom_and_says_what_is_wrong(visit):
@@ -729,12 +738,12 @@ def test_page_has_no_axe_violations(visit, axe, how):
     page.click("#result > details summary")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.add_script_tag(content=script)
-    found = page.evaluate("axe.run()")["violations"]
+    violations = page.evaluate("axe.run()")["violations"]
     page.goto(page.url + "docs")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.add_script_tag(content=script)
-    found += page.evaluate("axe.run()")["violations"]
-    assert not found, [(v["id"], [n["html"][:80] for n in v["nodes"]]) for v in found]
+    violations += page.evaluate("axe.run()")["violations"]
+    assert not violations, [(v["id"], [n["html"][:80] for n in v["nodes"]]) for v in violations]
 
 
 # --- The command line ---

@@ -117,7 +117,7 @@ def _brightness_nodes(size: int) -> list:  # Side of the image, pixels
         helper.make_node('Add', ['product', 'bias'], ['logit']),
     ]
 
-# %% ../../nbs/lib/serve/01_bundle.ipynb #041191e1
+# %% ../../nbs/lib/serve/01_bundle.ipynb #06e2f3dc
 def brightness_onnx(
     size: int,  # Side of the image, pixels
     weight: float = 20.0,
@@ -177,7 +177,7 @@ def example_calibration() -> Calibration:
         prevalence=0.7,
     )
 
-# %% ../../nbs/lib/serve/01_bundle.ipynb #f0d48920
+# %% ../../nbs/lib/serve/01_bundle.ipynb #fc03159e
 def example_bundle(
     folder: Path | str,
     size: int = 32,  # Side of the image, pixels
@@ -274,7 +274,7 @@ def find_bundle(
     | None = None,  # A bundle, or a folder that holds one; None: CXR_BUNDLE, or `models`
 ) -> Path:
     "The folder of the bundle to use. Raises `BundleError` if there is none, or more than one."
-    if path is None:
+    if not path:
         path = os.environ.get('CXR_BUNDLE') or root() / 'models'
     path = Path(path)
     if (path / 'bundle.json').is_file():

@@ -66,7 +66,7 @@ class Problem(Exception):
         title = _TITLES.get(self.status, "Error")
         return dict(type='about:blank', title=title, status=self.status, detail=self.detail)
 
-# %% ../../nbs/lib/serve/04_guard.ipynb #3dab5a08
+# %% ../../nbs/lib/serve/04_guard.ipynb #9ac154b4
 def internal_error() -> Problem:
     "The problem of an unexpected failure"
     return Problem(
@@ -205,9 +205,10 @@ class Guard:
         self.uploads = 0  # Uploads in progress
         self.draining = False  # Ask clients to close their connections
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope['type'] != 'http':
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         call = _Call(self, scope, receive, send)
         try:
             call.check_headers()
@@ -233,7 +234,7 @@ def _place_of(error: Exception) -> str:
 class _Call:
     "One request that passes through the `Guard`"
 
-    def __init__(self, guard: Guard, scope, receive, send):
+    def __init__(self, guard: Guard, scope: dict, receive: Callable, send: Callable):
         self.guard = guard
         self.settings = guard.settings
         self.scope = scope
@@ -353,7 +354,7 @@ async def discard(self: _Call) -> None:
                 self.arrived += len(message.get('body', b''))
                 self.complete = not message.get('more_body') or self.arrived > limit
 
-# %% ../../nbs/lib/serve/04_guard.ipynb #3bebd17d
+# %% ../../nbs/lib/serve/04_guard.ipynb #5f4bfab2
 @patch
 async def send_problem(self: _Call, problem: Problem) -> None:
     "Answer with a problem document, unless an answer has begun"
@@ -409,7 +410,7 @@ def _cores() -> int:
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
 
-# %% ../../nbs/lib/serve/04_guard.ipynb #7b7d9ac6
+# %% ../../nbs/lib/serve/04_guard.ipynb #27b19fa8
 class Workers:
     "Threads with a bounded queue of jobs"
 

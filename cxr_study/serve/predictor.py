@@ -48,7 +48,7 @@ def _png(pixels: np.ndarray) -> bytes:  # uint8 [H, W] or [H, W, 3]
     Image.fromarray(pixels).save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #b568e1f1
+# %% ../../nbs/lib/serve/02_predictor.ipynb #b48f7259
 def _verified_network(bundle: Bundle) -> bytes:
     "The bytes of the bundle's network. Raises `BundleError` if their hash is not the recorded one."
     content = bundle.onnx.read_bytes()
@@ -184,7 +184,7 @@ def _point_facts(point: OperatingPoint) -> dict:
         ),
     )
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #12b108c1
+# %% ../../nbs/lib/serve/02_predictor.ipynb #51f6e704
 @patch
 def answer(
     self: Predictor,
@@ -192,7 +192,8 @@ def answer(
     unfamiliar: bool | None = None,  # None: not checked
     unfamiliar_reason: str | None = None,
     point: str | None = None,  # Name of an operating point; None: the one in use
-    prevalence: float | None = None,  # Share of pneumonia where it is used; None: the fit's
+    prevalence: float
+    | None = None,  # Share of pneumonia where it is used; None: that of the calibration data
 ) -> dict:
     "The answer for a logit: probability, decision, verdict and reasons to abstain"
     logit = float(logit)
@@ -249,7 +250,7 @@ def _explanation(
         overlay_png=_png(overlay(grey, heat)),
     )
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #1c55ffc0
+# %% ../../nbs/lib/serve/02_predictor.ipynb #4cf38b48
 @patch
 def _outputs(
     self: Predictor,
@@ -276,7 +277,8 @@ def __call__(
     self: Predictor,
     source: Path | str | bytes,  # A JPEG, PNG or DICOM file, or its content
     point: str | None = None,  # Name of an operating point; None: the one in use
-    prevalence: float | None = None,  # Share of pneumonia where it is used; None: the fit's
+    prevalence: float
+    | None = None,  # Share of pneumonia where it is used; None: that of the calibration data
     explain: bool = False,  # Add the heat map
 ) -> dict:
     "The answer for one image as plain values. Raises `ImageError` if the image cannot be used."
@@ -322,18 +324,18 @@ def _looks_like_an_image(path: Path) -> bool:
 
 def _image_files(paths: list) -> list[Path]:  # Files and folders
     "The image files among them, in order, without duplicates. Raises `StudyError` if there are none."
-    found = []
+    files = []
     for path in map(Path, paths):
         if not path.exists():
             raise StudyError(f"{path} does not exist.")
         if path.is_dir():
-            found += sorted(filter(_looks_like_an_image, path.rglob('*')))
+            files += sorted(filter(_looks_like_an_image, path.rglob('*')))
         else:
-            found.append(path)
-    if not found:
+            files.append(path)
+    if not files:
         names = ', '.join(map(str, paths))
         raise StudyError(f"There is no JPEG, PNG or DICOM file in {names}.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #e441e319
 _FROM_ANSWER = ('probability', 'decision', 'abstains', 'reason', 'unfamiliar', 'logit')
@@ -429,7 +431,7 @@ def _write_rows(rows, total: int, file: TextIO, writer: csv.DictWriter) -> int:
             failed += 1
     return failed
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #19595d9c
+# %% ../../nbs/lib/serve/02_predictor.ipynb #05c7339a
 def predict_files(
     paths: list,  # Files and folders
     out: Path | str,  # Table to write, csv

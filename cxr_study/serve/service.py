@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ class Answer(BaseModel):
     probability: float = Field(gt=0, lt=1, description="Calibrated probability of pneumonia")
     frequency: str = Field(description="The probability in natural frequencies")
     decision: Literal[CLASSES] = Field(
-        description="PNEUMONIA if the calibrated probability, at the prevalence of the fit, reaches the threshold of "
+        description="PNEUMONIA if the calibrated probability, at the prevalence of the calibration data, reaches the threshold of "
         "`operating_point`, else NORMAL. Use it as the answer unless `abstains` is true."
     )
     abstains: bool = Field(
@@ -233,11 +234,11 @@ async def _read_image(request: Request) -> bytes:
     elif media_type in _IMAGE_TYPES:
         content = await request.body()
     else:
-        types = ', '.join(_IMAGE_TYPES)
+        image_types = ', '.join(_IMAGE_TYPES)
         raise Problem(
             415,
-            f"Send a form ({_FORM}) with the image in the field `file`, or the image itself as {types}.",
-            accept_post=f'{_FORM}, {types}',
+            f"Send a form ({_FORM}) with the image in the field `file`, or the image itself as {image_types}.",
+            accept_post=f'{_FORM}, {image_types}',
         )
     if not content:
         raise Problem(400, "The request has no image: its body or file is empty.")
@@ -293,7 +294,7 @@ def _problem_of(error: Exception) -> Problem:
         return _routing_problem(error)
     return internal_error()
 
-# %% ../../nbs/lib/serve/05_service.ipynb #2d24b660
+# %% ../../nbs/lib/serve/05_service.ipynb #194f438f
 async def _answer_error(request: Request, error: Exception) -> Response:
     "The response to an exception: a problem document"
     problem = _problem_of(error)
@@ -340,7 +341,7 @@ def _problems(*statuses: int) -> dict[int, dict]:
         responses[status] = response
     return responses
 
-# %% ../../nbs/lib/serve/05_service.ipynb #16a510c5
+# %% ../../nbs/lib/serve/05_service.ipynb #091707e3
 _BINARY = dict(type='string', format='binary')
 
 
@@ -480,7 +481,7 @@ _Prevalence = Annotated[
     ),
 ]
 
-# %% ../../nbs/lib/serve/05_service.ipynb #4694b246
+# %% ../../nbs/lib/serve/05_service.ipynb #6826f79a
 _PARAMETERS = {'point', 'prevalence'}
 
 
@@ -494,7 +495,7 @@ async def _check_parameters(request: Request) -> None:
             "The address has an unknown or repeated parameter. Known are point and prevalence.",
         )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #17e86f02
+# %% ../../nbs/lib/serve/05_service.ipynb #ce9a6270
 def _report(content: bytes, answer: dict) -> bytes:
     "The answer as a DICOM Structured Report. highdicom is imported only now, because it is heavy."
     from cxr_study.serve.structured_report import structured_report
@@ -512,7 +513,7 @@ async def _report_body(service: _Service, content: bytes, answer: dict) -> bytes
 async def _overlay_body(service: _Service, content: bytes, answer: dict) -> bytes:
     return answer['overlay_png']
 
-# %% ../../nbs/lib/serve/05_service.ipynb #5bec1dd4
+# %% ../../nbs/lib/serve/05_service.ipynb #541a8291
 @dataclasses.dataclass(frozen=True)
 class _ImageRoute:
     "A route that takes one image and answers with JSON, or with another media type on request"
@@ -886,7 +887,7 @@ def _output_names(request: dict) -> list[str]:
         raise has_no_names
     return names
 
-# %% ../../nbs/lib/serve/05_service.ipynb #d8362a19
+# %% ../../nbs/lib/serve/05_service.ipynb #727a57b9
 def _read_inference(
     body: bytes,
     json_length: int | None,  # Length of the JSON part; None: all of the body
@@ -1101,7 +1102,7 @@ class Server(uvicorn.Server):
         self.drain_seconds = drain_seconds
         self.drained_at = None  # When draining ends, on the monotonic clock; None: not stopping
 
-    def handle_exit(self, sig, frame):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         "Begin to drain; on a second signal, stop at once"
         if self.drained_at:
             self.should_exit = True
@@ -1109,7 +1110,7 @@ class Server(uvicorn.Server):
         self.guard.draining = True
         self.guard.app.state.service.ready = False
 
-    async def on_tick(self, counter):
+    async def on_tick(self, counter: int) -> bool:
         "Called by uvicorn several times a second"
         if self.drained_at and time.monotonic() >= self.drained_at:
             self.should_exit = True
@@ -1140,7 +1141,7 @@ def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #a5c63511
+# %% ../../nbs/lib/serve/05_service.ipynb #95da86f6
 def serve(
     bundle: Path | str | None = None,  # None: see `find_bundle`
     settings: Settings = Settings(),

@@ -163,7 +163,7 @@ function mark(tag, className, position, text) {
 
 function showScale(answer) {
   const threshold = answer.operating_point.threshold;
-  // Thresholds are probabilities at the prevalence of the fit, so another prevalence hides them
+  // Thresholds hold at the prevalence of the calibration data, so another prevalence hides them
   const usual = byId('prevalence').value === '';
   const range = usual && model ? model.scale.unsure : null;
   const parts = [element('div', undefined, 'bar')];
