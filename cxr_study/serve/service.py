@@ -103,8 +103,8 @@ class Answer(BaseModel):
     probability: float = Field(gt=0, lt=1, description="Calibrated probability of pneumonia")
     frequency: str = Field(description="The probability in natural frequencies")
     decision: Literal[CLASSES] = Field(
-        description="PNEUMONIA if the calibrated probability, at the prevalence of the calibration data, reaches the threshold of "
-        "`operating_point`, else NORMAL. Use it as the answer unless `abstains` is true."
+        description="PNEUMONIA if the calibrated probability, at the prevalence of the calibration data, reaches the "
+        "threshold of `operating_point`, else NORMAL. Use it as the answer unless `abstains` is true."
     )
     abstains: bool = Field(
         description="The model is uncertain: `verdict` is not exactly one class, or the image is unfamiliar. "
@@ -294,7 +294,7 @@ def _problem_of(error: Exception) -> Problem:
         return _routing_problem(error)
     return internal_error()
 
-# %% ../../nbs/lib/serve/05_service.ipynb #194f438f
+# %% ../../nbs/lib/serve/05_service.ipynb #6129068f
 async def _answer_error(request: Request, error: Exception) -> Response:
     "The response to an exception: a problem document"
     problem = _problem_of(error)
@@ -341,7 +341,7 @@ def _problems(*statuses: int) -> dict[int, dict]:
         responses[status] = response
     return responses
 
-# %% ../../nbs/lib/serve/05_service.ipynb #091707e3
+# %% ../../nbs/lib/serve/05_service.ipynb #83b854b1
 _BINARY = dict(type='string', format='binary')
 
 
@@ -481,7 +481,7 @@ _Prevalence = Annotated[
     ),
 ]
 
-# %% ../../nbs/lib/serve/05_service.ipynb #6826f79a
+# %% ../../nbs/lib/serve/05_service.ipynb #57e71ccc
 _PARAMETERS = {'point', 'prevalence'}
 
 
@@ -495,7 +495,7 @@ async def _check_parameters(request: Request) -> None:
             "The address has an unknown or repeated parameter. Known are point and prevalence.",
         )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #ce9a6270
+# %% ../../nbs/lib/serve/05_service.ipynb #ae74007b
 def _report(content: bytes, answer: dict) -> bytes:
     "The answer as a DICOM Structured Report. highdicom is imported only now, because it is heavy."
     from cxr_study.serve.structured_report import structured_report
@@ -513,7 +513,7 @@ async def _report_body(service: _Service, content: bytes, answer: dict) -> bytes
 async def _overlay_body(service: _Service, content: bytes, answer: dict) -> bytes:
     return answer['overlay_png']
 
-# %% ../../nbs/lib/serve/05_service.ipynb #541a8291
+# %% ../../nbs/lib/serve/05_service.ipynb #1e93cc57
 @dataclasses.dataclass(frozen=True)
 class _ImageRoute:
     "A route that takes one image and answers with JSON, or with another media type on request"
@@ -887,7 +887,7 @@ def _output_names(request: dict) -> list[str]:
         raise has_no_names
     return names
 
-# %% ../../nbs/lib/serve/05_service.ipynb #727a57b9
+# %% ../../nbs/lib/serve/05_service.ipynb #5c827497
 def _read_inference(
     body: bytes,
     json_length: int | None,  # Length of the JSON part; None: all of the body
@@ -1141,7 +1141,7 @@ def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #95da86f6
+# %% ../../nbs/lib/serve/05_service.ipynb #0f1451c5
 def serve(
     bundle: Path | str | None = None,  # None: see `find_bundle`
     settings: Settings = Settings(),
