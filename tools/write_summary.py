@@ -124,7 +124,10 @@ def experiment_figures(runs: dict[str, Run], replicates: int = 2000) -> dict[str
     together = joined(parts)
     mean = {name: over_arm([f[name]["value"] for f in found.values()]) | size for name in MEASURES}
     return found | dict(
-        mean=mean, ensemble=entries_of(together, evaluate_at(together[0], HALF, "test", replicates))
+        mean=mean,
+        ensemble=entries_of(
+            together, evaluate_at(together[0], HALF, "test", replicates=replicates)
+        ),
     )
 
 
@@ -174,7 +177,9 @@ def together(folder: Path | None = None, replicates: int = 2000) -> dict[str, di
     for data, members in parts.items():
         if len(members) > 1:
             all_of_them = joined(members)
-            entries = entries_of(all_of_them, evaluate_at(all_of_them[0], HALF, "test", replicates))
+            entries = entries_of(
+                all_of_them, evaluate_at(all_of_them[0], HALF, "test", replicates=replicates)
+            )
             found |= {f"{data}.{name}": entry for name, entry in entries.items()}
     return found
 

@@ -21,7 +21,7 @@ from ..core.style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthet
 from ..evaluate.comparison import holm, p_value, paired
 from ..evaluate.evaluation import BOOTSTRAPS, entry, number, quote, title
 from ..evaluate.figures import forest_axes
-from ..evaluate.intervals import bootstrap, collect_blocks, jackknife
+from ..evaluate.intervals import bootstrap, collect_blocks, interval, jackknife
 from ..evaluate.metrics import HALF, metrics, scored
 from ..predict.table import read_predictions
 
@@ -220,13 +220,9 @@ def arm_difference(one, other, split='test', replicates=1000, seed=0):  # Seed -
     return {
         k: entry(
             v,
-            draws[k],
-            without[k],
-            len(pairs[0][0].label),
-            int(pairs[0][0].patients),
-            'bca_t',
+            interval(v, draws[k], without[k], expand=True),
+            pairs[0][0].patient,
             words,
-            0.95,
         )
         | dict(p=p_value(draws[k]))
         for k, v in value.items()
