@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #8711e4dc
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #e01549c4
 def _check_same_images(first, other, rows):  # Names of two models; model -> rows
     "Raise `StudyError` if the images of two models, their labels or their patients differ"
     ids = set(rows[first].image_id)
@@ -71,7 +71,7 @@ def paired(
         _check_same_images(first, other, rows)
     return rows
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #36ed732f
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #98637848
 def _minus(first, second):  # Name -> array
     "Difference of every metric"
     with np.errstate(invalid='ignore'):  # Infinity minus infinity is undefined
@@ -288,9 +288,9 @@ def _noise_title(shown):  # Metric -> entry of `over_seeds`
     if not known:
         return "Each seed, and their ensemble"
     ratio = np.median(known)
-    return f"Other patients would move the metrics {ratio:.1f} times as far as other seeds do"
+    return f"Sampling noise (patients) is {ratio:.1f} times the seed noise"
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #82b0631d
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #381efbba
 def _draw_seeds(ax, metric, found):  # Entry of `over_seeds`
     "Draw one metric: each seed with its interval, the ensemble, and mean and standard deviation"
     mean = found['mean']
