@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #e01549c4
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #b4831c69
 def _check_same_images(first, other, rows):  # Names of two models; model -> rows
     "Raise `StudyError` if the images of two models, their labels or their patients differ"
     ids = set(rows[first].image_id)
@@ -71,7 +71,7 @@ def paired(
         _check_same_images(first, other, rows)
     return rows
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #98637848
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #d5a59ad0
 def _minus(first, second):  # Name -> array
     "Difference of every metric"
     with np.errstate(invalid='ignore'):  # Infinity minus infinity is undefined
@@ -80,11 +80,11 @@ def _minus(first, second):  # Name -> array
 
 def _paired_draws(pair, point, resampling):  # Two `Scored`s
     "Replicates of the difference, and the difference without each patient"
-    first, second = (draws_of(s, point, resampling) for s in pair)
-    return Draws(
-        replicates=_minus(first.replicates, second.replicates),
-        without=_minus(first.without, second.without),
-    )
+    first = draws_of(pair[0], point, resampling)
+    second = draws_of(pair[1], point, resampling)
+    replicates = _minus(first.replicates, second.replicates)
+    without = _minus(first.without, second.without)
+    return Draws(replicates, without)
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #9c595047
 def p_value(draws: np.ndarray) -> float:  # Replicates of a difference
@@ -238,12 +238,13 @@ def _over_seeds_entry(entries, of_ensemble):  # Seed -> entry of one metric; ent
     values = [entry['value'] for entry in entries.values()]
     errors = [standard_error(entry) for entry in entries.values()]
     known_errors = [error for error in errors if error is not None]
+    sampling = float(np.mean(known_errors)) if known_errors else None
     return dict(
         mean=float(np.mean(values)),
         sd=float(np.std(values, ddof=1)),
         lowest=min(values),
         highest=max(values),
-        sampling=float(np.mean(known_errors)) if known_errors else None,
+        sampling=sampling,
         seeds=entries,
         ensemble=of_ensemble,
     )
@@ -290,7 +291,7 @@ def _noise_title(shown):  # Metric -> entry of `over_seeds`
     ratio = np.median(known)
     return f"Sampling noise (patients) is {ratio:.1f} times the seed noise"
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #381efbba
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #11660b91
 def _draw_seeds(ax, metric, found):  # Entry of `over_seeds`
     "Draw one metric: each seed with its interval, the ensemble, and mean and standard deviation"
     mean = found['mean']

@@ -101,7 +101,7 @@ def _labels_of(values, positive=None, source="The table"):  # Series; label that
         raise _unknown_labels(text, source)
     return text.isin(_POSITIVE).astype('int64')
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #86d300a4
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #6e9d7509
 @dataclasses.dataclass(frozen=True)
 class CsvColumns:
     "The names of a file's columns, as far as they are not ours"
@@ -132,7 +132,7 @@ class CsvColumns:
         "Whether nothing was named"
         return not any(dataclasses.astuple(self))
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #c30c86a9
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #b826ca6f
 def _text_columns(columns):
     "Columns that are read as text, because identifiers may look like numbers"
     names = [columns.image, columns.patient, columns.split, 'image_id', 'patient_id']
@@ -261,7 +261,7 @@ def read_medmnist(
     )
     return _complete(table, str(path))
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #78fb5506
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #ccbc4c05
 def _in_official_order(table, split):
     "The rows of a split in the order of their index. Raises `PredictionError` if they are not numbered from 0"
     rows = table[table.split == split]
@@ -439,7 +439,7 @@ def _images_near(path):
         return None
     return image_lookup(Run(folder, verify=False))
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #bda4fd20
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #50ec4d77
 def _figures_of(model, split, classes):
     "The figures of one model: name -> matplotlib figure"
     tables = {model.name: model.table}
@@ -454,7 +454,7 @@ def _figures_of(model, split, classes):
         misclassified=misclassified_figure(rows, model.images, classes=classes),
     )
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #3f6fa47b
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #5e86d4fa
 _OUTPUTS = dict(
     roc='roc_curve', confusion_matrix='confusion_matrix', misclassified='misclassified_examples'
 )
@@ -503,7 +503,7 @@ def _evaluation_page(
         sections=filled(sections),
     )
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #ce194384
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #9409ed90
 def _difference_name(difference, split, point):  # Entry of `compare_models`
     "Name of a difference in `metrics.json`"
     models = f"{difference['first']} - {difference['second']}"
@@ -592,7 +592,7 @@ def _start_report(paths, out, **parameters):
     run.manifest['synthetic'] = True if is_synthetic else None
     return run.begin('evaluation', paths=[str(path) for path in paths], **parameters)
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #75d1663e
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #2535f678
 @dataclasses.dataclass
 class _Comparison:
     "What an evaluation of several models found"
@@ -622,7 +622,7 @@ def _compare_pairs(models, split, settings):
     reports = {model.name: model.report for model in models}
     return _Comparison(_flat(reports, differences, split=split), drawn)
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d7c4a517
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #b016881d
 def _curves_of_all(models, split):
     "ROC and precision-recall curves of all models: name -> matplotlib figure"
     tables = {model.name: model.table[model.table.split == split] for model in models}
@@ -674,7 +674,7 @@ def _differences_table(figures):  # Name in `metrics.json` -> entry
     table = pd.DataFrame(rows, columns=_DIFFERENCE_COLUMNS)
     return {"Differences, with Holm's correction for all of them": table}
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #12f89841
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #40a81b0d
 def _are_seeds(names):
     "Whether all names end in `seed` and a number"
     return all(re.search(r'seed\d+$', name) for name in names)

@@ -41,7 +41,7 @@ from ..predict.decision import OperatingPoint, to_dict
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #82fdc920
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #83c4343d
 BOOTSTRAPS = {'bca_t': "BCa-t", 'bca': "BCa", 'percentile': "percentile"}
 
 
@@ -63,7 +63,7 @@ class Resampling:
         unit = "patients" if s.clustered else "images (patients not known)"
         return f"{BOOTSTRAPS[self.method]} bootstrap of {unit}, {self.replicates} replicates"
 
-# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #cd55647a
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #cec43d14
 class Draws(NamedTuple):
     "Every metric in all replicates, and without each patient in turn"
 
@@ -84,7 +84,7 @@ def draws_of(
         without = collect_blocks(s, jackknife(s), point, prevalences)
     return Draws(replicates, without)
 
-# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #8809f60e
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #dfe97187
 def interval_of(name: str, value: float, draws: Draws, resampling: Resampling) -> Interval:
     "The interval of one metric"
     replicates = draws.replicates[name]
@@ -211,7 +211,7 @@ def detectable(
     standard_errors = ndtri((1 + level) / 2) + ndtri(power)
     return standard_errors * error * np.sqrt(2 * (1 - correlation))
 
-# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #942b1340
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #b4dfecd9
 _STANDARD_ERRORS_WIDE = 2 * 1.96  # A 95 % interval
 
 
@@ -259,7 +259,7 @@ def key(split: str, metric: str, point: OperatingPoint = HALF) -> str:
         return f"{split}.{metric}"
     return f"{split}.{metric}@{point.name}"
 
-# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #60dfc1ef
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #23daa4d4
 _CELLS = ('true_positives', 'false_positives', 'false_negatives', 'true_negatives')
 _DETECTABLE = ('auc', 'accuracy', 'sensitivity', 'specificity')  # Have a detectable difference
 
@@ -339,7 +339,7 @@ _TITLES = dict(
     brier_uncertainty="Brier: uncertainty",
 )
 
-# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #1b5f0c6f
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #c37e09d4
 def title(
     metric: str,  # Such as 'auc' or 'f1_normal'
     classes: tuple = CLASSES,  # Names of the negative and the positive class

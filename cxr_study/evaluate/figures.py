@@ -31,27 +31,33 @@ _GRID = np.linspace(0, 1, 201)
 _TOLERANCE = 1e-9  # Of a comparison of two sums of weights
 
 
+def _roc_points(tp, fp):  # One row of `curve`
+    "False positive rates and sensitivities at all thresholds"
+    false_positive_rate = fp / fp[-1]
+    sensitivity = tp / tp[-1]
+    return false_positive_rate, sensitivity
+
+
 def _roc_at_grid(tp, fp):  # One row of `curve`
     "Sensitivity at each false positive rate of `_GRID`"
-    return np.interp(_GRID, fp / fp[-1], tp / tp[-1])
+    false_positive_rate, sensitivity = _roc_points(tp, fp)
+    return np.interp(_GRID, false_positive_rate, sensitivity)
 
 
 def _precision_at_grid(tp, fp):  # One row of `curve`
     "Precision at each recall of `_GRID`: at the highest threshold that reaches it"
-    wanted = _GRID * tp[-1] - _TOLERANCE
-    at = np.searchsorted(tp, np.maximum(wanted, _TOLERANCE))
-    return tp[at] / (tp[at] + fp[at])
+    wanted = np.maximum(_GRID * tp[-1] - _TOLERANCE, _TOLERANCE)
+    at = np.searchsorted(tp, wanted)
+    called = tp[at] + fp[at]
+    return tp[at] / called
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #80ac3237
-def _roc_points(tp, fp):
-    "False positive rates and sensitivities at all thresholds"
-    return fp / fp[-1], tp / tp[-1]
-
-
-def _pr_points(tp, fp):
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #de66085a
+def _pr_points(tp, fp):  # One row of `curve`
     "Recalls and precisions at all thresholds but the first, which calls no image positive"
     called = tp + fp
-    return tp[1:] / tp[-1], tp[1:] / called[1:]
+    recall = tp[1:] / tp[-1]
+    precision = tp[1:] / called[1:]
+    return recall, precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +109,7 @@ def _list_models(ax, figures, metric, ha):
         colour = MODELS[i % len(MODELS)]
         ax.text(x, y, text, color=colour, ha=ha, size=8.5, transform=ax.transAxes)
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #c8f9b036
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #fcd94850
 def _title_of_areas(figures, metric):
     "The area of one model, or the range of several; empty if none has an area"
     area = title(metric.partition('.')[2])
@@ -138,7 +144,7 @@ def _mark_point(ax, point, x, y):
     ax.plot(x, y, 'o', color=colour, ms=5)
     label_line(ax, x, y - 0.03, text, colour, va='top', ha=ha)
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #666712ce
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #986528c8
 def _finish_axes(ax, xlabel, ylabel, top):
     "Label the axes of a curve and give them the same scale"
     ax.set(xlabel=xlabel, ylabel=ylabel, aspect='equal')
@@ -249,7 +255,7 @@ def confusion_figure(
     ax.set_title(f"{missed},\n{false_alarms}")
     return fig
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #c5bf4c3c
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #43ac9ded
 _NEAR = 0.1  # Distance from the threshold
 _BINS = np.linspace(0, 1, 41)
 
@@ -288,7 +294,7 @@ def histogram_figure(
     axes[1].set_xlabel(f"Probability of {in_prose(classes[1])}")
     return fig
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #a20e1db9
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #cded9ca0
 def _draw_interval(ax, y, entry, colour):
     "Draw a value as a dot and its interval as a line; a missing bound ends at the value"
     value = entry['value']
@@ -325,7 +331,7 @@ def forest_axes(
     ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     ax.tick_params(axis='y', length=0)
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #f37d1b3c
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #0e1b3854
 def _sensitivity_or_specificity(sensitivity, specificity):  # Entries of `metrics.json`
     "A title: which of the two is lower, if their intervals do not overlap"
     for entry in (sensitivity, specificity):

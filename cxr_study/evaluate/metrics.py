@@ -30,7 +30,7 @@ class Population:
     separation: float = 2.0  # Distance of the classes' mean logits, in standard deviations
     prevalence: float = 0.6  # Share of patients with pneumonia
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #02397409
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #3ac0114c
 def simulate(
     patients: int = 300,  # Number of patients
     split: str = 'test',  # Split of all rows
@@ -48,9 +48,12 @@ def simulate(
     images = len(patient)
     label = label_of_patient[patient]
 
-    between = np.sqrt(drawn_from.icc) * rng.normal(size=patients)[patient]
-    within = np.sqrt(1 - drawn_from.icc) * rng.normal(size=images)
-    logit = drawn_from.separation * (label - 0.5) + (between + within)
+    of_patient = rng.normal(size=patients)
+    of_image = rng.normal(size=images)
+    between = np.sqrt(drawn_from.icc) * of_patient[patient]
+    within = np.sqrt(1 - drawn_from.icc) * of_image
+    mean = drawn_from.separation * (label - 0.5)
+    logit = mean + (between + within)
 
     return pd.DataFrame(
         dict(
@@ -190,9 +193,11 @@ def curve(
     tp = positives[:, s.last]
     fp = images[:, s.last] - tp
     start = np.zeros((len(tp), 1))
-    return np.hstack([start, tp]), np.hstack([start, fp])
+    tp = np.hstack([start, tp])
+    fp = np.hstack([start, fp])
+    return tp, fp
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #84559a88
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #53277b90
 def _ratio(numerator, denominator):
     "`numerator / denominator`, and 0 where the denominator is 0"
     zeros = np.zeros_like(denominator)
@@ -246,7 +251,7 @@ def losses(
     means = (weights @ of_images).T / weights.sum(1)
     return dict(log_loss=means[0], brier=means[1])
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #b6c2d964
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #20c30ea5
 def _isotonic_sum_of_squares(cases, share):  # Weight and share of positives at each threshold
     "Weighted sum of the squared probabilities of an isotonic fit"
     from scipy.optimize import isotonic_regression
@@ -330,7 +335,7 @@ _EMPTY_CELLS = {
     'every image is, and is called, positive': ('tn', 'fp', 'fn'),
 }  # Reason -> cells that are then empty
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #070c4226
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #bf2c7638
 def why_undefined(
     name: str,  # Metric, such as 'ppv_at_0.1'
     tp: float,

@@ -83,10 +83,10 @@ def _two_lines(name, width=16):
     lines = textwrap.wrap(breakable, width)[-2:]
     return '\n'.join(line.replace('_ ', '_').strip() for line in lines)
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #e6398664
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #b999cb8c
 def draw_image(
     ax: 'Axes',
-    row,  # A row of `decisions`, as `itertuples` gives it
+    row: tuple,  # A row of `decisions`, as `itertuples` gives it
     image: np.ndarray | None = None,  # uint8 [H, W]; None if it is not available
     classes: tuple = CLASSES,  # Names of the negative and the positive class
 ) -> None:
@@ -192,7 +192,7 @@ def _quantiles(values, parts):  # Series of numbers; how many quantiles
     numbers = pd.qcut(ranks, parts, labels=False, duplicates='drop')
     return numbers.map(lambda number: _quantile_text(number, parts))
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #22bacba5
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #bcdf7e5a
 _QUARTERS = 4
 _TENTHS = 10
 
@@ -273,7 +273,7 @@ def _rate_entry(wrong, patient):  # Bool, int [images]
         patients=len(np.unique(patient)),
     )
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #412d9a34
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #ef9cdc23
 def _by_length(text):
     "Sorts '4/10' before '10/10'"
     return len(text), text
@@ -292,7 +292,7 @@ def _groups_of_class(label, column, wrong, patient, group):  # The last three: [
         found.append(dict(truth=CLASSES[label], column=column, group=value, **rate, p=p))
     return found
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #08b73220
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #2378916c
 def _add_holm(entries):
     "Add Holm's corrected `p_holm` to all entries that were tested"
     from statsmodels.stats.multitest import multipletests
@@ -327,7 +327,7 @@ def subgroups(
     _add_holm(found)
     return found
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #a0f7ddc3
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #dfc65da8
 def _subgroup_title(found, classes=CLASSES):  # From `subgroups`
     "What the tests of the subgroups show"
     if all(entry['p'] is None for entry in found):
@@ -341,7 +341,7 @@ def _subgroup_title(found, classes=CLASSES):  # From `subgroups`
     more = " ..." if len(names) > 3 else ""
     return "Another error rate in: " + ', '.join(names[:3]) + more
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #fdbd3692
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #46c063bf
 def _row_name(entry):
     "Name of a subgroup in the forest plot, with a star if it is significant"
     star = " *" if _is_significant(entry) else ""
@@ -358,7 +358,7 @@ def _draw_subgroups(ax, found, error_rate, colour):
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #fd3103f1
 _LEGEND = (
-    "1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, "
+    "1/4 or 1/10: lowest quarter or tenth. Dashed: the whole class. Grey: not tested, "
     "a group or the rest of its class has too few patients."
 )
 
