@@ -101,7 +101,7 @@ def _labels_of(values, positive=None, source="The table"):  # Series; label that
         raise _unknown_labels(text, source)
     return text.isin(_POSITIVE).astype('int64')
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #6e9d7509
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #2f2203aa
 @dataclasses.dataclass(frozen=True)
 class CsvColumns:
     "The names of a file's columns, as far as they are not ours"
@@ -132,7 +132,7 @@ class CsvColumns:
         "Whether nothing was named"
         return not any(dataclasses.astuple(self))
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #b826ca6f
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #b7c76ae8
 def _text_columns(columns):
     "Columns that are read as text, because identifiers may look like numbers"
     names = [columns.image, columns.patient, columns.split, 'image_id', 'patient_id']
@@ -261,7 +261,7 @@ def read_medmnist(
     )
     return _complete(table, str(path))
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #ccbc4c05
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #eb88f974
 def _in_official_order(table, split):
     "The rows of a split in the order of their index. Raises `PredictionError` if they are not numbered from 0"
     rows = table[table.split == split]
@@ -439,7 +439,7 @@ def _images_near(path):
         return None
     return image_lookup(Run(folder, verify=False))
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #50ec4d77
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #4ecbdd07
 def _figures_of(model, split, classes):
     "The figures of one model: name -> matplotlib figure"
     tables = {model.name: model.table}
@@ -454,7 +454,7 @@ def _figures_of(model, split, classes):
         misclassified=misclassified_figure(rows, model.images, classes=classes),
     )
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #5e86d4fa
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #dabf5f05
 _OUTPUTS = dict(
     roc='roc_curve', confusion_matrix='confusion_matrix', misclassified='misclassified_examples'
 )
@@ -503,7 +503,7 @@ def _evaluation_page(
         sections=filled(sections),
     )
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #9409ed90
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #480f0afb
 def _difference_name(difference, split, point):  # Entry of `compare_models`
     "Name of a difference in `metrics.json`"
     models = f"{difference['first']} - {difference['second']}"
@@ -592,7 +592,7 @@ def _start_report(paths, out, **parameters):
     run.manifest['synthetic'] = True if is_synthetic else None
     return run.begin('evaluation', paths=[str(path) for path in paths], **parameters)
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #2535f678
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #42b47f27
 @dataclasses.dataclass
 class _Comparison:
     "What an evaluation of several models found"
@@ -622,7 +622,7 @@ def _compare_pairs(models, split, settings):
     reports = {model.name: model.report for model in models}
     return _Comparison(_flat(reports, differences, split=split), drawn)
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #b016881d
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #3c9d5187
 def _curves_of_all(models, split):
     "ROC and precision-recall curves of all models: name -> matplotlib figure"
     tables = {model.name: model.table[model.table.split == split] for model in models}
@@ -674,7 +674,7 @@ def _differences_table(figures):  # Name in `metrics.json` -> entry
     table = pd.DataFrame(rows, columns=_DIFFERENCE_COLUMNS)
     return {"Differences, with Holm's correction for all of them": table}
 
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #40a81b0d
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d9ba4968
 def _are_seeds(names):
     "Whether all names end in `seed` and a number"
     return all(re.search(r'seed\d+$', name) for name in names)
@@ -696,8 +696,7 @@ def evaluate(
     paths: Iterable,  # Predictions: runs, folders of runs or files, see `read_any`
     out: str | Path,  # Folder for the results
     split: str | None = None,  # Split to evaluate; None takes test
-    seeds: bool
-    | None = None,  # Whether the tables are seeds of one recipe; None goes by their names
+    seeds: bool | None = None,  # Are these seeds of one recipe? None goes by the names
     replicates: int = 2000,  # Of the bootstrap
     **columns,  # Fields of `CsvColumns`
 ) -> tuple['pd.DataFrame', list]:  # Table for display; notes

@@ -25,7 +25,7 @@ def _rows_in_chunk(s):
     "Number of replicates in one chunk, at least 1"
     return max(1, _CHUNK // len(s.label))
 
-# %% ../../nbs/lib/evaluate/02_intervals.ipynb #05ec681d
+# %% ../../nbs/lib/evaluate/02_intervals.ipynb #2b35e8ec
 def bootstrap_weights(s: Scored, replicates: int, seed: int) -> Iterator[np.ndarray]:
     "Yield bootstrap weights, float [rows, images]: how often the patient of each image was drawn"
     rng = np.random.default_rng(seed)
@@ -102,11 +102,11 @@ def _standard_quantiles(influence, spread, level, expand):
     return ndtri(_levels(level))
 
 
-def _bca_levels(value, values, without, level, expand=False):
+def _bca_levels(value, draws, without, level, expand=False):
     "The two BCa quantile levels; NaN where all replicates lie on one side of `value`"
     from scipy.special import ndtr, ndtri
 
-    share_below = ((values < value).mean() + (values <= value).mean()) / 2
+    share_below = ((draws < value).mean() + (draws <= value).mean()) / 2
     bias = ndtri(share_below)
     influence = without.mean() - without
     spread = (influence**2).sum()
@@ -116,7 +116,7 @@ def _bca_levels(value, values, without, level, expand=False):
         shifted = bias + quantiles
         return ndtr(bias + shifted / (1 - acceleration * shifted))
 
-# %% ../../nbs/lib/evaluate/02_intervals.ipynb #7d7f9afd
+# %% ../../nbs/lib/evaluate/02_intervals.ipynb #1d1a2c79
 _MOST_UNDEFINED = 0.05  # Share of replicates that may be undefined
 
 
@@ -135,16 +135,15 @@ def _finite(bound):
 
 def interval(
     value: float,  # Point value
-    values: np.ndarray,  # Its replicates, float [replicates]
-    without: np.ndarray
-    | None = None,  # Values without each patient give BCa; None gives percentiles
+    draws: np.ndarray,  # Its replicates, float [replicates]
+    without: np.ndarray | None = None,  # Values without each patient, for BCa; else percentiles
     level: float = 0.95,
     expand: bool = False,  # Use Student's t in BCa, as `bca_t` does
 ) -> Interval:
     "The interval of a metric from its bootstrap replicates"
-    defined = values[~np.isnan(values)]
-    if len(defined) < (1 - _MOST_UNDEFINED) * len(values):
-        share = 1 - len(defined) / len(values)
+    defined = draws[~np.isnan(draws)]
+    if len(defined) < (1 - _MOST_UNDEFINED) * len(draws):
+        share = 1 - len(defined) / len(draws)
         return Interval(reason=f"undefined in {share:.0%} of the replicates")
     if defined.min() == defined.max():
         return Interval(reason="every replicate gives the same value")
@@ -227,7 +226,7 @@ def _placements(label, logit):
     placements[~label] = 1 - _share_of_others_below(logit, ~label)
     return placements
 
-# %% ../../nbs/lib/evaluate/02_intervals.ipynb #b6e4ef4c
+# %% ../../nbs/lib/evaluate/02_intervals.ipynb #92c1e56f
 def _sums_of_patients(centred, group):  # Float [models, images]; int [images]
     "Sum of the centred placements of each patient [models, patients]"
     return np.array([np.bincount(group, placements) for placements in centred])

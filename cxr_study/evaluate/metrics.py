@@ -30,7 +30,7 @@ class Population:
     separation: float = 2.0  # Distance of the classes' mean logits, in standard deviations
     prevalence: float = 0.6  # Share of patients with pneumonia
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #3ac0114c
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #3dd6af20
 def simulate(
     patients: int = 300,  # Number of patients
     split: str = 'test',  # Split of all rows
@@ -197,7 +197,7 @@ def curve(
     fp = np.hstack([start, fp])
     return tp, fp
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #53277b90
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #6f7c31d1
 def _ratio(numerator, denominator):
     "`numerator / denominator`, and 0 where the denominator is 0"
     zeros = np.zeros_like(denominator)
@@ -251,7 +251,7 @@ def losses(
     means = (weights @ of_images).T / weights.sum(1)
     return dict(log_loss=means[0], brier=means[1])
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #20c30ea5
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #5a6cd9ad
 def _isotonic_sum_of_squares(cases, share):  # Weight and share of positives at each threshold
     "Weighted sum of the squared probabilities of an isotonic fit"
     from scipy.optimize import isotonic_regression
@@ -335,7 +335,7 @@ _EMPTY_CELLS = {
     'every image is, and is called, positive': ('tn', 'fp', 'fn'),
 }  # Reason -> cells that are then empty
 
-# %% ../../nbs/lib/evaluate/01_metrics.ipynb #bf2c7638
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #388799b6
 def why_undefined(
     name: str,  # Metric, such as 'ppv_at_0.1'
     tp: float,
