@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #b4831c69
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #0dfe5d3d
 def _check_same_images(first, other, rows):  # Names of two models; model -> rows
     "Raise `StudyError` if the images of two models, their labels or their patients differ"
     ids = set(rows[first].image_id)
@@ -71,7 +71,7 @@ def paired(
         _check_same_images(first, other, rows)
     return rows
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #d5a59ad0
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #bbeae178
 def _minus(first, second):  # Name -> array
     "Difference of every metric"
     with np.errstate(invalid='ignore'):  # Infinity minus infinity is undefined
@@ -291,7 +291,7 @@ def _noise_title(shown):  # Metric -> entry of `over_seeds`
     ratio = np.median(known)
     return f"Sampling noise (patients) is {ratio:.1f} times the seed noise"
 
-# %% ../../nbs/lib/evaluate/06_comparison.ipynb #11660b91
+# %% ../../nbs/lib/evaluate/06_comparison.ipynb #586b17e0
 def _draw_seeds(ax, metric, found):  # Entry of `over_seeds`
     "Draw one metric: each seed with its interval, the ensemble, and mean and standard deviation"
     mean = found['mean']

@@ -51,7 +51,7 @@ def _precision_at_grid(tp, fp):  # One row of `curve`
     called = tp[at] + fp[at]
     return tp[at] / called
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #de66085a
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #0976d5fd
 def _pr_points(tp, fp):  # One row of `curve`
     "Recalls and precisions at all thresholds but the first, which calls no image positive"
     called = tp + fp
@@ -109,7 +109,7 @@ def _list_models(ax, figures, metric, ha):
         colour = MODELS[i % len(MODELS)]
         ax.text(x, y, text, color=colour, ha=ha, size=8.5, transform=ax.transAxes)
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #fcd94850
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #109193eb
 def _title_of_areas(figures, metric):
     "The area of one model, or the range of several; empty if none has an area"
     area = title(metric.partition('.')[2])
@@ -144,7 +144,7 @@ def _mark_point(ax, point, x, y):
     ax.plot(x, y, 'o', color=colour, ms=5)
     label_line(ax, x, y - 0.03, text, colour, va='top', ha=ha)
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #986528c8
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #1313a68a
 def _finish_axes(ax, xlabel, ylabel, top):
     "Label the axes of a curve and give them the same scale"
     ax.set(xlabel=xlabel, ylabel=ylabel, aspect='equal')
@@ -255,7 +255,7 @@ def confusion_figure(
     ax.set_title(f"{missed},\n{false_alarms}")
     return fig
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #43ac9ded
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #c4a118ef
 _NEAR = 0.1  # Distance from the threshold
 _BINS = np.linspace(0, 1, 41)
 
@@ -294,7 +294,7 @@ def histogram_figure(
     axes[1].set_xlabel(f"Probability of {in_prose(classes[1])}")
     return fig
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #cded9ca0
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #424c9be1
 def _draw_interval(ax, y, entry, colour):
     "Draw a value as a dot and its interval as a line; a missing bound ends at the value"
     value = entry['value']
@@ -331,7 +331,7 @@ def forest_axes(
     ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     ax.tick_params(axis='y', length=0)
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #0e1b3854
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #f77107f3
 def _sensitivity_or_specificity(sensitivity, specificity):  # Entries of `metrics.json`
     "A title: which of the two is lower, if their intervals do not overlap"
     for entry in (sensitivity, specificity):

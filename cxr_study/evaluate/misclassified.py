@@ -83,7 +83,7 @@ def _two_lines(name, width=16):
     lines = textwrap.wrap(breakable, width)[-2:]
     return '\n'.join(line.replace('_ ', '_').strip() for line in lines)
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #b999cb8c
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #86f9d1ac
 def draw_image(
     ax: 'Axes',
     row: tuple,  # A row of `decisions`, as `itertuples` gives it
@@ -192,7 +192,7 @@ def _quantiles(values, parts):  # Series of numbers; how many quantiles
     numbers = pd.qcut(ranks, parts, labels=False, duplicates='drop')
     return numbers.map(lambda number: _quantile_text(number, parts))
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #bcdf7e5a
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #afa03dc9
 _QUARTERS = 4
 _TENTHS = 10
 
@@ -273,7 +273,7 @@ def _rate_entry(wrong, patient):  # Bool, int [images]
         patients=len(np.unique(patient)),
     )
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #ef9cdc23
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #bf922a71
 def _by_length(text):
     "Sorts '4/10' before '10/10'"
     return len(text), text
@@ -292,7 +292,7 @@ def _groups_of_class(label, column, wrong, patient, group):  # The last three: [
         found.append(dict(truth=CLASSES[label], column=column, group=value, **rate, p=p))
     return found
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #2378916c
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #aad83a66
 def _add_holm(entries):
     "Add Holm's corrected `p_holm` to all entries that were tested"
     from statsmodels.stats.multitest import multipletests
@@ -327,7 +327,7 @@ def subgroups(
     _add_holm(found)
     return found
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #dfc65da8
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #37aa3259
 def _subgroup_title(found, classes=CLASSES):  # From `subgroups`
     "What the tests of the subgroups show"
     if all(entry['p'] is None for entry in found):
@@ -341,7 +341,7 @@ def _subgroup_title(found, classes=CLASSES):  # From `subgroups`
     more = " ..." if len(names) > 3 else ""
     return "Another error rate in: " + ', '.join(names[:3]) + more
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #46c063bf
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #0727e4d7
 def _row_name(entry):
     "Name of a subgroup in the forest plot, with a star if it is significant"
     star = " *" if _is_significant(entry) else ""
