@@ -1,4 +1,4 @@
-"""Draw ROC and precision-recall curves with bands, the confusion matrix, the probabilities of each class, and all metrics as a forest plot.
+"""Draw ROC and precision-recall curves, the confusion matrix, histograms of the probability, and a forest plot.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/figures.html.md"""
 

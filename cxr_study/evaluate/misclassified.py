@@ -1,4 +1,4 @@
-"""Find out which images are wrong, what they look like, in which subgroups errors are frequent, and whether a label or a duplicate explains them.
+"""Find the wrong images, look at them, compare subgroups, and check for wrong labels and duplicates.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/misclassified.html.md"""
 
