@@ -144,7 +144,7 @@ def _run_entries(run: Run, test: CalibratedTest) -> dict[str, dict]:
 def _ensemble_entries(members: dict[str, CalibratedTest], replicates: int) -> dict[str, dict]:
     "Entries of an ensemble, with intervals over patients"
     test = ensemble_test(members)
-    return entries_of(test, evaluate_at(test.raw, HALF, "test", replicates))
+    return entries_of(test, evaluate_at(test.raw, HALF, "test", replicates=replicates))
 
 
 def _mean_entries(seeds: dict[str, dict]) -> dict[str, dict]:

@@ -14,7 +14,7 @@ from ..core.classes import CLASSES
 from ..core.run import StudyError
 from ..core.style import CLASS_COLOURS, COLOURS, figure
 from ..evaluate.evaluation import FEW, entry, undefined
-from ..evaluate.intervals import bootstrap_weights, effective_size, wilson
+from ..evaluate.intervals import bootstrap_weights, effective_size, interval, wilson
 from ..evaluate.metrics import scored
 from ..predict.decision import ConformalSets
 
@@ -122,13 +122,9 @@ def _selective(table, split='test', replicates=500, seed=0, answered=(0.8, 0.9, 
     return {
         k: entry(
             v[0],
-            np.concatenate([b[k] for b in blocks]),
-            None,
-            len(s.label),
-            s.patients,
-            'percentile',
+            interval(v[0], np.concatenate([b[k] for b in blocks])),
+            s.patient,
             f"percentile bootstrap of patients, {replicates} replicates",
-            0.95,
         )
         for k, v in value.items()
     }

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.classes import CLASSES, in_prose
 from ..core.style import CLASS_COLOURS, COLOURS, figure
 from ..evaluate.evaluation import BOOTSTRAPS, entry, quote, undefined
-from ..evaluate.intervals import bootstrap_weights, jackknife
+from ..evaluate.intervals import bootstrap_weights, interval, jackknife
 from ..evaluate.metrics import brier_parts, curve, losses, scored
 from ..predict.decision import sigmoid
 
@@ -236,16 +236,8 @@ def calibration_measures(table, split='test', replicates=1000, seed=0, level=0.9
     def one(name, value, draws, method, n):
         if not np.isfinite(value):
             return undefined(_WHY.get(name, "it is not a finite number"), len(s.label), s.patients)
-        return entry(
-            value,
-            draws,
-            without.get(name),
-            len(s.label),
-            s.patients,
-            method,
-            f"{BOOTSTRAPS[method]} {words}{n} replicates",
-            level,
-        )
+        bounds = interval(value, draws, without.get(name), level, expand=method == 'bca_t')
+        return entry(value, bounds, s.patient, f"{BOOTSTRAPS[method]} {words}{n} replicates")
 
     found = {k: one(k, v, draws[k], 'bca_t', replicates) for k, v in value.items()}
     few, again = min(_FEW, replicates), slow(s, s.ones)

@@ -18,7 +18,7 @@ from ..core.options import POINTS
 from ..core.run import StudyError
 from ..core.style import COLOURS, MODELS, figure
 from ..evaluate.evaluation import entry, quote, second_opinions, undefined
-from ..evaluate.intervals import bootstrap_weights, jackknife
+from ..evaluate.intervals import bootstrap_weights, interval, jackknife
 from ..evaluate.metrics import confusion_counts, decision_rates, scored, why_undefined
 from ..predict.decision import OperatingPoint, sigmoid
 
@@ -133,7 +133,13 @@ def at_point(table, point, split='test', replicates=1000, seed=0):
     for m, among in _PROMISED.items():
         size = among(s).sum(), len(np.unique(s.patient[among(s)]))
         found[m] = (
-            entry(value[m][0], draws[m], without[m], *size, 'bca_t', words, 0.95, other.get(m))
+            entry(
+                value[m][0],
+                interval(value[m][0], draws[m], without[m], expand=True),
+                s.patient[among(s)],
+                words,
+                other.get(m),
+            )
             if np.isfinite(value[m][0])
             else undefined(why_undefined(m, *confusion_counts(s, s.ones, point)[:, 0]), *size)
         )

@@ -24,7 +24,7 @@ from ..core.classes import CLASSES, shown_name
 from ..core.options import CALIBRATION, checked
 from ..core.style import COLOURS, figure
 from ..evaluate.evaluation import FEW, entry, quote, title, undefined
-from ..evaluate.intervals import bootstrap_weights
+from ..evaluate.intervals import bootstrap_weights, interval
 from ..evaluate.metrics import scored
 from ..predict.decision import Calibration
 
@@ -126,7 +126,7 @@ def _probability_entries(
     def one(value, draws):
         if not np.isfinite(value):
             return undefined("there is no image of the positive class", len(s.label), s.patients)
-        return entry(value, draws, None, len(s.label), s.patients, 'percentile', words, 0.95)
+        return entry(value, interval(value, draws), s.patient, words)
 
     return {k: one(f(s, s.ones)[0], np.concatenate(draws[k])) for k, f in measures.items()}
 

@@ -24,7 +24,7 @@ from ..core.style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthet
 from ..evaluate.comparison import holm, p_value, paired
 from ..evaluate.evaluation import BOOTSTRAPS, entry, number, quote, title
 from ..evaluate.figures import forest_axes
-from ..evaluate.intervals import bootstrap, collect_blocks, jackknife
+from ..evaluate.intervals import bootstrap, collect_blocks, interval, jackknife
 from ..evaluate.metrics import HALF, Scored, metrics, scored
 from ..predict.table import read_predictions
 
@@ -277,14 +277,12 @@ def _bootstrap_entries(
         f"paired {BOOTSTRAPS['bca_t']} bootstrap of patients, "
         f"mean of {len(pairs)} seeds, {replicates} replicates"
     )
-    images = len(pairs[0][0].label)
-    patients = int(pairs[0][0].patients)
+    patient = pairs[0][0].patient
     entries = {}
     for name, value in _mean_over_seeds(by_seed).items():
         if np.isfinite(value):
-            figure_entry = entry(
-                value, draws[name], without[name], images, patients, 'bca_t', method, 0.95
-            )
+            bounds = interval(value, draws[name], without[name], expand=True)
+            figure_entry = entry(value, bounds, patient, method)
             entries[name] = figure_entry | dict(p=p_value(draws[name]))
     return entries
 
