@@ -52,7 +52,7 @@ def _missing_package(module: str) -> str:  # The module that could not be import
         f"pip install 'cxr-study[{extra}]'"
     )
 
-# %% ../nbs/lib/cli/01_cli.ipynb #06bb00f9
+# %% ../nbs/lib/cli/01_cli.ipynb #4914581e
 def _exit(message, code):
     "Print `message` on standard error and end the command with `code`"
     click.echo(message, err=True)
@@ -635,7 +635,7 @@ def _write_structured_report(folder, path, prediction):
     with atomic_write(folder / f"{image['sha256'][:16]}.dcm") as temporary:
         temporary.write_bytes(content)
 
-# %% ../nbs/lib/cli/01_cli.ipynb #7cc97e72
+# %% ../nbs/lib/cli/01_cli.ipynb #773a3cc2
 @main.command('predict')
 @click.argument('paths', nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(

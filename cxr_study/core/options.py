@@ -53,7 +53,7 @@ def _typed(option, value):
         f"like its default {option.default!r}.",
     )
 
-# %% ../../nbs/lib/core/03_options.ipynb #2bf876d2
+# %% ../../nbs/lib/core/03_options.ipynb #09c1482a
 def _choice_problem(option, value):
     "What is wrong with a value that is not among the choices, or None"
     if not option.choices or value in option.choices:
@@ -77,7 +77,7 @@ def _range_problem(option, value):
         return f"is not allowed. {option.name}: {option.help}."
     return None
 
-# %% ../../nbs/lib/core/03_options.ipynb #7dacabd6
+# %% ../../nbs/lib/core/03_options.ipynb #69c5b0ee
 def checked(option: Option, value: object) -> object:
     "The value in the option's type; raises `OptionError` if the option cannot have it"
     value = _typed(option, value)
@@ -95,7 +95,7 @@ class Stage:
     reads: tuple[str, ...]  # Names of the earlier stages whose files it reads
     options: tuple[Option, ...]
 
-# %% ../../nbs/lib/core/03_options.ipynb #7b3a6625
+# %% ../../nbs/lib/core/03_options.ipynb #77cd242a
 _SEED = Option('seed', 0, "Seed of the random numbers", least=0, most=2**31)
 
 # %% ../../nbs/lib/core/03_options.ipynb #58891b89
@@ -103,8 +103,8 @@ _IMAGES = (
     Option(
         'dataset',
         'auto',
-        "auto (pneumoniamnist if available, else phantom), phantom, pneumoniamnist, chest_xray, "
-        "nih_chestxray14, rsna, chexpert, or the path of your own folder or csv",
+        "auto (pneumoniamnist if available, else phantom), phantom (synthetic), pneumoniamnist, "
+        "chest_xray, nih_chestxray14, rsna, chexpert, or the path of your own folder or csv",
     ),
     Option(
         'positive',
@@ -116,7 +116,7 @@ _IMAGES = (
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #f6c65cb2
+# %% ../../nbs/lib/core/03_options.ipynb #23922213
 GEOMETRIES = ('squish', 'crop')
 STANDARDISATIONS = ('image', 'imagenet')
 
@@ -142,7 +142,7 @@ _PIXELS = (
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #8af05d1f
+# %% ../../nbs/lib/core/03_options.ipynb #0be70781
 SPLIT_RULES = ('auto', 'grouped', 'deduplicated', 'official', 'fresh')
 
 _SPLIT = (
@@ -157,7 +157,7 @@ _SPLIT = (
     Option('fold', 0, "Number of the validation fold, from 0", least=0),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #5972bc62
+# %% ../../nbs/lib/core/03_options.ipynb #cd9807e4
 _AUDIT_SIZE = Option(
     'audit_size',
     64,
@@ -192,7 +192,7 @@ _OPTIMISATION = (
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #555084b5
+# %% ../../nbs/lib/core/03_options.ipynb #d4a07aab
 AUGMENTATIONS = (
     'none',
     'affine',
@@ -242,7 +242,7 @@ _LEARNING = (
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #80ebd40e
+# %% ../../nbs/lib/core/03_options.ipynb #cbbea1e8
 _STEPS = (
     Option(
         'ema',
@@ -267,7 +267,7 @@ _STEPS = (
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #519b1f05
+# %% ../../nbs/lib/core/03_options.ipynb #e3310469
 _SPEED = (
     Option(
         'precision',
@@ -284,7 +284,7 @@ _SPEED = (
 
 RECIPE = (*_OPTIMISATION, *_LEARNING, *_STEPS, *_SPEED)
 
-# %% ../../nbs/lib/core/03_options.ipynb #452982db
+# %% ../../nbs/lib/core/03_options.ipynb #0be6556d
 RESNETS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
 
 _NETWORK = (
@@ -328,7 +328,7 @@ _EVALUATION = Stage(
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #7d0ce7fe
+# %% ../../nbs/lib/core/03_options.ipynb #26ff5c91
 CALIBRATORS = ('auto', 'none', 'temperature', 'platt', 'beta', 'isotonic')
 POINTS = ('half', 'youden', 'sensitivity_0.95', 'sensitivity_0.98', 'cost_weighted', 'net_benefit')
 
@@ -386,7 +386,7 @@ _EXPLANATION = Stage(
     ),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #48df6c5e
+# %% ../../nbs/lib/core/03_options.ipynb #c2bf59b5
 _ROBUSTNESS = Stage(
     '06_robustness',
     ('01_data', '02_training'),
@@ -401,7 +401,7 @@ _ROBUSTNESS = Stage(
         Option(
             'familiarity_images',
             2000,
-            "Largest number of images of a kind to fit and test the familiarity check",
+            "Largest number of images of each kind to fit and test the familiarity check",
             least=10,
         ),
         _SEED,
@@ -414,7 +414,7 @@ _SERVING = Stage(
     (Option('bundle', True, "Export the network for the service and test it with one image"),),
 )
 
-# %% ../../nbs/lib/core/03_options.ipynb #4e4b2588
+# %% ../../nbs/lib/core/03_options.ipynb #e16e4a07
 _ALL_STAGES = (
     _DATA,
     _TRAINING,
@@ -520,7 +520,7 @@ def _missing_stages(folder, missing):
     lines = '\n'.join(f'  run_dir = "{run}"' for run in runs)
     return StudyError(f"{message} set the parameter run_dir to an existing run:\n{lines}")
 
-# %% ../../nbs/lib/core/03_options.ipynb #c1bff5f5
+# %% ../../nbs/lib/core/03_options.ipynb #f81b5795
 def begin_stage(
     stage: str,  # Such as `02_training`
     run_dir: str | Path,  # Folder of the run, from the project's folder

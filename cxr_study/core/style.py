@@ -83,19 +83,17 @@ def _small_png(fig):
     _reduce_colours(Image.open(full)).save(small, 'PNG', optimize=True)
     return small.getvalue()
 
-# %% ../../nbs/lib/core/02_style.ipynb #3617d6df
+# %% ../../nbs/lib/core/02_style.ipynb #2ac8e3ec
 def _notebook():
     "The IPython shell, or None outside a notebook"
     ipython = sys.modules.get('IPython')
     return ipython.get_ipython() if ipython else None
 
 
-def _use_style():
-    "Set matplotlib's defaults, and let a notebook show figures through `_small_png`"
-    import matplotlib.pyplot as plt
+def _show_small():
+    "Let a notebook show figures through `_small_png`; call it after a first figure, whose backend sets a formatter too"
     from matplotlib.figure import Figure
 
-    plt.rcParams.update(RC)
     shell = _notebook()
     if shell:
         shell.display_formatter.formatters['image/png'].for_type(Figure, _small_png)
@@ -111,10 +109,11 @@ def figure(
     "A new figure in the study's style, and its axes"
     import matplotlib.pyplot as plt
 
-    _use_style()
+    plt.rcParams.update(RC)
     size = (_WIDTHS[width], height * rows)
     fig, axes = plt.subplots(rows, columns, figsize=size, layout='constrained', **kwargs)
     plt.close(fig)  # A notebook shows it once, as the value of a cell
+    _show_small()
     return fig, axes
 
 # %% ../../nbs/lib/core/02_style.ipynb #e5535e37
