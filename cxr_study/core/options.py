@@ -14,7 +14,7 @@ import dataclasses
 import textwrap
 from pathlib import Path
 
-from .run import Run, StudyError, did_you_mean, root, runs_folder
+from .run import Run, StudyError, closest_name, root, runs_folder
 
 # %% ../../nbs/lib/core/03_options.ipynb #0468898d
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,9 @@ def _choice_problem(option, value):
     "What is wrong with a value that is not among the choices, or None"
     if not option.choices or value in option.choices:
         return None
-    *others, last = option.choices
-    return f"is none of {', '.join(others)} or {last}{did_you_mean(value, option.choices)}"
+    problem = f"is none of {', '.join(option.choices)}."
+    close = closest_name(value, option.choices)
+    return f"{problem} Did you mean {close!r}?" if close else problem
 
 
 def _range_problem(option, value):
@@ -461,7 +462,8 @@ def check_options(given: dict) -> dict[str, object]:  # Name -> value, of some o
 
 
 def _unknown_option(name, known):
-    hint = did_you_mean(name, known)
+    close = closest_name(name, known)
+    hint = f", did you mean {close!r}?" if close else "."
     return OptionError(name, f"There is no parameter {name!r}{hint} There are: {', '.join(known)}.")
 
 
