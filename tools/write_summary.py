@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxr_study.calibrate.calibrators import choose
+from cxr_study.calibrate.calibrators import choose_calibrator
 from cxr_study.calibrate.measures import ece_debiased
 from cxr_study.calibrate.thresholds import rules
 from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
@@ -52,7 +52,7 @@ def judged(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, float]:
         calibration = Calibration.from_dict(run.read("calibration.json"))
         calibrator, threshold = calibration.calibrator, calibration.point(GOAL_POINT).threshold
     except (StudyError, PredictionError):
-        calibrator = choose(val, seed=run.manifest["parameters"].get("seed", 0))[0]
+        calibrator = choose_calibrator(val, seed=run.manifest["parameters"].get("seed", 0))[0]
         threshold = rules(val.assign(logit=calibrator(val.logit)))[GOAL_POINT][0]
     return test, test.assign(logit=calibrator(test.logit)), threshold
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibrate.transfer import verdict
+from ..calibrate.transfer import reproduced_text
 from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
@@ -191,9 +191,9 @@ def _performance(run):
     return f"{counted}\n\n{words}"
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #0577cc54
-def _held(row):  # Of `promised_and_got`
+def _held(row):  # Of `validation_to_test`
     "Whether a promise was kept, a broken one in bold"
-    return verdict(row).replace("no", "**no**") if row['kept'] is False else verdict(row)
+    return "**no**" if row['kept'] is False else reproduced_text(row)
 
 
 def _points_table(calibration, classes=CLASSES):

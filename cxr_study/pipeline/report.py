@@ -13,7 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..calibrate.transfer import verdict
+from ..calibrate.transfer import reproduced_text
 from ..core.classes import classes_of, in_prose, shown_name, with_names
 from ..core.options import options
 from cxr_study.core.pages import (
@@ -246,7 +246,7 @@ def _promises(run):
                 measure_title(r['metric'], classes),
                 quote(r['promised']),
                 quote(r['got']),
-                verdict(r),
+                reproduced_text(r),
             )
         )
     return shown
