@@ -1,4 +1,4 @@
-"""The functions of the notebooks in `nbs/results`: small cases whose answer is known, on simulated tables and drawn images."""
+"""The functions of the notebooks in `nbs/results`: small cases with a known answer, on simulated data."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from compare_recipes import (
 from notebook_functions import functions_of
 from torch import nn
 
-from cxr_study.calibrate.transfer import fit_calibration, validation_to_test
+from cxr_study.calibrate.transfer import validation_to_test
 from cxr_study.core.options import POINTS
 from cxr_study.core.run import StudyError
 from cxr_study.data.cache import decoded

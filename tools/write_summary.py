@@ -1,4 +1,6 @@
-"""Every figure of the published runs, from their predictions: writes results/summary.csv, summary.json and together.json.
+"""Every metric of the published runs, from their predictions.
+
+Writes results/summary.csv, summary.json and together.json.
 
 python tools/write_summary.py
 """
@@ -43,7 +45,9 @@ BOUNDS = {
 
 
 def judged(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-    """(test rows, the same with calibrated logits, the threshold for `GOAL_POINT`), chosen on the run's validation patients.
+    """Test rows, the same with calibrated logits, and the threshold for `GOAL_POINT`.
+
+    Calibrator and threshold are chosen on the run's validation patients.
 
     They are those of the run's `calibration.json`; for a run without one they are derived from its validation rows."""
     table = read_predictions(run.path("predictions.csv"))

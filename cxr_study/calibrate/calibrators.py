@@ -105,7 +105,7 @@ _FEWEST_PATIENTS = dict(none=0, temperature=10, platt=20, beta=30, isotonic=50) 
 _FEWEST_LOGITS = 10  # Different logits that isotonic needs
 _UNNAMED = ('the negative class', 'the positive class')  # Where the run's own names are not known
 
-# %% ../../nbs/lib/calibrate/01_calibrators.ipynb #d829456a
+# %% ../../nbs/lib/calibrate/01_calibrators.ipynb #43f3ceb4
 def _obstacle(
     kind: str,  # Calibrator
     table: 'pd.DataFrame',  # Table of predictions of the validation split
@@ -179,7 +179,7 @@ def _folds(
         fold[held_out] = i
     return fold
 
-# %% ../../nbs/lib/calibrate/01_calibrators.ipynb #556899cb
+# %% ../../nbs/lib/calibrate/01_calibrators.ipynb #acbfca89
 def cross_fitted(
     kind: str,  # Calibrator
     table: 'pd.DataFrame',  # Table of predictions of the validation split
@@ -205,7 +205,8 @@ def _error_of_mean(values: np.ndarray, patient: 'pd.Series') -> float:
     "Standard error of the mean of values [images] whose patients are independent"
     _, group = np.unique(patient.to_numpy(str), return_inverse=True)
     patient_sums = np.bincount(group, values - values.mean())
-    return float(np.sqrt((patient_sums**2).sum()) / len(values))
+    error_of_sum = np.sqrt((patient_sums**2).sum())
+    return float(error_of_sum / len(values))
 
 
 def _log_losses(table: 'pd.DataFrame', seed: int = 0) -> dict[str, np.ndarray]:
@@ -218,7 +219,7 @@ def _log_losses(table: 'pd.DataFrame', seed: int = 0) -> dict[str, np.ndarray]:
             losses[kind] = np.logaddexp(0, sign * cross_fitted(kind, table, fold=fold))
     return losses
 
-# %% ../../nbs/lib/calibrate/01_calibrators.ipynb #eb6c65bb
+# %% ../../nbs/lib/calibrate/01_calibrators.ipynb #9c9bb0f6
 def _compare_calibrators(
     table: 'pd.DataFrame',  # Table of predictions of the validation split
     seed: int = 0,  # Of the folds

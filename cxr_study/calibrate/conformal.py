@@ -75,7 +75,7 @@ def _proportion_entry(
         method=f"Wilson, effective sample size {effective_size(hit, patient):.1f}",
     )
 
-# %% ../../nbs/lib/calibrate/04_conformal.ipynb #8fde32cd
+# %% ../../nbs/lib/calibrate/04_conformal.ipynb #2a1fd862
 def coverage(
     sets: ConformalSets,
     table: 'pd.DataFrame',  # Table of predictions, the network's logits
@@ -174,7 +174,7 @@ def _draw_risk(ax, s: Scored, colour: str, name: str) -> None:
     text = f"{name}: {risk[0, -1]:.3f} if all are answered"
     ax.text(0, y, text, color=colour, transform=ax.transAxes)
 
-# %% ../../nbs/lib/calibrate/04_conformal.ipynb #aceac039
+# %% ../../nbs/lib/calibrate/04_conformal.ipynb #2ffe1cf8
 def abstention_figure(
     sets: ConformalSets,
     tables: dict[str, 'pd.DataFrame'],  # Split -> table of predictions with column `calibrated`
@@ -194,7 +194,7 @@ def abstention_figure(
     _draw_coverage(left, entries, target, classes)
     right.set(
         xlabel="Share of images answered, most certain first",
-        ylabel="Error rate among them",
+        ylabel="Error rate among the answered",
         xlim=(0, 1),
         ylim=(0, None),
     )

@@ -98,7 +98,8 @@ def _gaps(s: Scored, weights: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray,
     n = in_bins(weights, bins, 1.0)
     gap = in_bins(weights, bins, s.label - sigmoid(s.logit))
     mean_gap = np.divide(gap, n, out=np.zeros_like(n), where=n > 0)
-    return n / n.sum(1, keepdims=True), mean_gap
+    share = n / n.sum(1, keepdims=True)
+    return share, mean_gap
 
 
 def ece(
@@ -130,9 +131,10 @@ def _folded_mean(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
 def _recalibrated(s: Scored, line: np.ndarray) -> np.ndarray:
     "Probabilities of the logistic recalibration [replicates, images]; as they are where it is NaN"
     intercept, slope = line[:, :, None]
-    return sigmoid(np.where(np.isnan(slope), s.logit, intercept + slope * s.logit))
+    logit = intercept + slope * s.logit
+    return sigmoid(np.where(np.isnan(slope), s.logit, logit))
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #4ed493f9
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #f6a7836f
 def ece_debiased(
     s: Scored,
     weights: np.ndarray,  # [replicates, images]
@@ -229,7 +231,9 @@ def ici(s: Scored, weights: np.ndarray) -> np.ndarray:  # Whole weights [replica
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #1c933a47
 def observed_expected(s: Scored, weights: np.ndarray) -> np.ndarray:  # [replicates, images]
     "Number of positive images divided by the sum of the probabilities, [replicates]"
-    return (weights @ s.label) / (weights @ sigmoid(s.logit))
+    observed = weights @ s.label
+    expected = weights @ sigmoid(s.logit)
+    return observed / expected
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #4ca010c7
 def _z_and_p(difference: np.ndarray, error: float) -> tuple[float, float]:
@@ -268,7 +272,7 @@ def _fast_measures(s: Scored, weights: np.ndarray) -> dict[str, np.ndarray]:
         **brier_parts(loss['brier'], *curve(s, weights)),
     )
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #22be32a5
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #cf6920ce
 SLOW = dict(ece_sweep=ece_sweep, ici=ici)  # Measures with a loop over the replicates
 _SLOW_REPLICATES = 100
 
@@ -283,7 +287,7 @@ def _over_blocks(s: Scored, blocks: Iterable[np.ndarray], measures: Callable) ->
     parts = [measures(s, weights) for weights in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #63bfbea9
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #430cc2a2
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     "A value with its bootstrap replicates, from which an interval is made"
@@ -327,7 +331,7 @@ def estimate_entry(
         second,
     )
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #935e2ea2
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #0282d312
 def bootstrap_estimates(
     s: Scored,
     measures: Callable,  # `Scored` and weights -> name -> float [replicates]
@@ -387,7 +391,7 @@ _NAMES = dict(
     brier_uncertainty="Brier: uncertainty",
 )
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #c3f86940
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #a5f436d5
 def calibration_table(
     measures: dict[str, dict],  # Name of a table -> result of `calibration_measures`
 ) -> 'pd.DataFrame':
@@ -416,7 +420,7 @@ def corp(
     fit = isotonic_regression(share, weights=n, increasing=False)
     return np.repeat(fit.x, n)
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #17360e54
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #0d6da4aa
 def _consistency(
     s: Scored, replicates: int = 300, seed: int = 0, level: float = 0.95
 ) -> np.ndarray:  # [2, images]
@@ -432,7 +436,9 @@ def _consistency(
 
 def _is_outside(curve: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     "Whether a curve lies outside a band, beyond rounding, bool [images]"
-    return (curve < lower - 1e-9) | (curve > upper + 1e-9)
+    below = curve < lower - 1e-9
+    above = curve > upper + 1e-9
+    return below | above
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #2aba999f
 def _draw_reliability(ax, s: Scored, colour: str = COLOURS['test']) -> float:

@@ -117,13 +117,15 @@ def rules(
     "Name of each point -> threshold on the probability, and its rule as text"
     worth = f"a missed pneumonia outweighs {cost:g} false alarms"
     calculated = 1 / (1 + cost)
-    return dict(
-        half=(0.5, "the probability is at least one half"),
-        youden=(youden(val), "largest sensitivity + specificity on validation"),
-        **{f"sensitivity_{target}": keep_sensitivity(val, target) for target in (0.95, 0.98)},
-        cost_weighted=(calculated, f"the probability is at least {calculated:.3g}, since {worth}"),
-        net_benefit=(best_net_benefit(val, cost), f"largest net benefit on validation if {worth}"),
-    )
+    at_least = f"the probability is at least {calculated:.3g}, since {worth}"
+    largest = f"largest net benefit on validation if {worth}"
+    points = dict(half=(0.5, "the probability is at least one half"))
+    points['youden'] = (youden(val), "largest sensitivity + specificity on validation")
+    for target in (0.95, 0.98):
+        points[f'sensitivity_{target}'] = keep_sensitivity(val, target)
+    points['cost_weighted'] = (calculated, at_least)
+    points['net_benefit'] = (best_net_benefit(val, cost), largest)
+    return points
 
 # %% ../../nbs/lib/calibrate/03_thresholds.ipynb #ffda3bd3
 _POINT_METRICS = ('sensitivity', 'specificity', 'accuracy')
@@ -145,7 +147,7 @@ def _rates_at_point(
     parts = [decision_rates(*confusion_counts(s, weights, point)) for weights in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in _POINT_METRICS}
 
-# %% ../../nbs/lib/calibrate/03_thresholds.ipynb #ef8d0964
+# %% ../../nbs/lib/calibrate/03_thresholds.ipynb #10d02191
 def point_metrics(
     table: 'pd.DataFrame',  # Table of predictions, logits calibrated
     point: OperatingPoint,
@@ -196,7 +198,8 @@ THRESHOLD_PROBABILITIES = np.arange(1, 100) / 100
 
 def _called(s: Scored, thresholds: np.ndarray) -> np.ndarray:
     "1 where an image is called positive at a threshold, else 0 [images, thresholds]"
-    return (sigmoid(s.logit)[:, None] >= thresholds).astype(float)
+    probability = sigmoid(s.logit)[:, None]
+    return (probability >= thresholds).astype(float)
 
 
 def _share_called(weights: np.ndarray, called: np.ndarray, if_none: float) -> np.ndarray:
@@ -205,7 +208,7 @@ def _share_called(weights: np.ndarray, called: np.ndarray, if_none: float) -> np
     share = np.full((len(weights), called.shape[1]), if_none)
     return np.divide(weights @ called, n, out=share, where=n > 0)
 
-# %% ../../nbs/lib/calibrate/03_thresholds.ipynb #e0f3df91
+# %% ../../nbs/lib/calibrate/03_thresholds.ipynb #794078eb
 def net_benefit(
     s: Scored,  # Logits calibrated
     weights: np.ndarray,  # [replicates, images]
@@ -240,8 +243,10 @@ def standardised_net_benefit(
 ) -> np.ndarray:
     "Net benefit as a share of the best possible, [replicates]; NaN without positive images"
     model, _ = net_benefit(s, weights, [threshold])
-    best = (weights * s.label).sum(1) / weights.sum(1)
-    return np.divide(model[:, 0], best, out=np.full(len(best), np.nan), where=best > 0)
+    positive = (weights * s.label).sum(1)
+    best = positive / weights.sum(1)
+    share = np.full(len(best), np.nan)
+    return np.divide(model[:, 0], best, out=share, where=best > 0)
 
 # %% ../../nbs/lib/calibrate/03_thresholds.ipynb #9b629737
 def number_needed(
@@ -253,7 +258,8 @@ def number_needed(
     called = _called(s, np.asarray(thresholds))
     alarms = weights @ called
     hits = (weights * s.label) @ called
-    return np.divide(alarms, hits, out=np.full_like(hits, np.nan), where=hits > 0)
+    needed = np.full_like(hits, np.nan)
+    return np.divide(alarms, hits, out=needed, where=hits > 0)
 
 # %% ../../nbs/lib/calibrate/03_thresholds.ipynb #971a796d
 def _curve_bands(
@@ -324,7 +330,7 @@ def decision_figure(
     axes[0].set_ylabel("Net benefit\n(thick: the model; dashed:\ntreat all; grey: treat none)")
     last.set(xlabel="Threshold probability", xlim=(0, 1))
     last.set_title(f"Alarms per {in_prose(classes[1])} found", weight='normal')
-    shares = ' and '.join(f"{share:.0%} ({name})" for name, share in better.items())
-    finding = f"Better than treating all or none at {shares} of the thresholds"
+    shares = [f"{share:.0%} of the thresholds ({name})" for name, share in better.items()]
+    finding = f"Better than treating all or none at {' and '.join(shares)}"
     fig.suptitle(finding, x=0.01, ha='left', weight='bold', size=10)
     return fig

@@ -185,11 +185,10 @@ def validation_to_test(
     seed: int = 0,
 ) -> list[dict]:
     "A row for each validation value: `point`, `metric`, entries `promised` and `got`, and `kept`"
-    return [
-        *_compare_points(calibration, table, split, replicates),
-        *_compare_probabilities(calibration, table, split, cost, replicates, seed),
-        *_compare_sets(calibration, table, split),
-    ]
+    points = _compare_points(calibration, table, split, replicates)
+    probabilities = _compare_probabilities(calibration, table, split, cost, replicates, seed)
+    sets = _compare_sets(calibration, table, split)
+    return points + probabilities + sets
 
 # %% ../../nbs/lib/calibrate/05_transfer.ipynb #75397ac6
 _METRIC_TITLES = dict(
@@ -216,7 +215,7 @@ def metric_title(
         return f"Coverage of {shown_name(metric.removeprefix('coverage_'), classes)}"
     return _METRIC_TITLES.get(metric) or title(metric, classes)
 
-# %% ../../nbs/lib/calibrate/05_transfer.ipynb #b2293937
+# %% ../../nbs/lib/calibrate/05_transfer.ipynb #fd99a887
 def validation_to_test_table(
     rows: list[dict],  # From `validation_to_test`
     classes: tuple = CLASSES,
@@ -224,17 +223,12 @@ def validation_to_test_table(
     "The comparisons as text"
     import pandas as pd
 
-    texts = [
-        dict(
-            point=row['point'],
-            metric=metric_title(row['metric'], classes),
-            validation=quote(row['promised']),
-            test=quote(row['got']),
-            reproduced=reproduced_text(row),
-        )
-        for row in rows
-    ]
-    return pd.DataFrame(texts, columns=['point', 'metric', 'validation', 'test', 'reproduced'])
+    table = pd.DataFrame(dict(point=[row['point'] for row in rows]))
+    table['metric'] = [metric_title(row['metric'], classes) for row in rows]
+    table['validation'] = [quote(row['promised']) for row in rows]
+    table['test'] = [quote(row['got']) for row in rows]
+    table['reproduced'] = [reproduced_text(row) for row in rows]
+    return table
 
 # %% ../../nbs/lib/calibrate/05_transfer.ipynb #33ef5289
 _PANELS = (
@@ -293,7 +287,7 @@ def _draw_panel(
     ax.locator_params(axis='x', nbins=4)
     ax.grid(axis='x', alpha=0.3)
 
-# %% ../../nbs/lib/calibrate/05_transfer.ipynb #7f9df802
+# %% ../../nbs/lib/calibrate/05_transfer.ipynb #a7ea557e
 def _finding(rows: list[dict]) -> str:  # From `validation_to_test`
     "How many validation values the test reproduces, or contradicts if it has few images"
     known = [row for row in rows if row['kept'] is not None]
@@ -308,7 +302,7 @@ def _finding(rows: list[dict]) -> str:  # From `validation_to_test`
         )
     return f"The test reproduces {reproduced} of {len(known)} validation values"
 
-# %% ../../nbs/lib/calibrate/05_transfer.ipynb #52586399
+# %% ../../nbs/lib/calibrate/05_transfer.ipynb #478ccd82
 def validation_to_test_figure(
     seeds: list[list[dict]],  # Rows of `validation_to_test`, a list per seed
     finding: str | None = None,  # Title; None: how many values the test reproduces

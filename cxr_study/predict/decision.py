@@ -84,7 +84,8 @@ _TILT = 1e-6  # Slope that keeps the ranking where the isotonic curve is flat
 
 
 def _isotonic(x, logits, probabilities):
-    return log_odds(np.interp(x, logits, probabilities)) + _TILT * x
+    probability = np.interp(x, logits, probabilities)
+    return log_odds(probability) + _TILT * x
 
 
 CURVES = dict(none=_none, temperature=_temperature, platt=_platt, beta=_beta, isotonic=_isotonic)

@@ -27,7 +27,7 @@ def _area_weights(n: int) -> np.ndarray:  # Pixels
     pixel = np.arange(n)
     start = np.maximum(borders[:-1, None], pixel)
     end = np.minimum(borders[1:, None], pixel + 1)
-    overlap = np.clip(end - start, 0, None)
+    overlap = np.clip(end - start, 0, None)  # Of each area and pixel
     return overlap * _THUMBNAIL / n
 
 
@@ -186,7 +186,7 @@ def to_dict(self: Familiarity) -> dict:
         features=_subspace_dict(self.features),
     )
 
-# %% ../../nbs/lib/predict/03_familiarity.ipynb #d28c2306
+# %% ../../nbs/lib/predict/03_familiarity.ipynb #418d9735
 def _neighbours(values: dict) -> Neighbours:
     "The `Neighbours` of a dictionary from `_neighbours_dict`"
     bank = _unpack(values['bank']) / _STEPS
