@@ -215,7 +215,7 @@ def metric_title(
         return f"Coverage of {shown_name(metric.removeprefix('coverage_'), classes)}"
     return _METRIC_TITLES.get(metric) or title(metric, classes)
 
-# %% ../../nbs/lib/calibrate/05_transfer.ipynb #fd99a887
+# %% ../../nbs/lib/calibrate/05_transfer.ipynb #99ce73ed
 def validation_to_test_table(
     rows: list[dict],  # From `validation_to_test`
     classes: tuple = CLASSES,
@@ -287,7 +287,7 @@ def _draw_panel(
     ax.locator_params(axis='x', nbins=4)
     ax.grid(axis='x', alpha=0.3)
 
-# %% ../../nbs/lib/calibrate/05_transfer.ipynb #a7ea557e
+# %% ../../nbs/lib/calibrate/05_transfer.ipynb #6aa7a18a
 def _finding(rows: list[dict]) -> str:  # From `validation_to_test`
     "How many validation values the test reproduces, or contradicts if it has few images"
     known = [row for row in rows if row['kept'] is not None]
@@ -302,7 +302,7 @@ def _finding(rows: list[dict]) -> str:  # From `validation_to_test`
         )
     return f"The test reproduces {reproduced} of {len(known)} validation values"
 
-# %% ../../nbs/lib/calibrate/05_transfer.ipynb #478ccd82
+# %% ../../nbs/lib/calibrate/05_transfer.ipynb #545b6435
 def validation_to_test_figure(
     seeds: list[list[dict]],  # Rows of `validation_to_test`, a list per seed
     finding: str | None = None,  # Title; None: how many values the test reproduces
