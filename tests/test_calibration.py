@@ -393,6 +393,20 @@ def test_a_test_split_of_any_kind_gives_comparisons_figures_and_strict_json(rows
         figure.draw_without_rendering()
 
 
+@pytest.mark.parametrize('n', [10, 29, 34, 100])
+def test_a_value_of_one_is_reproduced_by_one(n):
+    "The upper bound of a proportion of 1 is 1 but for rounding"
+    val, test = drawn(2 * n, seed=1), drawn(2 * n, seed=2, split='test')
+    table = pd.concat([val, test]).assign(label=lambda t: np.tile([0, 1], 2 * n))
+    table['logit'] = 20.0 * table.label - 10
+    point = OperatingPoint('half', 0.5, '')
+    entries = de.point_metrics(table, point, 'val', replicates=20)
+    calibration = Calibration(points=(OperatingPoint('half', 0.5, '', promised=entries),))
+    rows = pr._compare_points(calibration, table, replicates=20)
+    assert [row['got']['value'] for row in rows] == [1, 1, 1]
+    assert [row['kept'] for row in rows] == [True, True, True]
+
+
 @pytest.mark.parametrize('kind', list(CURVES))
 def test_no_probability_is_exactly_0_or_1_and_the_ranking_stays(kind):
     calibration = Calibration(ca.fit_calibrator(kind, drawn(600, lambda x: 3 * x)))
