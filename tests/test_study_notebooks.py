@@ -1,4 +1,4 @@
-"""The functions of the notebooks in `nbs/results`: small cases whose answer is known, on simulated tables and drawn images."""
+"""The functions of the notebooks in `nbs/results`: small cases with a known answer, on simulated data."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ from compare_recipes import (
 from notebook_functions import functions_of
 from torch import nn
 
-from cxr_study.calibrate.thresholds import POINTS
-from cxr_study.calibrate.transfer import fit_calibration, promised_and_got
+from cxr_study.calibrate.transfer import validation_to_test
+from cxr_study.core.options import POINTS
 from cxr_study.core.run import StudyError
 from cxr_study.data.cache import decoded
 from cxr_study.data.images import Preprocess
@@ -218,7 +218,7 @@ def test_a_test_with_higher_logits_breaks_what_was_said_of_the_healthy():
     assert (found["ece after"] < found["ece before"])[found.split == "val"].all()
     assert transfer.tried(tables, fits).chosen.sum() == 3
     rows = {
-        seed: promised_and_got(fits[seed], table, replicates=50) for seed, table in tables.items()
+        seed: validation_to_test(fits[seed], table, replicates=50) for seed, table in tables.items()
     }
     shown = transfer.promise_rows(rows)
     assert (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxr_study.calibrate.calibrators import choose
+from cxr_study.calibrate.calibrators import choose_calibrator
 from cxr_study.calibrate.measures import ece_debiased
 from cxr_study.calibrate.thresholds import rules
 from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
@@ -56,7 +56,7 @@ def _calibration_of(run: Run, val: pd.DataFrame) -> tuple[Calibrator, float]:
         return calibration.calibrator, calibration.point(GOAL_POINT).threshold
     except (StudyError, PredictionError):
         seed = run.manifest["parameters"].get("seed", 0)
-        calibrator, _ = choose(val, seed=seed)
+        calibrator, _ = choose_calibrator(val, seed=seed)
         calibrated_rules = rules(val.assign(logit=calibrator(val.logit)))
         return calibrator, calibrated_rules[GOAL_POINT][0]
 

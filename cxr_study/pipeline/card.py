@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibrate.transfer import verdict
+from ..calibrate.transfer import reproduced_text
 from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
@@ -255,11 +255,11 @@ def _performance(run: Run) -> str:
 _COMPARED_HEAD = ('validation', 'test', 'reproduced')
 
 
-def _reproduced(row: dict) -> str:  # Of `promised_and_got`
+def _reproduced(row: dict) -> str:  # Of `validation_to_test`
     "Whether the test reproduced a validation value; bold if it did not"
     if row['kept'] is False:
-        return f"**{verdict(row)}**"
-    return verdict(row)
+        return f"**{reproduced_text(row)}**"
+    return reproduced_text(row)
 
 
 def _rules(points: Iterable[dict], classes: Sequence[str]) -> str:

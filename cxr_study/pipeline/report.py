@@ -13,7 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..calibrate.transfer import verdict
+from ..calibrate.transfer import reproduced_text
 from ..core.classes import classes_of, in_prose, shown_name, with_names
 from ..core.options import options
 from cxr_study.core.pages import (
@@ -345,7 +345,7 @@ def _comparison_rows(run: Run) -> list[tuple]:
         measure = measure_title(row['metric'], _classes(run))
         expected = _unbroken(quote(row['promised']))
         observed = _unbroken(quote(row['got']))
-        rows.append((point, measure, expected, observed, verdict(row)))
+        rows.append((point, measure, expected, observed, reproduced_text(row)))
     return rows
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #7a3912d8

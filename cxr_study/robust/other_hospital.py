@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from ..calibrate.transfer import promised_and_got, promises_figure
+from ..calibrate.transfer import validation_to_test, validation_to_test_figure
 from ..core.run import Run, StudyError, sha256, upgraded
 from ..core.style import figure, save_figure
 from ..data.cache import decoded
@@ -103,11 +103,11 @@ def within_entry(table, column, replicates=1000, seed=0):
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #0fe36300
 def _carried_over(run, table, replicates=1000, seed=0, cost=9.0):
-    "Rows of `promised_and_got`: the run's promises, kept or broken by the other data set"
+    "Rows of `validation_to_test`: the run's promises, kept or broken by the other data set"
     import pandas as pd
 
     val = read_predictions(run.path('predictions.csv')).query("split == 'val'")
-    return promised_and_got(
+    return validation_to_test(
         calibration_of(run),
         pd.concat([val, table], ignore_index=True),
         'test',
@@ -245,7 +245,7 @@ def external(
     save_figure(
         run,
         f'figures/external-{name}-promises',
-        promises_figure(
+        validation_to_test_figure(
             [report['promises']],
             f"{image_set.name} keeps {sum(broken)} of {len(broken)} promises of validation",
         ),
