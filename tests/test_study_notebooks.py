@@ -266,9 +266,9 @@ def test_local_cases_repair_a_shift_and_harm_little_without_one():
         for table in (site(0.3, shift=0.7), site(0.6))
     )
     loss = wrong.groupby(["way", "k"]).log_loss.mean()
-    assert loss["both", 50] < loss["none", 50] and recal.enough(wrong)[0] is not None
+    assert loss["both", 50] < loss["none", 50] and recal.cases_needed(wrong)[0] is not None
     loss = right.groupby(["way", "k"]).log_loss.mean()
-    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.enough(right)[0] is None
+    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.cases_needed(right)[0] is None
 
 
 # --- 07 Heat maps
