@@ -511,5 +511,5 @@ def test_a_network_does_not_differ_from_itself_under_corruptions():
 
 def test_the_truth_of_the_simulation_is_that_of_many_patients():
     many = scored(simulate(patients=20_000))
-    for name, true in functions_of("results/12_interval_coverage").truth().items():
+    for name, true in functions_of("results/12_interval_coverage").true_values().items():
         assert metrics(many, many.ones)[name][0] == pytest.approx(true, abs=0.01)
