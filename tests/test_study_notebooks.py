@@ -357,22 +357,22 @@ def test_all_tests_of_one_network(network, tmp_path):
         say=str,
         device=CPU,
     )
-    wrong, _ = maps.by_heart(
+    wrong, _ = maps.train_on_permuted_labels(
         training, images, table, model.spec, tmp_path / "c.pt", say=str, device=CPU
     )
     found = maps.cascade(inside, some, ["CAM", "EigenCAM"], draws=2)
     assert list(found["CAM"]) == list(maps.SHARES)
-    results = maps.belief(inside, some, ids, found, wrong, [model, other])
-    shown = maps.belief_table(results)
+    results = maps.sanity_checks(inside, some, ids, found, wrong, [model, other])
+    shown = maps.sanity_table(results)
     assert list(shown.index) == ["CAM", "EigenCAM"] and list(shown) == list(maps.TESTS)
     assert (
-        maps.belief_sentence(results).startswith("Recommended: ")
-        and len(maps.belief_details(results)) == 12
+        maps.sanity_sentence(results).startswith("Recommended: ")
+        and len(maps.sanity_details(results)) == 12
     )
     assert not results["EigenCAM"]["head"]["passed"]  # It never asks the head
     heat = explain(inside, some)
-    assert not maps.judged("weights", maps.above_floor(heat, heat), ids)["passed"]
-    assert maps.belief_figure(found, ids, results).axes
+    assert not maps.result_of("weights", maps.above_floor(heat, heat), ids)["passed"]
+    assert maps.sanity_figure(found, ids, results).axes
 
 
 def test_the_recommendation_needs_faithfulness():
@@ -392,7 +392,7 @@ def test_the_recommendation_needs_faithfulness():
         maps.recommended(r)
         for r in (dict(vain=vain, plain=plain), dict(plain=plain, better=better), dict(vain=vain))
     ] == ["plain", "better", None]
-    assert [*maps.apart([0.1, 0], 0.5), *maps.apart([2, 0], 0.5)] == pytest.approx(
+    assert [*maps.spread_out([0.1, 0], 0.5), *maps.spread_out([2, 0], 0.5)] == pytest.approx(
         [0.3, -0.2, 2, 0]
     )
 
