@@ -407,7 +407,7 @@ def test_the_mask_itself_wins_every_game():
     perfect = masks.astype(np.float32)
     assert (
         lesions.pointing(perfect, masks).all()
-        and lesions.truth(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
+        and lesions.localisation(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
     )
     assert share_in_region(perfect, masks) == pytest.approx(1) and lesions.auprc(
         perfect, masks
