@@ -1,4 +1,4 @@
-"""The functions of the notebooks in `nbs/results`: small cases whose answer is known, on simulated tables and drawn images."""
+"""The functions of the notebooks in `nbs/results`, on simulated tables and drawn images whose answer is known."""
 
 import dataclasses
 import json
