@@ -266,9 +266,9 @@ def test_local_cases_repair_a_shift_and_harm_little_without_one():
         for table in (site(0.3, shift=0.7), site(0.6))
     )
     loss = wrong.groupby(["way", "k"]).log_loss.mean()
-    assert loss["both", 50] < loss["none", 50] and recal.enough(wrong)[0] is not None
+    assert loss["both", 50] < loss["none", 50] and recal.cases_needed(wrong)[0] is not None
     loss = right.groupby(["way", "k"]).log_loss.mean()
-    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.enough(right)[0] is None
+    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.cases_needed(right)[0] is None
 
 
 # --- 07 Heat maps
@@ -357,22 +357,22 @@ def test_all_tests_of_one_network(network, tmp_path):
         say=str,
         device=CPU,
     )
-    wrong, _ = maps.by_heart(
+    wrong, _ = maps.train_on_permuted_labels(
         training, images, table, model.spec, tmp_path / "c.pt", say=str, device=CPU
     )
     found = maps.cascade(inside, some, ["CAM", "EigenCAM"], draws=2)
     assert list(found["CAM"]) == list(maps.SHARES)
-    results = maps.belief(inside, some, ids, found, wrong, [model, other])
-    shown = maps.belief_table(results)
+    results = maps.sanity_checks(inside, some, ids, found, wrong, [model, other])
+    shown = maps.sanity_table(results)
     assert list(shown.index) == ["CAM", "EigenCAM"] and list(shown) == list(maps.TESTS)
     assert (
-        maps.belief_sentence(results).startswith("Recommended: ")
-        and len(maps.belief_details(results)) == 12
+        maps.sanity_sentence(results).startswith("Recommended: ")
+        and len(maps.sanity_details(results)) == 12
     )
     assert not results["EigenCAM"]["head"]["passed"]  # It never asks the head
     heat = explain(inside, some)
-    assert not maps.judged("weights", maps.above_floor(heat, heat), ids)["passed"]
-    assert maps.belief_figure(found, ids, results).axes
+    assert not maps.result_of("weights", maps.above_floor(heat, heat), ids)["passed"]
+    assert maps.sanity_figure(found, ids, results).axes
 
 
 def test_the_recommendation_needs_faithfulness():
@@ -392,7 +392,7 @@ def test_the_recommendation_needs_faithfulness():
         maps.recommended(r)
         for r in (dict(vain=vain, plain=plain), dict(plain=plain, better=better), dict(vain=vain))
     ] == ["plain", "better", None]
-    assert [*maps.apart([0.1, 0], 0.5), *maps.apart([2, 0], 0.5)] == pytest.approx(
+    assert [*maps.spread_out([0.1, 0], 0.5), *maps.spread_out([2, 0], 0.5)] == pytest.approx(
         [0.3, -0.2, 2, 0]
     )
 
@@ -407,7 +407,7 @@ def test_the_mask_itself_wins_every_game():
     perfect = masks.astype(np.float32)
     assert (
         lesions.pointing(perfect, masks).all()
-        and lesions.truth(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
+        and lesions.localisation(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
     )
     assert share_in_region(perfect, masks) == pytest.approx(1) and lesions.auprc(
         perfect, masks
@@ -511,5 +511,5 @@ def test_a_network_does_not_differ_from_itself_under_corruptions():
 
 def test_the_truth_of_the_simulation_is_that_of_many_patients():
     many = scored(simulate(patients=20_000))
-    for name, true in functions_of("results/12_interval_coverage").truth().items():
+    for name, true in functions_of("results/12_interval_coverage").true_values().items():
         assert metrics(many, many.ones)[name][0] == pytest.approx(true, abs=0.01)
