@@ -1,4 +1,4 @@
-"""A finished run meets images from elsewhere: by view, by age, with the thresholds it brought along, and with a word about the labels.
+"""Test a finished run on images of another institution: by view and age, and at the run's own thresholds.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/robust/other_hospital.html.md"""
 
@@ -9,8 +9,11 @@ __all__ = ['ADULT', 'within_entry', 'external_report', 'external_summary', 'exte
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #249f7d29
 import re
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from ..calibrate.transfer import validation_to_test, validation_to_test_figure
 from ..core.run import Run, StudyError, sha256, upgraded
@@ -18,11 +21,11 @@ from ..core.style import figure, save_figure
 from ..data.cache import decoded
 from ..data.images import Preprocess
 from ..data.sets import load_dataset
-from ..evaluate.evaluation import entry, evaluate_at, quote, undefined
+from ..evaluate.evaluation import Resampling, entry, evaluate_at, quote, undefined
 from ..evaluate.figures import forest_axes
 from ..evaluate.intervals import bootstrap_weights, interval
 from ..evaluate.metrics import HALF, areas, curve, scored
-from ..predict.table import check_predictions, read_predictions, write_predictions
+from ..predict.table import check_predictions, read_predictions
 from .corruptions import calibration_of
 from ..train.networks import load_model
 from ..train.training import predict_logits
@@ -30,227 +33,272 @@ from ..train.training import predict_logits
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #84893f9e
 def _external_table(
     run,  # `Run` with a trained network
-    image_set,
-    cache=None,
-):  # `ImageSet`; folder of caches
+    image_set,  # `ImageSet`
+    cache=None,  # Folder of caches
+):
     "Table of predictions of the run's network on all images of another data set"
-    images, _, _ = decoded(image_set, Preprocess.from_dict(run.read('preprocess.json')), cache)
-    table = image_set.table.drop(columns='official').assign(
-        split='test', patient_id=image_set.name + '/' + image_set.table.patient_id.astype(str)
-    )
-    table['image_id'] = image_set.name + '/' + table.image_id.astype(str)
-    return check_predictions(
-        table.assign(
-            logit=predict_logits(load_model(run), images, np.arange(len(table))).astype(float)
-        )
-    )
+    spec = Preprocess.from_dict(run.read('preprocess.json'))
+    images, _, _ = decoded(image_set, spec, cache)
+    logit = predict_logits(load_model(run), images, np.arange(len(images)))
+    table = image_set.table.drop(columns='official').assign(split='test')
+    for column in ('image_id', 'patient_id'):
+        table[column] = image_set.name + '/' + table[column].astype(str)
+    return check_predictions(table.assign(logit=logit.astype(float)))
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #467ffb40
 ADULT = 18  # Years
+_FEWEST = 10  # Images of each class in a group
 
 
-def _strata(
-    table, fewest=10
-):  # Table of predictions with `view`, `age` where the data set has them
-    "Name -> bool [n] of the groups with at least `fewest` images of each class; `all` always"
-    import pandas as pd
-
-    found = dict(all=np.ones(len(table), bool))
+def _groups(table):
+    "Name -> bool [n] of each view, of children and adults, and of each subtype with the normal images"
+    groups = {}
     if 'view' in table:
-        found |= {v: (table['view'] == v).to_numpy() for v in sorted(set(table['view'])) if v}
+        for view in sorted(set(table['view']) - {''}):
+            groups[view] = (table['view'] == view).to_numpy()
     if 'age' in table:
         age = pd.to_numeric(table.age, errors='coerce').to_numpy(float)
-        found |= dict(children=age < ADULT, adults=age >= ADULT)
+        groups['children'] = age < ADULT
+        groups['adults'] = age >= ADULT
     if 'subtype' in table:
-        found |= {
-            f"{s} or none": ((table.subtype == s) | (table.label == 0)).to_numpy()
-            for s in sorted(set(table.subtype[table.label == 1]))
-            if s
-        }
-    enough = lambda m: min((table.label[m] == k).sum() for k in (0, 1)) >= fewest
-    return {name: m for name, m in found.items() if name == 'all' or enough(m)}
+        for subtype in sorted(set(table.subtype[table.label == 1]) - {''}):
+            member = (table.subtype == subtype) | (table.label == 0)
+            groups[f"{subtype} or none"] = member.to_numpy()
+    return groups
+
+
+def _strata(table, fewest=_FEWEST):
+    "`all`, and the groups with at least `fewest` images of each class"
+    strata = dict(all=np.ones(len(table), bool))
+    for name, member in _groups(table).items():
+        label = table.label[member]
+        if min((label == 0).sum(), (label == 1).sum()) >= fewest:
+            strata[name] = member
+    return strata
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #b7edd730
-def _auc_within(
-    s, weights, groups
-):  # `Scored`; float [replicates, n]; group of each image in the order of `s`
-    "AUC over pairs of the same group [replicates]"
-    right, pairs = 0.0, 0.0
-    for g in np.unique(groups):
-        tp, fp = curve(s, weights * (groups == g))
-        n = tp[:, -1] * fp[:, -1]
-        right, pairs = right + n * np.nan_to_num(areas(tp, fp)['auc']), pairs + n
+def _auc_within(s, weights, groups):
+    "AUC over pairs of the same group, [replicates]; `groups`: group of each image, in the order of `s`"
+    ranked = 0.0
+    pairs = 0.0
+    for group in np.unique(groups):
+        tp, fp = curve(s, weights * (groups == group))
+        of_group = tp[:, -1] * fp[:, -1]
+        auc = np.nan_to_num(areas(tp, fp)['auc'])
+        ranked = ranked + of_group * auc
+        pairs = pairs + of_group
     with np.errstate(invalid='ignore'):
-        return right / pairs
+        return ranked / pairs
 
 
-def within_entry(table, column, replicates=1000, seed=0):
+def within_entry(
+    table: pd.DataFrame,  # Table of predictions
+    column: str,  # Of the groups
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict:
     "Entry of the AUC within the groups of a column, with its percentile interval over patients"
-    s, groups = (
-        scored(table),
-        table[column]
-        .astype(str)
-        .to_numpy()[np.argsort(-table.logit.to_numpy(float), kind='stable')],
-    )
+    s = scored(table)
+    order = np.argsort(-table.logit.to_numpy(float), kind='stable')
+    groups = table[column].astype(str).to_numpy()[order]
     value = _auc_within(s, s.ones, groups)[0]
     if not np.isfinite(value):
         return undefined("no group has images of both classes", len(table), s.patients)
-    draws = np.concatenate(
-        [_auc_within(s, w, groups) for w in bootstrap_weights(s, replicates, seed)]
-    )
-    words = f"percentile bootstrap of {'patients' if s.clustered else 'images (patients not known)'}, {replicates} replicates"
-    return entry(value, interval(value, draws), s.patient, words)
+    blocks = bootstrap_weights(s, replicates, seed)
+    draws = np.concatenate([_auc_within(s, weights, groups) for weights in blocks])
+    method = Resampling(replicates, method='percentile').description(s)
+    return entry(value, interval(value, draws), s.patient, method)
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #0fe36300
 def _carried_over(run, table, replicates=1000, seed=0, cost=9.0):
-    "Rows of `validation_to_test`: the run's promises, kept or broken by the other data set"
-    import pandas as pd
-
-    val = read_predictions(run.path('predictions.csv')).query("split == 'val'")
-    return validation_to_test(
-        calibration_of(run),
-        pd.concat([val, table], ignore_index=True),
-        'test',
-        cost,
-        replicates,
-        seed,
-    )
+    "Rows of `validation_to_test`: the run's validation values, and the other data set as the test"
+    predictions = read_predictions(run.path('predictions.csv'))
+    val = predictions[predictions.split == 'val']
+    both = pd.concat([val, table], ignore_index=True)
+    return validation_to_test(calibration_of(run), both, 'test', cost, replicates, seed)
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #738982b5
 def _noise_corrected(
-    auc, wrong_pneumonia, wrong_normal=0.0
-):  # AUC seen; share of wrong labels in either class
-    "The AUC against true labels that would look like `auc`, wrong labels falling by chance; at most 1"
-    return min(1.0, 0.5 + (auc - 0.5) / (1 - wrong_pneumonia - wrong_normal))
+    auc,  # Observed
+    wrong_pneumonia,  # Share of wrong labels among pneumonias
+    wrong_normal=0.0,  # Share of wrong labels among normal images
+):
+    "The AUC against true labels that would give the observed one, if labels are wrong at random; at most 1"
+    correct = 1 - wrong_pneumonia - wrong_normal
+    return min(1.0, 0.5 + (auc - 0.5) / correct)
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #33302fbb
 _SHOWN = ('auc', 'sensitivity', 'specificity', 'balanced_accuracy', 'brier')
-_WRONG = (0.1, 0.2, 0.3)  # Shares of wrong labels among pneumonias that are tried
+_WITHOUT_THRESHOLD = ('auc', 'brier')
+_WRONG = (0.1, 0.2, 0.3)  # Assumed shares of wrong labels among pneumonias
 
 
-def external_report(run, table, replicates=1000, seed=0):  # `Run`; from `_external_table`
-    "What `external-<dataset>.json` holds: figures by group, promises, what wrong labels would do"
-    calibration = calibration_of(run)
-    ready, figures = table.assign(logit=calibration.logit(table.logit)), {}
-    for name, mine in _strata(table).items():
-        for point in {p.name: p for p in (HALF, calibration.point())}.values():
-            found = evaluate_at(ready[mine], point, 'test', replicates=replicates, seed=seed)
-            figures |= {
-                f"{name}.{m}" + ("" if m in ('auc', 'brier') else f"@{point.name}"): found[m]
-                for m in _SHOWN
-            }
-    if 'view' in table and table['view'].nunique() > 1:
-        figures['all.auc_within_view'] = within_entry(ready, 'view', replicates, seed)
-    seen = figures['all.auc']['value']
-    counts = {
-        name: dict(
-            images=int(m.sum()),
-            patients=int(table.patient_id[m].nunique()),
-            pneumonia=int(table.label[m].sum()),
+def _group_figures(table, points, replicates, seed):
+    "Entries of each group at each point, such as `AP.auc` and `AP.sensitivity@half`"
+    figures = {}
+    for group, member in _strata(table).items():
+        for point in points:
+            entries = evaluate_at(table[member], point, 'test', replicates=replicates, seed=seed)
+            for metric in _SHOWN:
+                at = "" if metric in _WITHOUT_THRESHOLD else f"@{point.name}"
+                figures[f"{group}.{metric}{at}"] = entries[metric]
+    return figures
+
+
+def _group_counts(table):
+    "Images, patients and pneumonias of each group"
+    counts = {}
+    for group, member in _strata(table).items():
+        rows = table[member]
+        counts[group] = dict(
+            images=len(rows),
+            patients=int(rows.patient_id.nunique()),
+            pneumonia=int(rows.label.sum()),
         )
-        for name, m in _strata(table).items()
-    }
+    return counts
+
+# %% ../../nbs/lib/robust/03_other_hospital.ipynb #1503bda5
+def external_report(
+    run: Run,
+    table: pd.DataFrame,  # Predictions of the run's network on the other data set
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict:
+    "What `external-<dataset>.json` holds: figures by group, validation beside the other set, effect of wrong labels"
+    calibration = calibration_of(run)
+    calibrated = table.assign(logit=calibration.logit(table.logit))
+    points = {point.name: point for point in (HALF, calibration.point())}
+    figures = _group_figures(calibrated, points.values(), replicates, seed)
+    if 'view' in table and table['view'].nunique() > 1:
+        figures['all.auc_within_view'] = within_entry(calibrated, 'view', replicates, seed)
+    auc = figures['all.auc']['value']
+    wrong_labels = None
+    if auc is not None:
+        wrong_labels = {f"{share:g}": _noise_corrected(auc, share) for share in _WRONG}
     return dict(
         schema=1,
-        counts=counts,
+        counts=_group_counts(table),
         in_use=calibration.in_use,
         figures=figures,
         promises=_carried_over(run, table, replicates, seed),
-        wrong_labels=None
-        if seen is None
-        else {f"{w:g}": _noise_corrected(seen, w) for w in _WRONG},
+        wrong_labels=wrong_labels,
     )
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #e7a197a8
-def external_summary(report):  # From `external_report`
-    "Table of images, patients, AUC, and sensitivity and specificity at one half and at the point in use"
-    import pandas as pd
-
-    f, points = report['figures'], dict.fromkeys(('half', report['in_use']))
-
-    def row(name, c):
-        return dict(group=name, **c, AUC=quote(f[f'{name}.auc'], 2)) | {
-            f"{m} at {p}": quote(f[f'{name}.{m}@{p}'], 2)
-            for p in points
-            for m in ('sensitivity', 'specificity')
-        }
-
-    return pd.DataFrame([row(name, c) for name, c in report['counts'].items()]).set_index('group')
+def external_summary(
+    report: dict,  # From `external_report`
+) -> pd.DataFrame:
+    "Images, patients, AUC, and sensitivity and specificity at 0.5 and at the threshold in use"
+    figures = report['figures']
+    points = dict.fromkeys(('half', report['in_use']))
+    rows = []
+    for group, counts in report['counts'].items():
+        row = dict(group=group, **counts, AUC=quote(figures[f'{group}.auc'], 2))
+        for point in points:
+            for metric in ('sensitivity', 'specificity'):
+                row[f"{metric} at {point}"] = quote(figures[f'{group}.{metric}@{point}'], 2)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index('group')
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #59083146
-def external_figure(report, name):  # From `external_report`; name of the data set
-    "AUC of each group and within views, and sensitivity and specificity at the point in use, with intervals"
-    f, groups = report['figures'], report['counts']
-    fig, axes = figure(3, width='wide', height=0.9 + 0.3 * len(groups))
-    within = {"within view": f['all.auc_within_view']} if 'all.auc_within_view' in f else {}
-    forest_axes(
-        axes[0],
-        {f"{g} (n={c['images']})": f[f'{g}.auc'] for g, c in groups.items()} | within,
-        words=False,
-    )
-    axes[0].axvline(0.5, color='grey', lw=1, ls=':')
-    axes[0].set_title("AUC", weight='normal')
+def _draw_auc(ax, figures, counts):
+    "AUC of each group and within views"
+    rows = {f"{group} (n={n['images']})": figures[f'{group}.auc'] for group, n in counts.items()}
+    if 'all.auc_within_view' in figures:
+        rows["within view"] = figures['all.auc_within_view']
+    forest_axes(ax, rows, words=False)
+    ax.axvline(0.5, color='grey', lw=1, ls=':')
+    ax.set_title("AUC", weight='normal')
+
+
+def _finding(figures, name):
+    "Title of the figure"
+    text = f"{name}: AUC {quote(figures['all.auc'], 2)}"
+    if 'all.auc_within_view' in figures:
+        text += f", {quote(figures['all.auc_within_view'], 2)} within views"
+    return text
+
+
+def external_figure(
+    report: dict,  # From `external_report`
+    name: str,  # Of the data set
+) -> Figure:
+    "AUC of each group and within views, and sensitivity and specificity at the threshold in use"
+    figures, counts, in_use = report['figures'], report['counts'], report['in_use']
+    fig, axes = figure(3, width='wide', height=0.9 + 0.3 * len(counts))
+    _draw_auc(axes[0], figures, counts)
     for ax, metric in zip(axes[1:], ('sensitivity', 'specificity')):
-        forest_axes(ax, {g: f[f"{g}.{metric}@{report['in_use']}"] for g in groups}, words=False)
-        ax.set_title(f"{metric} at {report['in_use']}", weight='normal')
+        rows = {group: figures[f"{group}.{metric}@{in_use}"] for group in counts}
+        forest_axes(ax, rows, words=False)
+        ax.set_title(f"{metric} at {in_use}", weight='normal')
         ax.set_xlim(-0.03, 1.03)
-    fig.suptitle(
-        f"{name}: AUC {quote(f['all.auc'], 2)}"
-        + (f", {quote(f['all.auc_within_view'], 2)} within views" if within else ""),
-        x=0.01,
-        ha='left',
-        weight='bold',
-        size=10,
-    )
+    fig.suptitle(_finding(figures, name), x=0.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #b2d2e559
-def begin_beside(run, stage, **parameters):  # `Run`; name of the stage
-    "Begin a stage without forgetting those that stand beside it"
+def begin_beside(
+    run: Run,
+    stage: str,  # Name of the stage
+    **parameters,
+) -> Run:
+    "Begin a stage without removing others that do not depend on it"
     run.manifest = upgraded(run.manifest)
-    kept = {k: dict(run.manifest[k]) for k in ('stages', 'artefacts')}
+    stages = dict(run.manifest['stages'])
+    artefacts = dict(run.manifest['artefacts'])
     run.begin(stage, **parameters)
-    run.manifest['stages'] |= {n: e for n, e in kept['stages'].items() if n != stage}
-    run.manifest['artefacts'] |= {n: a for n, a in kept['artefacts'].items() if a['stage'] != stage}
+    for name, facts in stages.items():
+        if name != stage:
+            run.manifest['stages'][name] = facts
+    for name, facts in artefacts.items():
+        if facts['stage'] != stage:
+            run.manifest['artefacts'][name] = facts
     return run
+
+# %% ../../nbs/lib/robust/03_other_hospital.ipynb #d98b3064
+def _write_external(run, stage, table, report):
+    "Write the table, the report and two figures"
+    name = report['dataset']
+    report['predictions'] = sha256(run.write(f'{stage}.csv', table))
+    run.write(f'{stage}.json', report)
+    save_figure(run, f'figures/{stage}', external_figure(report, name))
+    compared = [row['kept'] for row in report['promises'] if row['kept'] is not None]
+    finding = f"{name} reproduces {sum(compared)} of {len(compared)} validation values"
+    fig = validation_to_test_figure([report['promises']], finding)
+    save_figure(run, f'figures/{stage}-promises', fig)
 
 
 def external(
-    run_path, dataset, positive='', replicates=1000, seed=0, cache=None
-):  # Folder of a run; name of a data set, or path of a folder or csv
-    "Try a run's network on another data set; writes `external-<dataset>.csv`, `.json` and figures, returns the report"
-    run, image_set = (
-        Run(run_path),
-        dataset if hasattr(dataset, 'table') else load_dataset(dataset, positive),
-    )
-    name, home = re.sub(r'[^\w]+', '-', image_set.name), run.manifest['data'].get('dataset')
+    run_path: str | Path,  # Folder of a run
+    dataset,  # Name of a data set, path of a folder or csv, or an `ImageSet`
+    positive: str = '',  # Name of the positive class of your own data
+    replicates: int = 1000,
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> dict:  # From `external_report`
+    "Test a run's network on another data set and write the results into the run"
+    run = Run(run_path)
+    image_set = dataset if hasattr(dataset, 'table') else load_dataset(dataset, positive)
+    home = run.manifest['data'].get('dataset')
     if image_set.name == home and not image_set.synthetic:
         raise StudyError(f"{home} is what this run was trained on; name another data set.")
+
     table = _external_table(run, image_set, cache)
-    report = external_report(run, table, replicates, seed) | dict(
-        dataset=image_set.name, synthetic=image_set.synthetic, provenance=image_set.provenance
+    report = external_report(run, table, replicates, seed)
+    report |= dict(
+        dataset=image_set.name,
+        synthetic=image_set.synthetic,
+        provenance=image_set.provenance,
     )
-    begin_beside(
-        run,
-        f'external-{name}',
+    stage = 'external-' + re.sub(r'[^\w]+', '-', image_set.name)
+    parameters = dict(run.manifest['parameters'])
+    requested = dict(
         dataset=str(getattr(dataset, 'name', dataset)),
         positive=positive,
         replicates=replicates,
         seed=seed,
     )
-    report['predictions'] = sha256(run.write(f'external-{name}.csv', table))
-    run.write(f'external-{name}.json', report)
-    save_figure(run, f'figures/external-{name}', external_figure(report, image_set.name))
-    broken = [r['kept'] for r in report['promises'] if r['kept'] is not None]
-    save_figure(
-        run,
-        f'figures/external-{name}-promises',
-        validation_to_test_figure(
-            [report['promises']],
-            f"{image_set.name} keeps {sum(broken)} of {len(broken)} promises of validation",
-        ),
-    )
-    parameters = dict(run.manifest['parameters'])
+    begin_beside(run, stage, **requested)
+    _write_external(run, stage, table, report)
     run.finish()
     run.manifest['parameters'] = parameters
     run.save_manifest()
