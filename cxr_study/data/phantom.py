@@ -41,7 +41,7 @@ class _Ellipse:
     ry: float
     edge: float = 0.1  # Width of the edge, relative to the half axes
 
-    def draw(self, x, y):  # Coordinates from `_grid`
+    def draw(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # Coordinates from `_grid`
         "1 inside the ellipse, 0 outside"
         across = ((x - self.cx) / self.rx) ** 2
         down = ((y - self.cy) / self.ry) ** 2
@@ -125,7 +125,7 @@ def _lungs(anatomy, x, y, is_ap):
     left, right = [_lung(anatomy, x, y, side, _AP_LIFT * is_ap) for side in _SIDES]
     return np.clip(left + right, 0, 1)
 
-# %% ../../nbs/lib/data/04_phantom.ipynb #39abef49
+# %% ../../nbs/lib/data/04_phantom.ipynb #65d703ec
 def _heart(anatomy, x, y, is_ap):
     "Brightness of the heart"
     width = anatomy.heart_width * (1 + _AP_HEART * is_ap)
@@ -201,7 +201,7 @@ def _spot_centre(anatomy, side, rng):
     cy = anatomy.lung_y + rng.uniform(-0.45, 0.55) * anatomy.lung_height
     return cx, cy
 
-# %% ../../nbs/lib/data/04_phantom.ipynb #63b87646
+# %% ../../nbs/lib/data/04_phantom.ipynb #83df4100
 def _spot_sides(subtype, rng):
     "Side of each spot: one at random for `bacteria`, 7 to 12 in turn for `virus`"
     if subtype == 'bacteria':
