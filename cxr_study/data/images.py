@@ -60,7 +60,7 @@ def _kind_problem(opened, content):  # Opened by Pillow; the bytes of the file
         )
     return None
 
-# %% ../../nbs/lib/data/03_images.ipynb #660ab187
+# %% ../../nbs/lib/data/03_images.ipynb #ffeb23f1
 def _open_header(content: bytes, format: str, limits: Limits) -> Image.Image:
     "A JPEG or PNG opened by Pillow: its header is read and checked, its pixels are not decoded yet"
     try:
@@ -152,7 +152,7 @@ class DecodedImage:
         spread = rgb.max(-1) - rgb.min(-1)
         return float(spread.mean())
 
-# %% ../../nbs/lib/data/03_images.ipynb #dc500c55
+# %% ../../nbs/lib/data/03_images.ipynb #490e8275
 def read_picture(
     source: Path | str | bytes,  # Path, or the bytes of a JPEG, PNG or DICOM file
     at_least: int | None = None,  # A JPEG may be decoded smaller, but no side below this, pixels
@@ -196,7 +196,7 @@ def dimensions(
     return height, width
 
 # %% ../../nbs/lib/data/03_images.ipynb #5859d507
-_STAGE = defaults('01_data')
+_STAGE_DEFAULTS = defaults('01_data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,9 +206,9 @@ class Preprocess:
     size: int = (
         160  # Side of the square, pixels; the default of stage 01_data for radiographs in files
     )
-    geometry: str = _STAGE['geometry']  # `squish` or `crop` (the central square)
+    geometry: str = _STAGE_DEFAULTS['geometry']  # `squish` or `crop` (the central square)
     antialias: bool = True  # Average the pixels that fall into one, or take samples
-    standardise: str = _STAGE[
+    standardise: str = _STAGE_DEFAULTS[
         'standardise'
     ]  # By each `image`'s mean and deviation, or `imagenet`'s
 
@@ -227,7 +227,7 @@ def _check_choice(name, value, choices):
         allowed = ' or '.join(map(str, choices))
         raise ImageError(f"{name} is {value!r}; it can be {allowed}.")
 
-# %% ../../nbs/lib/data/03_images.ipynb #244582b5
+# %% ../../nbs/lib/data/03_images.ipynb #ada2a026
 @patch(as_prop=True)
 def at_least(self: Preprocess) -> int | None:
     "Smallest side of a JPEG while it is decoded, pixels; None: decode it at full size"

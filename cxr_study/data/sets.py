@@ -154,7 +154,7 @@ _SPLIT_NAMES = dict(
 )
 _LABELS = {'normal': 0, 'negative': 0, '0': 0, 'pneumonia': 1, 'positive': 1, '1': 1}
 
-# %% ../../nbs/lib/data/05_sets.ipynb #c7fcd23c
+# %% ../../nbs/lib/data/05_sets.ipynb #bacb2920
 def _labels_by_positive(names, positive):
     "Name -> 1 for the positive class, else 0"
     if positive not in names:
@@ -267,7 +267,7 @@ def _files_key(files, ids):
     stats = [file.stat() for file in files]
     return digest([(name, s.st_size, s.st_mtime_ns) for name, s in zip(ids, stats)])
 
-# %% ../../nbs/lib/data/05_sets.ipynb #22c35c36
+# %% ../../nbs/lib/data/05_sets.ipynb #e006744c
 def image_files(
     folder: Path,
     table: pd.DataFrame,  # `file` (a path), `label`, `official`; perhaps `patient_id` and subgroups
@@ -370,7 +370,7 @@ def _files_beside(path, names):
         )
     return folder, files
 
-# %% ../../nbs/lib/data/05_sets.ipynb #25999ae0
+# %% ../../nbs/lib/data/05_sets.ipynb #2fcacd7c
 def _labelled_files(path, positive='', name=None, **provenance):
     "The `ImageSet` of a csv; its files lie beside it, or in `images` beside it"
     table = _read_labels(path)
@@ -641,7 +641,7 @@ def _nih_splits(folder, images):
         return ''
     return np.where(images.isin(test_images), 'test', 'train')
 
-# %% ../../nbs/lib/data/05_sets.ipynb #8d1f877a
+# %% ../../nbs/lib/data/05_sets.ipynb #4a1fd53d
 def _nih_official(folder):
     "NIH ChestX-ray14 in its official layout"
     entries = _nih_entries(folder)
@@ -695,7 +695,7 @@ def _rsna_subtypes(folder, patients):
     classes = rows.drop_duplicates('patientId').set_index('patientId')['class']
     return patients.map(classes).fillna('not given')
 
-# %% ../../nbs/lib/data/05_sets.ipynb #f669ae3a
+# %% ../../nbs/lib/data/05_sets.ipynb #3181198e
 def _rsna_official(folder):
     "RSNA Pneumonia Detection Challenge in its official layout"
     table = _rsna_labels(folder)
@@ -741,7 +741,7 @@ def _is_positive(labels):
     "Whether each label is 1; uncertain ones are -1, others 0 or empty"
     return pd.to_numeric(labels, errors='coerce') == 1
 
-# %% ../../nbs/lib/data/05_sets.ipynb #ddb2c9ca
+# %% ../../nbs/lib/data/05_sets.ipynb #ce8887f3
 def _chexpert_official(folder):
     "CheXpert (or CheXpert-small) in its official layout"
     rows = _chexpert_rows(folder)
