@@ -1,4 +1,4 @@
-"""From bytes to grey levels: against references computed from the stored arrays, damaged files and decompression bombs."""
+"""From bytes to grey levels: against references computed from the stored arrays, damaged files and bombs."""
 
 import io
 import resource

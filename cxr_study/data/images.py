@@ -196,7 +196,7 @@ def dimensions(
     return height, width
 
 # %% ../../nbs/lib/data/03_images.ipynb #5859d507
-_STAGE_DEFAULTS = defaults('01_data')
+_DEFAULTS = defaults('01_data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,9 +206,9 @@ class Preprocess:
     size: int = (
         160  # Side of the square, pixels; the default of stage 01_data for radiographs in files
     )
-    geometry: str = _STAGE_DEFAULTS['geometry']  # `squish` or `crop` (the central square)
+    geometry: str = _DEFAULTS['geometry']  # `squish` or `crop` (the central square)
     antialias: bool = True  # Average the pixels that fall into one, or take samples
-    standardise: str = _STAGE_DEFAULTS[
+    standardise: str = _DEFAULTS[
         'standardise'
     ]  # By each `image`'s mean and deviation, or `imagenet`'s
 

@@ -149,7 +149,7 @@ def _ribs(anatomy, x, y):
     chest_wall = _Ellipse(cx=0, cy=0.0, rx=0.8, ry=0.85, edge=0.2)
     return anatomy.rib_brightness * arcs * chest_wall.draw(x, y)
 
-
+# %% ../../nbs/lib/data/04_phantom.ipynb #8dcd1316
 def _breast(anatomy, x, y, side):
     "Brightness of one breast shadow"
     breast = _Ellipse(cx=side * 0.42, cy=0.38, rx=0.27, ry=0.22, edge=0.3)
