@@ -203,14 +203,10 @@ _DEFAULTS = defaults('01_data')
 class Preprocess:
     "How grey levels become the input of a network"
 
-    size: int = (
-        160  # Side of the square, pixels; the default of stage 01_data for radiographs in files
-    )
+    size: int = 160  # Side of the square, pixels; for radiographs in files
     geometry: str = _DEFAULTS['geometry']  # `squish` or `crop` (the central square)
     antialias: bool = True  # Average the pixels that fall into one, or take samples
-    standardise: str = _DEFAULTS[
-        'standardise'
-    ]  # By each `image`'s mean and deviation, or `imagenet`'s
+    standardise: str = _DEFAULTS['standardise']  # `image` (its own mean, deviation) or `imagenet`
 
     def __post_init__(self):
         _check_choice('geometry', self.geometry, GEOMETRIES)
