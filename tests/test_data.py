@@ -248,8 +248,8 @@ class Publisher(http.server.BaseHTTPRequestHandler):
         half = len(whole) // 2
         self.wfile.write(whole[:half])
         time.sleep(self.slow)
+        self.sent.append(len(whole))  # Before the client can see the end
         self.wfile.write(whole[half:])
-        self.sent.append(len(whole))
 
     def log_message(self, *args):
         pass
