@@ -1,4 +1,5 @@
 """The live packaging metadata: requirements, extras and commands come from settings.ini; pyproject.toml declares them dynamic."""
+
 import json
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,16 +13,16 @@ class BuildWithNotebooks(build_py):
 
     def run(self):
         super().run()
-        if self.editable_mode:              # A checkout has them in nbs/
+        if self.editable_mode:  # A checkout has them in nbs/
             return
-        folder = Path(self.build_lib)/"cxr_study/notebooks"
+        folder = Path(self.build_lib) / "cxr_study/notebooks"
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(Path("nbs").glob("0*.ipynb")):
             notebook = json.loads(path.read_text(encoding="utf-8"))
             for cell in notebook["cells"]:
                 if cell["cell_type"] == "code":
                     cell["outputs"] = []
-            (folder/path.name).write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+            (folder / path.name).write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 
 config = ConfigParser(delimiters=["="])
@@ -32,7 +33,10 @@ def lines(key):
     return config["DEFAULT"][key].strip().splitlines()
 
 
-extras = {name: lines(f"{name}_requirements") for name in ("serve", "evaluate", "study", "cluster", "kaggle", "dev")}
+extras = {
+    name: lines(f"{name}_requirements")
+    for name in ("serve", "evaluate", "study", "cluster", "kaggle", "dev")
+}
 extras["study"] += extras["evaluate"]
 extras["dev"] += extras["study"] + extras["cluster"] + extras["serve"]
 
@@ -42,5 +46,8 @@ setup(
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=lines("requirements"),
     extras_require=extras,
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["cxr_study = cxr_study._modidx:d"]},
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": ["cxr_study = cxr_study._modidx:d"],
+    },
 )

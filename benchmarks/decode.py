@@ -1,4 +1,5 @@
-"""Decoding and resizing to 224 px: Pillow's usual way (RGB, then resize) beside the study's road, on the same files in one run.
+"""Decoding and resizing to 224 px: Pillow's usual way (RGB, then resize) beside the study's road, on the same files
+in one run.
 
 usage: decode.py FOLDER [SIZE]     FOLDER: images at their native size, any depth
 """
@@ -30,7 +31,10 @@ def main(folder, size=224):
         Preprocess(size),
     )
     sides = np.array([Image.open(f).size for f in files])
-    usual = lambda f: np.asarray(Image.open(f).convert('RGB').resize((size, size)))
+
+    def usual(f):
+        return np.asarray(Image.open(f).convert('RGB').resize((size, size)))
+
     plain, ours = rate(usual, files), rate(spec, files)
     print(f"{len(files)} JPEGs of {sides.min()} to {sides.max()} pixels, one thread")
     print(f"PIL.Image.open(f).convert('RGB').resize(...)   {plain:7.1f} images/s")
@@ -43,7 +47,8 @@ def main(folder, size=224):
     }.items():
         apart = np.stack([np.abs(spec(f).astype(int) - other(f)) for f in files])
         print(
-            f"grey levels from {name:30} largest {apart.max():3d}   99.9 % {np.quantile(apart, 0.999):4.1f}   mean {apart.mean():.2f}"
+            f"grey levels from {name:30} largest {apart.max():3d}   "
+            f"99.9 % {np.quantile(apart, 0.999):4.1f}   mean {apart.mean():.2f}"
         )
 
 

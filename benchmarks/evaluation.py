@@ -1,4 +1,5 @@
-"""How long 10,000 bootstrap replicates of every metric take, beside a loop of scikit-learn calls over the very same replicates, in one run.
+"""How long 10,000 bootstrap replicates of every metric take, beside a loop of scikit-learn calls over the very same
+replicates, in one run.
 
 usage: python benchmarks/evaluation.py [REPLICATES]   (default 10000; the loop takes minutes)
 """

@@ -1,6 +1,7 @@
 """Speed of the plain heat maps and of the corruptions on this machine.
 
-  maps         a thousand plain class activation maps of ResNet-18 at 224 px, from uint8 images to finished maps; under a minute on two cores is asked.
+  maps         a thousand plain class activation maps of ResNet-18 at 224 px, from uint8 images to finished maps;
+               under a minute on two cores is asked.
                `bf16`: the same under bfloat16, with the largest difference from the maps in 32 bits
   corruptions  624 images of 224 px at all 65 settings; under five minutes is asked
 

@@ -1,7 +1,9 @@
-"""What training does on a GPU: whether it is right, how fast it is, and what holds it up. The most telling parts come first.
+"""What training does on a GPU: whether it is right, how fast it is, and what holds it up. The most telling parts
+come first.
 
   environment  the card, CUDA, cuDNN, driver and the flags that change results
-  trains       one epoch with each augmentation and each option of a recipe, and the operations without a deterministic form
+  trains       one epoch with each augmentation and each option of a recipe, and the operations without a
+               deterministic form
   same         whether one seed gives the same weights twice, and when it is interrupted and resumed
   parity       logits on the device against those on the processor; `bundle` allows 1e-4
   speed        training images a second by network, batch size and augmentation
@@ -14,7 +16,8 @@
   compiled     images a second of a compiled network, and how long compiling takes
 
 usage: gpu.py [PART ...] [--seconds 170] [--out FILE.json] [--tiny]
-The JSON is written after each part. No part begins that may not end within the seconds. --tiny runs on any processor in a minute.
+The JSON is written after each part. No part begins that may not end within the seconds. --tiny runs on any
+processor in a minute.
 """
 
 import argparse

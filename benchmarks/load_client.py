@@ -1,4 +1,5 @@
-"""Starts a service, asks it, and loads it from many clients at once: for the tests, the benchmarks and `nbs/howto/serving.ipynb`."""
+"""Starts a service, asks it, and loads it from many clients at once: for the tests, the benchmarks and
+`nbs/howto/serving.ipynb`."""
 
 import asyncio
 import contextlib
@@ -142,7 +143,10 @@ def request_bytes(body, kind='image/jpeg', path='/predict', headers=()):
 
 def form_bytes(content, name='file', path='/predict'):
     "The same with the content in a form field"
-    head = f'--x\r\ncontent-disposition: form-data; name="{name}"; filename="a"\r\ncontent-type: application/octet-stream\r\n\r\n'.encode()
+    head = (
+        f'--x\r\ncontent-disposition: form-data; name="{name}"; filename="a"\r\n'
+        'content-type: application/octet-stream\r\n\r\n'
+    ).encode()
     return request_bytes(head + content + b'\r\n--x--\r\n', 'multipart/form-data; boundary=x', path)
 
 
@@ -163,7 +167,8 @@ async def _wait(head):
 async def client(
     port, requests, end, rows, keep=False
 ):  # Requests to send in turn; when to stop; where rows go
-    "One client: asks until `end`, and writes (start, seconds, status[, body]) for each request; status 0 is a lost answer"
+    """One client: asks until `end`, and writes (start, seconds, status[, body]) for each request; status 0 is a
+    lost answer"""
     reader = writer = None
     for request in itertools.cycle(requests):
         start = time.perf_counter()

@@ -1,5 +1,7 @@
-"""Does self-supervised pretraining on the training images beat training from scratch? SimSiam (Chen and He, 2021) through lightly, judged on validation
-patients under stress (see nbs/results/04_recipes), against scratch at the same number of fine-tuning epochs and at the same total number of passes.
+"""Does self-supervised pretraining on the training images beat training from scratch? SimSiam (Chen and He, 2021)
+through lightly, judged on validation
+patients under stress (see nbs/results/04_recipes), against scratch at the same number of fine-tuning epochs and at
+the same total number of passes.
 
 usage: pretraining.py [--arch resnet18] [--epochs 3] [--pretrain 3] [--seeds 3] [--out results/pretraining.csv]
 Needs lightly (pip install --no-deps lightly) and chest_xray in CXR_DATA. Finished trainings are not repeated.

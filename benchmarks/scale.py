@@ -1,4 +1,5 @@
-"""The decoded cache at the size of NIH ChestX-ray14: phantoms at 224 px, built, verified and iterated; time should grow linearly, memory not at all.
+"""The decoded cache at the size of NIH ChestX-ray14: phantoms at 224 px, built, verified and iterated; time should
+grow linearly, memory not at all.
 Seconds are processor seconds of all threads, which do not depend on what else the machine does; `wall` is the clock.
 
 usage: scale.py [IMAGES ...]     default 2803 5606 11212 (a fortieth, a twentieth and a tenth of 112,120)

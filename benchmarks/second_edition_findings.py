@@ -429,7 +429,7 @@ def elsewhere(network, films, replicates):
         part = films.iloc[rows]
         y = part.label.to_numpy()
         found[view] = over_seeds(
-            lambda i, w: auc(network.raw(i, 'nih')[rows], y, w),
+            lambda i, w, rows=rows, y=y: auc(network.raw(i, 'nih')[rows], y, w),
             len(network),
             part.patient_id,
             replicates,

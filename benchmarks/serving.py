@@ -1,10 +1,15 @@
-"""This service beside plain FastAPI services with the same network in PyTorch, and beside LitServe with the same network: one after the other on the same cores, the client on them too.
+"""This service beside plain FastAPI services with the same network in PyTorch, and beside LitServe with the same
+network: one after the other on the same cores, the client on them too.
 
-usage: serving.py BUNDLE RUN IMAGES [--seconds 20] [--out results/benchmarks/serving.json]      RUN: the run that the bundle was made from; IMAGES: a folder of JPEG radiographs
+usage: serving.py BUNDLE RUN IMAGES [--seconds 20] [--out results/benchmarks/serving.json]      RUN: the run that
+the bundle was made from; IMAGES: a folder of JPEG radiographs
 
-Every server gets the same requests (forms with a JPEG of 1320 x 970 pixels) and runs the same network in float32. The PyTorch servers decode as such services do (Pillow: whole picture, grey, resized);
-two more decode through this study's function, which reads JPEGs at a reduced size, and must give the same logits within 1e-3: they show what is due to the decoding and what to the rest. The PyTorch
-servers are tuned as far as a few lines go: inference mode, channels_last for the threads, and threads that do not fight for the cores.
+Every server gets the same requests (forms with a JPEG of 1320 x 970 pixels) and runs the same network in float32.
+The PyTorch servers decode as such services do (Pillow: whole picture, grey, resized);
+two more decode through this study's function, which reads JPEGs at a reduced size, and must give the same logits
+within 1e-3: they show what is due to the decoding and what to the rest. The PyTorch
+servers are tuned as far as a few lines go: inference mode, channels_last for the threads, and threads that do not
+fight for the cores.
   plain async      `async def` endpoint, PyTorch's default threads: what most examples do
   plain threads    `def` endpoint in Starlette's thread pool, one thread of PyTorch each, two at a time
   LitServe         two worker processes, one thread of PyTorch each
@@ -108,7 +113,8 @@ def pictures(folder, n=16, size=(1320, 970)):
 
 
 def resident(pid):
-    "Resident memory of a process and its children, MB (shared pages counted once, as far as the kernel shares them out: PSS)"
+    """Resident memory of a process and its children, MB (shared pages counted once, as far as the kernel shares
+    them out: PSS)"""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(text.split("Pss:")[1].split()[0]) / 1024 + sum(resident(c) for c in children)
@@ -129,8 +135,10 @@ def measure(name, how, contents, seconds, clients):
             load=loaded,
         )
     print(
-        f"{name:28} {loaded['per_second']:7.1f} requests/s   one client p50 {single['answered']['p50']:6.1f} ms p99 {single['answered']['p99']:6.1f} ms   "
-        f"{clients} clients p50 {loaded['answered']['p50']:6.1f} ms p99 {loaded['answered']['p99']:6.1f} ms   ready {found['ready_seconds']:5.2f} s   {found['resident_mb']:5d} MB   {loaded['statuses']}",
+        f"{name:28} {loaded['per_second']:7.1f} requests/s   "
+        f"one client p50 {single['answered']['p50']:6.1f} ms p99 {single['answered']['p99']:6.1f} ms   "
+        f"{clients} clients p50 {loaded['answered']['p50']:6.1f} ms p99 {loaded['answered']['p99']:6.1f} ms   "
+        f"ready {found['ready_seconds']:5.2f} s   {found['resident_mb']:5d} MB   {loaded['statuses']}",
         flush=True,
     )
     return found, answers
@@ -181,7 +189,8 @@ def main():
     a = p.parse_args()
     contents, run = pictures(a.images), str(Path(a.run).resolve())
     print(
-        f"{len(contents)} JPEGs of 1320 x 970, {np.mean([len(c) for c in contents]) / 1000:.0f} kB on average; {os.cpu_count()} cores"
+        f"{len(contents)} JPEGs of 1320 x 970, {np.mean([len(c) for c in contents]) / 1000:.0f} kB on average; "
+        f"{os.cpu_count()} cores"
     )
     ours = dict(bundle=Path(a.bundle).resolve())
 

@@ -1,6 +1,7 @@
 """Twelve runs on phantoms: one worker against two, killed half-way and resumed, and through a dask scheduler.
 
-usage: python benchmarks/sweep.py [workers] [kill] [dask]      (default: all; results are printed, folders stay in benchmarks/../cache/sweep)
+usage: python benchmarks/sweep.py [workers] [kill] [dask]      (default: all; results are printed, folders stay in
+benchmarks/../cache/sweep)
 """
 
 import contextlib
@@ -17,7 +18,8 @@ from pathlib import Path
 from cxr_study.core.run import Run, cache_folder
 
 COMMAND, FOLDER = str(Path(sys.executable).parent / "cxr-study"), cache_folder() / "sweep"
-SWEEP = """parameters: {dataset: phantom, limit: 120, size: 32, arch: test_resnet, epochs: 1, replicates: 100, promise_replicates: 100}
+SWEEP = """parameters:
+  {dataset: phantom, limit: 120, size: 32, arch: test_resnet, epochs: 1, replicates: 100, promise_replicates: 100}
 grid:
   seed: [0, 1]
   lr: [1e-3, 2e-3]
@@ -96,7 +98,8 @@ def reports(runs):
 def workers():
     one, two = fresh("one", "--jobs", "1"), fresh("two", "--jobs", "2")
     print(
-        f"one worker {one:.0f} s, two workers {two:.0f} s: {two / one:.2f}; differing files: {differing(state('one'), state('two')) or 'none'}"
+        f"one worker {one:.0f} s, two workers {two:.0f} s: {two / one:.2f}; "
+        f"differing files: {differing(state('one'), state('two')) or 'none'}"
     )
 
 
@@ -113,7 +116,8 @@ def kill():
     assert start("killed", "--jobs", "1").wait() == 0
     repeated = [n for n, t in before.items() if reports("killed")[n] != t]
     print(
-        f"killed after {len(before)} of 12 runs; repeated: {repeated or 'none'}; differing files: {differing(state('killed'), state('one')) or 'none'}"
+        f"killed after {len(before)} of 12 runs; repeated: {repeated or 'none'}; "
+        f"differing files: {differing(state('killed'), state('one')) or 'none'}"
     )
 
 
@@ -124,13 +128,16 @@ def dask():
     environment = os.environ | dict(
         CXR_RUNS=str(FOLDER / "dask"), CXR_CACHE=str(FOLDER / "dask-cache")
     )
-    run = lambda *args: subprocess.Popen(
-        [sys.executable, "-m", *args],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+
+    def run(*args):
+        return subprocess.Popen(
+            [sys.executable, "-m", *args],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     cluster = [
         run(
             "distributed.cli.dask_scheduler",
@@ -166,7 +173,8 @@ def dask():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(p.pid, signal.SIGKILL)
     print(
-        f"dask, one of two workers killed after the first run: exit code {code}, {len(reports('dask'))} runs; differing files: {differing(state('dask'), state('one')) or 'none'}"
+        f"dask, one of two workers killed after the first run: exit code {code}, {len(reports('dask'))} runs; "
+        f"differing files: {differing(state('dask'), state('one')) or 'none'}"
     )
 
 

@@ -1,8 +1,11 @@
 """Training speed on this machine: what the study's batches cost, and what a loader costs that decodes files.
 
-  step      an epoch's training time over the time of as many forward, backward and optimiser steps on one batch that lies ready; at most 1.10 is asked
-  fastai    images/s of this study and of fastai's ImageDataLoaders.from_folder on the same JPEG files, whole training and input alone
-  medmnist  the same against a Dataset of PIL images with torchvision transforms, as MedMNIST's training script does, on PneumoniaMNIST
+  step      an epoch's training time over the time of as many forward, backward and optimiser steps on one batch
+            that lies ready; at most 1.10 is asked
+  fastai    images/s of this study and of fastai's ImageDataLoaders.from_folder on the same JPEG files, whole
+            training and input alone
+  medmnist  the same against a Dataset of PIL images with torchvision transforms, as MedMNIST's training script
+            does, on PneumoniaMNIST
   precision images/s in float32 and bfloat16 by network, which is what `precision=auto` rests on
   batches   images/s by batch size: 16, 64 and 256 on a processor, 64, 256 and 512 on a GPU
   memory    resident memory while batches are drawn at random from an array of 112,120 images of 224 px
@@ -16,12 +19,9 @@ import argparse
 import json
 import os
 import platform
-import random
-import sys
 import tempfile
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
@@ -30,7 +30,6 @@ import pandas as pd
 import torch
 from fastai.vision.all import (
     Callback,
-    CategoryBlock,
     CrossEntropyLossFlat,
     ImageDataLoaders,
     Learner,
@@ -48,7 +47,7 @@ from cxr_study.core.run import atomic_write, hardware, to_json
 from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import load_dataset
 from cxr_study.train.loaders import dataloaders
-from cxr_study.train.recipe import Recipe, callbacks, group_rates
+from cxr_study.train.recipe import Recipe
 from cxr_study.train.training import Training, learner
 
 BATCH = 64
@@ -211,7 +210,8 @@ class PILDataset(torch.utils.data.Dataset):
 
 
 def medmnist(arch, size, steps, pixels=28):
-    "PneumoniaMNIST at 28 px, ResNet-18, batches of 64: the loop of MedMNIST's script against a fastai epoch of the study"
+    """PneumoniaMNIST at 28 px, ResNet-18, batches of 64: the loop of MedMNIST's script against a fastai epoch of
+    the study"""
     source = load_dataset('pneumoniamnist')
     n = BATCH * (4 * steps + 1)
     images = np.stack([Preprocess(size=pixels)(source.source(i)) for i in source.table.index[:n]])
@@ -282,7 +282,8 @@ def resident_mb():
 
 
 def memory(arch, size, steps, n=112_120):
-    "Batches at random from a sparse array as large as NIH ChestX-ray14's; resident memory may grow by one copy, in the file's own pages"
+    """Batches at random from a sparse array as large as NIH ChestX-ray14's; resident memory may grow by one copy,
+    in the file's own pages"""
     with tempfile.TemporaryDirectory(dir=os.environ.get('TMPDIR')) as folder:
         images, table = (
             np.memmap(f'{folder}/images', np.uint8, 'w+', shape=(n, size, size)),

@@ -1,4 +1,4 @@
-"""The command line for those who have the package, but not its command, on the path.
+"""The command line as a module: `python -m cxr_study` does the same as `cxr-study`.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/cli/main.html.md"""
 

@@ -1,4 +1,4 @@
-"""Sweeps as a person runs them, on a study of three small notebooks: killed, resumed, shared out, refused, repeated."""
+"""Sweeps and repeated runs on the command line, with a study of three small notebooks."""
 
 import contextlib
 import json
@@ -24,9 +24,13 @@ from cxr_study.pipeline.sweep import SweepError, read_sweep
 
 DATA = """
 half = limit//2
-rng = np.random.default_rng(seed)
-run.write('split.csv', pd.DataFrame(dict(image_id=[f"i{i}" for i in range(limit)], patient_id=[f"p{i//2}" for i in range(limit)],
-                                         split=['val']*half + ['test']*(limit - half), label=[0, 1]*half)))
+table = pd.DataFrame(dict(
+    image_id=[f"i{i}" for i in range(limit)],
+    patient_id=[f"p{i//2}" for i in range(limit)],
+    split=['val']*half + ['test']*(limit - half),
+    label=[0, 1]*half,
+))
+run.write('split.csv', table)
 run.write('data.json', dict(counts={}))
 run.finish(data=dict(dataset=dataset, counts=dict(val=dict(all=half), test=dict(all=limit - half))), synthetic=True)"""
 TRAINING = """
@@ -48,7 +52,7 @@ STAGES = {"01_data": DATA, "02_training": TRAINING, "03_evaluation": EVALUATION}
 
 
 def project_of(tmp_path):
-    "A project of three quick notebooks; what is returned calls the command line in it"
+    "A function that calls the command line in a project of three quick notebooks"
     project = tmp_path / "project"
     (project / "nbs").mkdir(parents=True)
     (project / "settings.ini").touch()
@@ -96,7 +100,7 @@ def study(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    "The folder of runs of a sweep of four that nothing disturbed"
+    "The folder of runs of a sweep of four that was not interrupted"
     study = project_of(tmp_path_factory.mktemp("undisturbed"))
     study("sweep", sweep_file(study), "--jobs", 2, "--threads", 1)
     return study.runs
@@ -110,38 +114,35 @@ def sweep_file(
     return "sweep.yaml"
 
 
+def entry_without_times(stage, entry):
+    "An entry of a stage without its times; the report also without its key, which depends on the files"
+    times = {"seconds", "finished"}
+    left_out = times | {"key"} if stage == "report" else times
+    return {name: value for name, value in entry.items() if name not in left_out}
+
+
 def state(runs):
-    "What a folder of runs holds, byte for byte but for times: run -> its tables and JSON files, and its manifest"
+    "What a folder of runs holds, without times: run -> (bytes of its tables and JSON files, its manifest)"
     found = {}
     for path in sorted(Path(runs).glob("*/manifest.json")):
         run = Run(path.parent)
-        stages = {
-            n: {k: v for k, v in e.items() if k not in ("seconds", "finished", "key")}
-            if n == "report"
-            else {k: v for k, v in e.items() if k not in ("seconds", "finished")}
-            for n, e in run.manifest["stages"].items()
-        }
-        files = {
-            n: run.path(n).read_bytes()
-            for n in run.manifest["artefacts"]
-            if n.endswith((".csv", ".json"))
-        }
-        found[run.folder.name] = (
-            files,
-            dict(run.manifest, stages=stages, artefacts=sorted(run.manifest["artefacts"])),
-        )
+        names = sorted(run.manifest["artefacts"])
+        entries = run.manifest["stages"].items()
+        stages = {stage: entry_without_times(stage, entry) for stage, entry in entries}
+        files = {n: run.path(n).read_bytes() for n in names if n.endswith((".csv", ".json"))}
+        found[run.folder.name] = (files, dict(run.manifest, stages=stages, artefacts=names))
     return found
 
 
 def wait_for(condition, seconds=120):
     deadline = time.time() + seconds
     while not condition():
-        assert time.time() < deadline, "waited in vain"
+        assert time.time() < deadline, f"not reached within {seconds} s"
         time.sleep(0.05)
 
 
 def finished(runs):
-    "Manifests of the runs that have their report -> when they were written"
+    "Manifest of each run that has its report -> when it was written"
     return {
         p: p.stat().st_mtime_ns
         for p in sorted(Path(runs).glob("*/manifest.json"))
@@ -212,20 +213,28 @@ def test_a_failed_run_keeps_its_notebook_and_does_not_stop_the_others(study):
     assert "failed" in (study.runs / "sweeps/sweep/index.html").read_text()
 
 
+def predictions(runs):
+    "Run -> bytes of its predictions"
+    return {p.parent.name: p.read_bytes() for p in Path(runs).glob("*/predictions.csv")}
+
+
 def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, undisturbed):
     pytest.importorskip("distributed")
     file, port = sweep_file(study), 18786 + os.getpid() % 1000
     environment = bare(study.folder) | dict(
         CXR_RUNS=str(study.runs), DASK_DISTRIBUTED__WORKER__DAEMON="False"
     )
-    start = lambda *args: subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli." + args[0], *args[1:]],
-        cwd=study.project,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+
+    def start(program, *args):
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{program}", *args],
+            cwd=study.project,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     address = f"tcp://127.0.0.1:{port}"
     cluster = [
         start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
@@ -260,10 +269,8 @@ def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, 
         for process in cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    predictions = lambda runs: {
-        p.parent.name: p.read_bytes() for p in Path(runs).glob("*/predictions.csv")
-    }
-    assert len(predictions(study.runs)) == 4 and predictions(study.runs) == predictions(undisturbed)
+    assert len(predictions(study.runs)) == 4
+    assert predictions(study.runs) == predictions(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +282,7 @@ def test_a_dask_cluster_gives_the_same_and_a_killed_worker_loses_nothing(study, 
         ("parameters:\n\n  dataset: /lost/images\n", 3, "/lost/images"),
         ("grid: {lr: [0.1]}\nreference: {lr: 0.5}\n", 2, "no run of this sweep is the reference"),
         ("grid: [1]\n", 1, "name: value"),
+        ("grid: {lr: [0.1]}\nruns: []\n", 2, "at least one configuration"),
         ("grid:\n  lr: [0.1\n", 3, "not YAML"),
         ("parameters:\n  seed: 1\n  seed: 2\n", 3, "given twice"),
     ],
@@ -307,17 +315,24 @@ def test_a_read_only_folder_is_refused_before_the_first_run(study):
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    "A copy of notebooks and library; `edit(file, old, new)` changes it, `changed()` names the stages whose key is another one since the last call"
+    """A copy of notebooks and library.
+
+    `edit(file, old, new)` changes it; `changed()` names the stages whose key has changed since the last call.
+    """
     folder = tmp_path_factory.mktemp("copy")
     for name in ("nbs", "cxr_study", "settings.ini"):
         source = ROOT / name
         shutil.copytree(
             source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*")
         ) if source.is_dir() else shutil.copy(source, folder / name)
-    code = (
-        "import json; from cxr_study.core.options import check_options; from cxr_study.pipeline.stages import stage_keys; "
-        "print(json.dumps({name: key.key for name, key in stage_keys(check_options({}), inputs='x').items()}))"
-    )
+    code = """
+import json
+from cxr_study.core.options import check_options
+from cxr_study.pipeline.stages import stage_keys
+
+keys = stage_keys(check_options({}), inputs='x')
+print(json.dumps({name: key.key for name, key in keys.items()}))
+"""
 
     def now():
         done = subprocess.run(
@@ -420,17 +435,44 @@ def test_a_run_is_reproduced_and_a_differing_package_is_named(study):
     assert "numpy was 1.0.0 and is" in done.stdout and re.search(
         r"identical +predictions\.csv", done.stdout
     )
-    table = (study.runs / "one/predictions.csv").read_text().splitlines()
-    (study.runs / "one/predictions.csv").write_text(
-        '\n'.join(table[:-1] + [table[-1].rsplit(',', 1)[0] + ",0.125\n"])
-    )
-    edited = json.loads(manifest.read_text())
-    edited["artefacts"]["predictions.csv"]["sha256"] = "0" * 64
-    manifest.write_text(json.dumps(edited))
-    rows = compare_runs(Run(study.runs / "one", verify=False), Run(study.runs / "reproduced/one"))
-    assert not reproduced(rows) and next(r for r in rows if r["artefact"] == "predictions.csv")[
-        "words"
-    ].startswith("logit by up to")
+
+
+def edit_artefact(run, name, text):
+    "Write another text into a file of a run, and a checksum that fits neither"
+    run.path(name).write_text(text)
+    run.manifest["artefacts"][name]["sha256"] = "0" * 64
+    run.save_manifest()
+
+
+def row_of(rows, name):
+    return next(row for row in rows if row["artefact"] == name)
+
+
+def test_another_logit_and_another_number_of_rows_are_differences(study):
+    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs / "one")
+    study("reproduce", "one")
+    old = Run(study.runs / "one")
+    new = Run(study.runs / "reproduced/one")
+    *lines, last = old.path("predictions.csv").read_text().splitlines()
+    other_logit = last.rsplit(",", 1)[0] + ",0.125\n"
+    edit_artefact(old, "predictions.csv", "\n".join([*lines, other_logit]))
+    rows = compare_runs(old, new)
+    assert not reproduced(rows)
+    assert row_of(rows, "predictions.csv")["words"].startswith("logit by up to")
+
+    edit_artefact(old, "predictions.csv", "\n".join(lines) + "\n")
+    done = study("reproduce", "one", "--json", expect=1)
+    row = row_of(json.loads(done.stdout)["artefacts"], "predictions.csv")
+    assert row["verdict"] == "differs" and row["apart"] is None
+    assert row["words"].startswith("39 rows of")
+
+
+def test_a_run_is_not_repeated_into_itself(study):
+    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs / "one")
+    before = (study.runs / "one/predictions.csv").stat().st_mtime_ns
+    done = study("reproduce", "one", "--out", study.runs / "one", expect=2)
+    assert "is the run itself" in done.stderr
+    assert (study.runs / "one/predictions.csv").stat().st_mtime_ns == before
 
 
 @pytest.mark.skipif(

@@ -77,10 +77,10 @@ GOOD = dict(
 
 def test_an_item_that_is_wrong_is_named(tmp_path):
     flaws = [flaw(GOOD), flaw(GOOD | dict(links=[])), flaw(dict(number=1, status="absent"))]
-    assert flaws == [None, "is present, but links to nothing", "lacks section, topic, says"]
+    assert flaws == [None, "is present, but has no link", "lacks section, topic, says"]
     for items, words in (
         ([GOOD | dict(status="yes")], "item 1 has the status 'yes'"),
-        ([GOOD, GOOD], "item 1 stands there twice"),
+        ([GOOD, GOOD], "item 1 occurs twice"),
     ):
         (tmp_path / "x.yml").write_text(yaml.safe_dump(dict(items=items)))
         with pytest.raises(StudyError, match=words):

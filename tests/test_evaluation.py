@@ -1,4 +1,4 @@
-"Figures with intervals against independent implementations and against simulations with known truth"
+"Metrics with intervals, compared with independent implementations and with simulations of known truth"
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ EXACT = dict(rtol=0, atol=1e-10)
 def tables():
     "Random tables: continuous and heavily tied scores, single and repeated images, small and large"
     for seed in range(12):
-        table = mt.simulate(
-            patients=int(np.random.default_rng(seed).integers(8, 300)),
-            images=[1, 3][seed % 2],
-            seed=seed,
-        )
+        patients = int(np.random.default_rng(seed).integers(8, 300))
+        images = 3 if seed % 2 else 1
+        table = mt.simulate(patients=patients, images=images, seed=seed)
         if table.label.nunique() < 2:
             continue
-        yield table.assign(logit=table.logit.round()) if seed % 3 == 0 else table
+        if seed % 3 == 0:
+            table = table.assign(logit=table.logit.round())
+        yield table
     yield table.assign(logit=0.0)  # constant
     yield table.assign(logit=np.where(table.label == 1, 3.0, -3.0))  # perfect
     yield table.assign(logit=np.where(table.label == 1, -3.0, 3.0))  # perfectly wrong
@@ -50,8 +50,9 @@ TABLES = list(tables())
 
 def by_sklearn(y, logit, threshold=0.5):
     "The same metrics by scikit-learn; NaN where it would divide by zero"
-    p, nan = sigmoid(logit), np.nan
+    p = sigmoid(logit)
     d = p >= threshold
+    nan = np.nan
     found = dict(
         sensitivity=sk.recall_score(y, d, zero_division=nan),
         specificity=sk.recall_score(y, d, pos_label=0, zero_division=nan),
@@ -71,13 +72,14 @@ def by_sklearn(y, logit, threshold=0.5):
     lr = sk.class_likelihood_ratios(y, d, replace_undefined_by=np.nan)
     iso = IsotonicRegression().fit(logit, y).predict(logit)
     base = np.full(len(y), y.mean())
-    brier = {k: np.mean((v - y) ** 2) for k, v in dict(iso=iso, base=base).items()}
+    brier_iso = np.mean((iso - y) ** 2)
+    brier_base = np.mean((base - y) ** 2)
     return found | dict(
         lr_positive=lr[0],
         lr_negative=lr[1],
-        brier_miscalibration=found['brier'] - brier['iso'],
-        brier_discrimination=brier['base'] - brier['iso'],
-        brier_uncertainty=brier['base'],
+        brier_miscalibration=found['brier'] - brier_iso,
+        brier_discrimination=brier_base - brier_iso,
+        brier_uncertainty=brier_base,
     )
 
 
@@ -85,7 +87,8 @@ def by_sklearn(y, logit, threshold=0.5):
 @pytest.mark.parametrize('threshold', [0.5, 0.2])
 def test_points_agree_with_scikit_learn(table, threshold):
     s = mt.scored(table)
-    ours = {k: v[0] for k, v in mt.metrics(s, s.ones, OperatingPoint('x', threshold, '')).items()}
+    point = OperatingPoint('x', threshold, '')
+    ours = {name: value[0] for name, value in mt.metrics(s, s.ones, point).items()}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         theirs = by_sklearn(table.label.to_numpy(), table.logit.to_numpy(), threshold)
@@ -94,11 +97,8 @@ def test_points_agree_with_scikit_learn(table, threshold):
         if np.isfinite(value):
             np.testing.assert_allclose(value, theirs[name], **EXACT, err_msg=name)
         else:
-            assert np.isnan(theirs[name]) or (name == 'mcc' and theirs[name] == 0), (
-                name,
-                value,
-                theirs[name],
-            )
+            mcc_is_zero = name == 'mcc' and theirs[name] == 0
+            assert np.isnan(theirs[name]) or mcc_is_zero, (name, value, theirs[name])
 
 
 @pytest.mark.parametrize('table', TABLES[:6])
@@ -127,62 +127,72 @@ def test_intervals_agree_with_scipy(table, method):
             rng=np.random.default_rng(3),
             axis=-1,
         )
-    draws, without = (
-        iv.bootstrap(s, replicates=400, seed=3),
-        iv.collect_blocks(s, iv.jackknife(s)) if method == 'bca' else {},
-    )
+    draws = iv.bootstrap(s, replicates=400, seed=3)
+    without = iv.collect_blocks(s, iv.jackknife(s)) if method == 'bca' else {}
+    point_values = mt.metrics(s, s.ones)
     compared = 0
     for name, low, high in zip(names, *theirs.confidence_interval):
-        lower, upper, reason = iv.interval(
-            mt.metrics(s, s.ones)[name][0], draws[name], without.get(name)
-        )
-        if reason is None and np.isfinite([low, high]).all() and np.isfinite(draws[name]).all():
-            np.testing.assert_allclose([lower, upper], [low, high], **EXACT, err_msg=name)
+        ours = iv.interval(point_values[name][0], draws[name], without.get(name))
+        finite = np.isfinite([low, high]).all() and np.isfinite(draws[name]).all()
+        if ours.reason is None and finite:
+            np.testing.assert_allclose([ours.lower, ours.upper], [low, high], **EXACT, err_msg=name)
             compared += 1
     assert compared >= 12
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+@pytest.mark.parametrize('infinite', range(20))
+def test_a_bound_is_missing_where_replicates_are_infinite(infinite, sign):
+    "Also between the last finite and the first infinite replicate"
+    finite = np.arange(100.0)
+    found = iv.interval(sign * 50, sign * np.r_[finite, [np.inf] * infinite])
+    bounds = [bound for bound in found[:2] if bound is not None]
+    assert all(abs(bound) <= finite.max() for bound in bounds)
+    assert (len(bounds) == 2) == (found.reason is None)
+    assert len(bounds) == (2 if infinite < 3 else 1)
 
 
 @pytest.mark.parametrize('hits, n', [(0, 7), (7, 7), (3, 10), (388, 390)])
 def test_wilson_agrees_with_statsmodels(hits, n):
     from statsmodels.stats.proportion import proportion_confint
 
-    patient, hit = np.arange(n), np.arange(n) < hits
-    size = iv.effective_size(hit, patient)
-    np.testing.assert_allclose(size, n)
-    np.testing.assert_allclose(
-        iv.wilson(hit, patient), proportion_confint(hits, n, method='wilson'), **EXACT
-    )
+    patient = np.arange(n)
+    hit = np.arange(n) < hits
+    np.testing.assert_allclose(iv.effective_size(hit, patient), n)
+    theirs = proportion_confint(hits, n, method='wilson')
+    np.testing.assert_allclose(iv.wilson(hit, patient), theirs, **EXACT)
 
 
 @pytest.mark.parametrize('seed', range(8))
 def test_delong_agrees_with_a_published_implementation(seed):
     MLstatkit = pytest.importorskip('MLstatkit')
-    rng, n = np.random.default_rng(seed), 150
+    rng = np.random.default_rng(seed)
+    n = 150
     y = np.r_[0, 0, 1, 1, rng.integers(0, 2, n)]
-    a, b = y + rng.normal(size=n + 4), y * 0.5 + rng.normal(size=n + 4)
-    if seed % 2:
-        a, b = a.round(), b.round()  # ties
+    a = y + rng.normal(size=n + 4)
+    b = y * 0.5 + rng.normal(size=n + 4)
+    if seed % 2:  # Ties
+        a = a.round()
+        b = b.round()
     auc, covariance = iv.delong(y == 1, np.stack([a, b]), np.arange(len(y)))
     z, p, (low, high), _, first, second, info = MLstatkit.Delong_test(y, a, b)
     assert info['method'] == 'delong'
     np.testing.assert_allclose(auc, [first, second], **EXACT)
-    np.testing.assert_allclose(
-        covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], info['var_diff'], **EXACT
-    )
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    np.testing.assert_allclose(variance, info['var_diff'], **EXACT)
     np.testing.assert_allclose((auc[1] - auc[0]) / info['var_diff'] ** 0.5, z, **EXACT)
-    np.testing.assert_allclose(
-        auc[0] - stats.norm.ppf(0.975) * covariance[0, 0] ** 0.5, low, **EXACT
-    )
+    half_width = stats.norm.ppf(0.975) * covariance[0, 0] ** 0.5
+    np.testing.assert_allclose(auc[0] - half_width, low, **EXACT)
 
 
 def test_delong_is_the_cluster_form_of_obuchowski():
     "Every image twice, under its patient: the covariance must be that of the single images"
     table = mt.simulate(images=1, seed=4)
-    y, x, patient = table.label.to_numpy() == 1, table.logit.to_numpy(), np.arange(len(table))
-    once, twice = (
-        iv.delong(y, x, patient),
-        iv.delong(np.r_[y, y], np.r_[x, x], np.r_[patient, patient]),
-    )
+    y = table.label.to_numpy() == 1
+    x = table.logit.to_numpy()
+    patient = np.arange(len(table))
+    once = iv.delong(y, x, patient)
+    twice = iv.delong(np.r_[y, y], np.r_[x, x], np.r_[patient, patient])
     np.testing.assert_allclose(twice[0], once[0], **EXACT)
     np.testing.assert_allclose(twice[1], once[1], **EXACT)
 
@@ -196,13 +206,11 @@ def test_mcnemar_and_holm_come_from_statsmodels_and_paired_delong_from_the_packa
         one.label, other.logit, one.logit, return_ci=False, return_auc=False
     )
     np.testing.assert_allclose([found['z'], found['p']], [z, p], **EXACT)
-    right = [(t.logit >= 0) == (t.label == 1) for t in (one, other)]
-    only = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
-    np.testing.assert_allclose(
-        cp.mcnemar_test(one, other)['p'],
-        stats.binomtest(int(min(only)), int(sum(only))).pvalue,
-        **EXACT,
-    )
+    first, second = ((table.logit >= 0) == (table.label == 1) for table in (one, other))
+    only_first = int((first & ~second).sum())
+    only_second = int((~first & second).sum())
+    theirs = stats.binomtest(min(only_first, only_second), only_first + only_second)
+    np.testing.assert_allclose(cp.mcnemar_test(one, other)['p'], theirs.pvalue, **EXACT)
 
 
 def test_paired_bootstrap_agrees_with_scipy():
@@ -210,13 +218,12 @@ def test_paired_bootstrap_agrees_with_scipy():
     other = one.assign(logit=one.logit + np.random.default_rng(0).normal(size=len(one)))
     pair = [mt.scored(t) for t in (one, other)]
 
-    def auc(i):
-        return [
-            mt.metrics(s, np.bincount(i, minlength=s.patients)[s.patient][None].astype(float))[
-                'auc'
-            ][0]
-            for s in pair
-        ]
+    def auc(drawn):
+        found = []
+        for s in pair:
+            times = np.bincount(drawn, minlength=s.patients).astype(float)
+            found.append(mt.metrics(s, times[s.patient][None])['auc'][0])
+        return found
 
     theirs = stats.bootstrap(
         (np.arange(80),),
@@ -231,32 +238,31 @@ def test_paired_bootstrap_agrees_with_scipy():
 
 
 def test_a_detectable_difference_is_found_four_times_in_five():
-    "Two models whose logits correlate; the difference planted is the one that is said to be detectable with 80 % power"
-    rng, found, n = np.random.default_rng(0), [], 300
+    "Two models whose logits correlate differ by what is detectable with a power of 80 %"
+    rng = np.random.default_rng(0)
+    n = 300
     y = np.repeat([0, 1], n // 2)
 
     def draw(gain):
-        hard = rng.normal(size=n)
+        hard = rng.normal(size=n)  # What makes an image hard for both models
         return [m * y + 0.8 * hard + 0.6 * rng.normal(size=n) for m in (1.5, 1.5 + gain)]
 
     def auc_of(m):
         return stats.norm.cdf(m / np.sqrt(2))
 
-    covariance = np.mean(
-        [iv.delong(y == 1, np.stack(draw(0.25)), np.arange(n))[1] for _ in range(100)], axis=0
-    )
-    error, correlation = (
-        np.diag(covariance).mean() ** 0.5,
-        covariance[0, 1] / np.diag(covariance).mean(),
-    )
-    wanted = ev.detectable(error, correlation)
+    def study(gain):
+        return iv.delong(y == 1, np.stack(draw(gain)), np.arange(n))
+
+    covariance = np.mean([study(0.25)[1] for _ in range(100)], axis=0)
+    variance = np.diag(covariance).mean()
+    wanted = ev.detectable(variance**0.5, covariance[0, 1] / variance)
     gain = np.sqrt(2) * stats.norm.ppf(auc_of(1.5) + wanted) - 1.5
+    significant = []
     for _ in range(400):
-        auc, c = iv.delong(y == 1, np.stack(draw(gain)), np.arange(n))
-        found.append(
-            abs(auc[0] - auc[1]) / np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1]) > stats.norm.ppf(0.975)
-        )
-    assert 0.73 < np.mean(found) < 0.87, np.mean(found)
+        auc, c = study(gain)
+        error = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+        significant.append(abs(auc[0] - auc[1]) / error > stats.norm.ppf(0.975))
+    assert 0.73 < np.mean(significant) < 0.87, np.mean(significant)
 
 
 def test_patient_intervals_cover_and_image_intervals_do_not():
@@ -268,8 +274,8 @@ def test_patient_intervals_cover_and_image_intervals_do_not():
     assert (found.loc['images, BCa-t'] < 0.88).all(), found
 
 
-def test_no_finding_is_made_more_often_than_promised():
-    "Subgroups that mean nothing: one study in twenty may have a finding after Holm's correction"
+def test_subgroups_without_a_difference_are_seldom_significant():
+    "At most one study in twenty may have a significant subgroup after Holm's correction"
     findings = 0
     for seed in range(40):
         rows = er.decisions(mt.simulate(patients=150, images=2, seed=seed))
@@ -310,9 +316,10 @@ BAD = dict(
 
 
 @pytest.mark.parametrize('name', BAD)
-def test_what_would_give_a_wrong_number_is_refused_and_leaves_nothing(tmp_path, name):
-    columns, words = BAD[name]
-    with pytest.raises(PredictionError, match=words):
+def test_a_table_that_would_give_a_wrong_number_is_rejected(tmp_path, name):
+    "And nothing is written"
+    columns, message = BAD[name]
+    with pytest.raises(PredictionError, match=message):
         rp.evaluate([write(tmp_path, **columns)], tmp_path / 'out', replicates=50)
     assert not (tmp_path / 'out').exists()
 
@@ -331,32 +338,32 @@ def test_an_empty_split_is_an_error():
         dict(label=[1], logit=[0.3]),
         dict(label=[0, 1], logit=[-50.0, 50.0]),
     ],
-    ids=['sick', 'well', 'constant', 'one image', 'two images'],
+    ids=['pneumonia only', 'normal only', 'constant', 'one image', 'two images'],
 )
-def test_what_is_undefined_is_said_to_be(tmp_path, columns):
-    "Every figure is a finite number or None with a reason, the files are all there, and scikit-learn agrees where there is a value"
+def test_an_undefined_metric_has_a_reason(tmp_path, columns):
+    "Every metric is a finite number or None with a reason, bounds enclose it, and all files are there"
     rp.evaluate([write(tmp_path, **columns)], tmp_path / 'out', replicates=200)
     figures = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['figures']
     for name, e in figures.items():
-        assert np.isfinite(e['value']) if e['value'] is not None else e['undefined'], name
+        if e['value'] is None:
+            assert e['undefined'], name
+        else:
+            assert np.isfinite(e['value']), name
         if None not in (e['value'], e['lower'], e['upper']):
-            assert e['lower'] <= e['value'] + 1e-12 and e['value'] <= e['upper'] + 1e-12, (name, e)
-    assert (
-        len(list((tmp_path / 'out' / 'outputs').iterdir())) == 4
-        and (tmp_path / 'out' / 'report.html').exists()
-    )
+            assert e['lower'] <= e['value'] + 1e-12, (name, e)
+            assert e['value'] <= e['upper'] + 1e-12, (name, e)
+    assert len(list((tmp_path / 'out' / 'outputs').iterdir())) == 4
+    assert (tmp_path / 'out' / 'report.html').exists()
     if len(set(columns['label'])) == 1:
-        assert (
-            figures['test.auc']['value'] is None
-            and 'no image of' in figures['test.auc']['undefined']
-        )
+        assert figures['test.auc']['value'] is None
+        assert 'no image of' in figures['test.auc']['undefined']
 
 
 # --- MedMNIST ---
 
 
 @pytest.mark.parametrize('size', [28, 64])
-def test_medmnists_own_evaluator_gives_our_figures(tmp_path, size, monkeypatch):
+def test_medmnists_own_evaluator_gives_our_metrics(tmp_path, size, monkeypatch):
     medmnist = pytest.importorskip('medmnist')
     table = mt.simulate(patients=200, images=1, seed=6).assign(
         image_id=lambda t: [f"test-{i:04d}" for i in range(len(t))]
@@ -371,7 +378,8 @@ def test_medmnists_own_evaluator_gives_our_figures(tmp_path, size, monkeypatch):
         'pneumoniamnist', 'test', size=None if size == 28 else size, root=tmp_path
     )
     y = pd.read_csv(file, index_col=0, header=None).sort_index().to_numpy()
-    theirs, ours = evaluator.evaluate(y), ev.evaluate_at(table, replicates=10)
+    theirs = evaluator.evaluate(y)
+    ours = ev.evaluate_at(table, replicates=10)
     np.testing.assert_allclose(
         [theirs.AUC, theirs.ACC], [ours['auc']['value'], ours['accuracy']['value']], **EXACT
     )
@@ -383,7 +391,7 @@ def test_medmnists_own_evaluator_gives_our_figures(tmp_path, size, monkeypatch):
     )
 
 
-def test_medmnist_labels_that_are_not_at_hand_name_the_places(tmp_path, monkeypatch):
+def test_missing_medmnist_labels_name_the_places_searched(tmp_path, monkeypatch):
     monkeypatch.setenv('CXR_DATA', str(tmp_path))
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -397,7 +405,8 @@ def test_medmnist_labels_that_are_not_at_hand_name_the_places(tmp_path, monkeypa
 
 def test_import_is_light():
     code = (
-        "import time; t = time.perf_counter(); import cxr_study.evaluate.evaluation, cxr_study.evaluate.csv_tables, sys; "
+        "import time; t = time.perf_counter(); import sys; "
+        "import cxr_study.evaluate.evaluation, cxr_study.evaluate.csv_tables; "
         "print(time.perf_counter() - t, 'torch' in sys.modules)"
     )
     seconds, torch = min(
@@ -432,7 +441,9 @@ def test_a_stale_quote_is_found_and_written_anew(tmp_path):
     (tmp_path / "m.json").write_text(
         json.dumps(dict(figures={"test.auc": dict(value=0.95123, lower=0.93, upper=0.97)}))
     )
-    old = "    <!--q m.json test.auc-->0.1<!--/q-->\nAUC <!--q m.json test.auc 2-->0.94<!--/q-->, <!--q m.json test.auc percent value-->94 %<!--/q-->"
+    indented = "    <!--q m.json test.auc-->0.1<!--/q-->\n"
+    marks = "AUC <!--q m.json test.auc 2-->0.94<!--/q-->, <!--q m.json test.auc percent value-->94 %<!--/q-->"
+    old = indented + marks
     new = old.replace("0.94<", "0.95 (0.93 to 0.97)<").replace(">94 %<", ">95.1 %<")
     notebook = tmp_path / "nbs/lib/data/x.ipynb"
     notebook.parent.mkdir(parents=True)

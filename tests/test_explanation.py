@@ -21,7 +21,6 @@ from cxr_study.explain.attribution import (
     explain,
     feature_maps,
     linear,
-    shares,
 )
 from cxr_study.predict.heat_map import colours, evidence, heat_map
 from cxr_study.train.networks import Classifier, Ensemble, create_body

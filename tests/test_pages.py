@@ -1,4 +1,4 @@
-"""The pages: self-contained, legible, with the names of the user's classes, and with no claim that the images do not bear out."""
+"""The HTML pages: self-contained, legible, with the user's class names, and without unfounded claims."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from cxr_study.evaluate.metrics import simulate
 from cxr_study.pipeline.report import (
     FIGURES,
     POPULATION_LIMIT,
-    PUBLIC,
+    PUBLIC_TEST_LIMIT,
     limit_sentences,
     report_html,
 )
@@ -285,9 +285,9 @@ def test_a_figure_stands_in_its_section_whatever_its_stage_was_called(tmp_path, 
         "What was run",
         *FIGURES,
         "Other figures",
-        "Limits",
-        "Every parameter",
-        "Manifest",
+        "Limitations",
+        "Parameters",
+        "Stages and files",
     ]
     errors = page[
         page.index("<h2>Errors</h2>") : page.index("<h2>Calibration and operating points</h2>")
@@ -304,16 +304,16 @@ def test_limits_are_told_of_the_data_sets_of_which_they_are_true():
         return limit_sentences(run)
 
     children = dict(dataset="chest_xray", provenance=dict(publisher="Kermany et al. 2018"))
-    assert {POPULATION_LIMIT, PUBLIC} <= set(limits(**children, split="grouped"))
-    assert POPULATION_LIMIT in limits(**children, split="fresh") and PUBLIC not in limits(
+    assert {POPULATION_LIMIT, PUBLIC_TEST_LIMIT} <= set(limits(**children, split="grouped"))
+    assert POPULATION_LIMIT in limits(
         **children, split="fresh"
-    )
+    ) and PUBLIC_TEST_LIMIT not in limits(**children, split="fresh")
     for other in (
         dict(dataset="chest_xray"),
         dict(dataset="films"),
         dict(dataset="rsna", provenance=dict(publisher="RSNA")),
     ):
-        assert not {POPULATION_LIMIT, PUBLIC} & set(limits(**other))
+        assert not {POPULATION_LIMIT, PUBLIC_TEST_LIMIT} & set(limits(**other))
     own = " ".join(limits(dataset="films", classes=["healthy", "sick"]))
     assert "share of sick" in own and [word for word in OTHERS if word in own.lower()] == []
 
@@ -330,4 +330,4 @@ def test_reports_of_published_runs_have_their_figures_and_limits(folder):
     value = run.read("metrics.json")["figures"]["test.auc"]["value"]
     assert f"<b>{value:.3f}</b>" in page and "with fewer than" not in page
     assert "children" in words_of(page)
-    assert headings(page)[:2] == ["In short", "What was run"] and "not contradicted" not in page
+    assert headings(page)[:2] == ["Summary", "What was run"] and "not contradicted" not in page

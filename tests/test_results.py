@@ -1,4 +1,4 @@
-"""What is published: every figure of `results/summary.csv` follows from the committed predictions, and every figure of others has its source."""
+"""Every number in `results/summary.csv` follows from the committed predictions; every number of others has a source."""
 
 import base64
 import io
@@ -25,9 +25,9 @@ from sklearn.metrics import (
 )
 from write_summary import (
     MEASURES,
+    calibrated_test,
+    ensemble_test,
     experiment_figures,
-    joined,
-    judged,
     summary_table,
     together,
     values_of,
@@ -43,9 +43,9 @@ from cxr_study.pipeline.published import (
     PUBLISHED_FILES,
     check_published,
     experiment_of,
-    experiments,
+    published_experiments,
     is_variant,
-    published_recipe,
+    training_parameters,
 )
 from cxr_study.pipeline.sweep import read_sweep
 from cxr_study.predict.table import read_predictions, write_predictions
@@ -61,7 +61,7 @@ def committed():
 
 
 def probabilities(folder):
-    "(labels, probabilities) of the test, in the order of the images, without a line of the library"
+    "Labels and probabilities of the test in the order of the images, read without the library"
     table = pd.read_csv(folder / "predictions.csv").query("split == 'test'").sort_values("image_id")
     return table.label.to_numpy(), 1 / (1 + np.exp(-table.logit.to_numpy()))
 
@@ -92,18 +92,16 @@ def test_the_committed_summary_is_what_the_predictions_give(committed):
 
 
 def test_the_committed_ensembles_of_all_networks_are_what_the_predictions_give():
-    again, said = (
-        together(replicates=2000),
-        json.loads((RESULTS / "together.json").read_text())["figures"],
-    )
-    assert set(again) == set(said)
-    for name, entry in again.items():
+    recomputed = together(replicates=2000)
+    committed = json.loads((RESULTS / "together.json").read_text())["figures"]
+    assert set(recomputed) == set(committed)
+    for name, entry in recomputed.items():
         for k in ("value", "lower", "upper"):
-            assert entry[k] == pytest.approx(said[name][k], abs=2e-6), (name, k)
+            assert entry[k] == pytest.approx(committed[name][k], abs=2e-6), (name, k)
 
 
 def test_scikit_learn_finds_the_same_figures(committed):
-    "Seeds and means and ensembles, from the csv files alone"
+    "Seeds, means and ensembles, computed from the CSV files alone"
     for experiment, part in committed.groupby("experiment"):
         rows, found = (
             part.set_index("who"),
@@ -159,13 +157,13 @@ def test_published_runs_are_whole_and_real(folder):
 
 
 def test_the_published_sweep_trains_what_is_published(data):
-    "Every seed of every recipe in force is a run of `results/published.yaml`, with the same parameters of data and training"
+    "Every seed of a current recipe is a run of `results/published.yaml`, with the same data and training parameters"
     jobs = {
         (f"{j.values['dataset']}-{j.values['arch']}", f"seed{j.values['seed']}"): j.values
         for j in read_sweep(RESULTS / "published.yaml").jobs
     }
     published = {
-        (f.parent.name, f.name): published_recipe(Run(f, verify=False))
+        (f.parent.name, f.name): training_parameters(Run(f, verify=False))
         for f in SEEDS
         if not is_variant(f)
     }
@@ -175,7 +173,7 @@ def test_the_published_sweep_trains_what_is_published(data):
 
 
 @pytest.mark.parametrize("name", ["pneumoniamnist", "chest_xray", "nih_chestxray14"])
-def test_datasheets_are_those_of_the_data_at_hand(name, data, tmp_path):
+def test_datasheets_are_those_of_the_data(name, data, tmp_path):
     write_audit(name, tmp_path)
     assert (tmp_path / "datasheet.md").read_text() == (
         RESULTS / f"datasheets/{name}.md"
@@ -202,7 +200,7 @@ def test_a_published_calibration_follows_from_the_validation_rows():
 
 def test_goals_are_met_or_missed_as_the_figures_say(committed):
     shown = SUMMARY.goal_table(committed)
-    for said, r in zip(shown.to_dict("records"), SUMMARY.heads(committed).to_dict("records")):
+    for said, r in zip(shown.to_dict("records"), SUMMARY.main_rows(committed).to_dict("records")):
         truth = dict(
             floor=r["auc"] >= 0.989 and r["accuracy"] >= 0.916,
             goal=r["auc"] >= 0.991 and r["accuracy"] >= 0.946,
@@ -220,22 +218,19 @@ def test_goals_are_met_or_missed_as_the_figures_say(committed):
 
 
 def test_the_ensemble_rule_uses_each_members_own_validation():
-    "Thresholds and calibrators are the members'; where the seeds drew other validation patients, no row of one seed's validation decides for another"
-    for name, runs in experiments().items():
-        if len(runs) < 2:
-            continue
-        parts = {seed: judged(run) for seed, run in runs.items()}
-        assert joined(parts)[2] == pytest.approx(np.mean([t for *_, t in parts.values()]))
-        expected = np.mean(
-            [
-                1 / (1 + np.exp(-after.sort_values("image_id").logit.to_numpy()))
-                for _, after, _ in parts.values()
-            ],
-            axis=0,
-        )
-        np.testing.assert_allclose(1 / (1 + np.exp(-joined(parts)[1].logit)), expected, atol=1e-9)
-        return
-    pytest.skip("no experiment has two seeds")
+    "Thresholds and calibrators are the members'; no row of one seed's validation decides for another seed"
+    several = [runs for runs in published_experiments().values() if len(runs) > 1]
+    if not several:
+        pytest.skip("no experiment has two seeds")
+    members = {seed: calibrated_test(run) for seed, run in several[0].items()}
+    joint = ensemble_test(members)
+    thresholds = [member.threshold for member in members.values()]
+    assert joint.threshold == pytest.approx(np.mean(thresholds))
+    sorted_logits = [
+        member.calibrated.sort_values("image_id").logit.to_numpy() for member in members.values()
+    ]
+    expected = np.mean([1 / (1 + np.exp(-logit)) for logit in sorted_logits], axis=0)
+    np.testing.assert_allclose(1 / (1 + np.exp(-joint.calibrated.logit)), expected, atol=1e-9)
 
 
 def test_every_figure_of_others_has_its_source_and_its_protocol():
@@ -266,7 +261,7 @@ def copy(tmp_path):
 
 
 def test_another_prediction_gives_another_summary_or_none(copy):
-    "A changed logit is refused; so is a seed of another recipe"
+    "A changed prediction is rejected, and so is a seed of another recipe"
     file = next(copy.glob("*/seed0/predictions.csv"))
     text = file.read_text()
     file.write_text(text.replace(",0,", ",1,", 1))
@@ -283,7 +278,7 @@ def test_another_prediction_gives_another_summary_or_none(copy):
 
 
 def test_publishing_that_is_interrupted_is_noticed(copy, tmp_path, monkeypatch):
-    "The manifest is written last: files of two runs do not pass for one"
+    "The manifest is written last, so a mixture of two runs does not match it"
     old, new = next(copy.glob("*/seed0")), tmp_path / "run"
     shutil.copytree(old, new)
     run = Run(new, verify=False)
@@ -325,7 +320,7 @@ def test_synthetic_and_unfinished_runs_are_not_published(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-# --- The tools, on a made-up experiment of three seeds
+# --- The tools, on a simulated experiment of three seeds
 
 PATIENTS = [
     simulate(patients=200, images=1.5, separation=3.0, split=split, seed=k)
@@ -335,7 +330,7 @@ BASE = pd.concat([t.assign(patient_id=t.split + t.patient_id) for t in PATIENTS]
 
 
 def example_run(folder, seed, synthetic=False, augment="standard"):
-    "A run's folder as the stages leave it, from simulated predictions: the same patients, another noise"
+    "A finished run with simulated predictions; every seed has the same patients and other noise"
     table = BASE.assign(logit=2 * BASE.logit + np.random.default_rng(seed).normal(size=len(BASE)))
     run = Run(folder / f"runs/{augment}-{seed}-{synthetic}").begin("01_data", seed=seed)
     run.write("preprocess.json", dict(size=64))
@@ -393,18 +388,17 @@ def test_the_tools_are_commands(example):
     assert done.returncode == 0 and "summary.csv" in done.stdout
 
 
-def test_summary_of_made_up_seeds(example):
-    "An ensemble of one seed is that seed; the ensemble of the seeds ranks better than their mean; both files hold the same figures"
-    runs = experiments(example / "results")["example-tiny"]
-    parts = {seed: judged(run) for seed, run in runs.items()}
-    alone, each = values_of(*joined({"seed0": parts["seed0"]})), values_of(*parts["seed0"])
-    assert alone == pytest.approx(each, abs=1e-9)
-    assert each["auc"] == pytest.approx(
-        runs["seed0"].read("metrics.json")["figures"]["test.auc"]["value"]
-    )
-    assert values_of(*joined(parts))["auc"] > np.mean(
-        [values_of(*p)["auc"] for p in parts.values()]
-    )
+def test_summary_of_simulated_seeds(example):
+    "An ensemble of one seed equals that seed, an ensemble of three ranks better than their mean, and both files agree"
+    runs = published_experiments(example / "results")["example-tiny"]
+    tests = {seed: calibrated_test(run) for seed, run in runs.items()}
+    first = values_of(tests["seed0"])
+    of_one_seed = values_of(ensemble_test({"seed0": tests["seed0"]}))
+    assert of_one_seed == pytest.approx(first, abs=1e-9)
+    figures = runs["seed0"].read("metrics.json")["figures"]
+    assert first["auc"] == pytest.approx(figures["test.auc"]["value"])
+    mean_auc = np.mean([values_of(test)["auc"] for test in tests.values()])
+    assert values_of(ensemble_test(tests))["auc"] > mean_auc
     assert list(experiment_figures(runs, replicates=50)) == [
         "seed0",
         "seed1",
@@ -424,20 +418,23 @@ def test_summary_of_made_up_seeds(example):
     )
 
 
-def test_the_page_of_made_up_seeds(example):
+def test_the_page_of_simulated_seeds(example):
     table = (
         SUMMARY.read_summary(example / "results")
         if (example / "results/summary.csv").exists()
         else write_summary(example / "results", 50)
     )
-    assert SUMMARY.words(table.iloc[0]) == "example, tiny from scratch, 64 px, augment standard"
-    shown = SUMMARY.shown_table(table)
+    assert (
+        SUMMARY.experiment_title(table.iloc[0])
+        == "example, tiny from scratch, 64 px, augment standard"
+    )
+    shown = SUMMARY.results_table(table)
     assert "±" in shown.iloc[0, 0] and " to " in shown.iloc[0, 1]
-    assert SUMMARY.heads(table).who.tolist() == ["mean", "ensemble"] and SUMMARY.heads(
+    assert SUMMARY.main_rows(table).who.tolist() == ["mean", "ensemble"] and SUMMARY.main_rows(
         table[:1]
     ).who.tolist() == ["seed0"]
     assert SUMMARY.goal_table(table)[SUMMARY.HEADINGS["beyond"]].str.startswith("missed").all()
-    assert "MISSES" in SUMMARY.goal_words(table[table.who == "mean"].iloc[0])
+    assert "MISSES" in SUMMARY.goal_sentence(table[table.who == "mean"].iloc[0])
 
 
 def test_bounds_of_the_goal_count_as_declared():
@@ -451,13 +448,13 @@ def test_bounds_of_the_goal_count_as_declared():
 
 
 def test_a_recipe_that_changes_nothing_changes_nothing(example):
-    "Other name of the augmentation, same predictions"
-    old = experiments(example / "results")["example-tiny"]
+    "Another augmentation in the manifest, the same predictions"
+    old = published_experiments(example / "results")["example-tiny"]
     new = {f"seed{k}": Run(example_run(example, k, augment="equalise")) for k in range(3)}
     assert SUMMARY.pairs(dict(new=new, old=old)) == [("new", "old")]
     same = SUMMARY.step_table(dict(new=new, old=old), replicates=20)
     assert (same.change == 0).all() and not same.clear.any() and set(same.split) == {"val", "test"}
-    assert SUMMARY.step_words(same)[0].endswith("no measure of the test changed clearly.")
+    assert SUMMARY.step_sentences(same)[0].endswith("no measure of the test changed clearly.")
     none, wide, right = (dict(lower=a, upper=b) for a, b in ((None, None), (-1.0, 1.0), (1.0, 2.0)))
     assert [SUMMARY.is_clear(*e) for e in ((none, none), (none, right), (right, wide))] == [
         False,
@@ -507,7 +504,7 @@ def test_outputs_are_published_only_for_the_code_that_gave_them(tmp_path):
         publish_outputs(run, tmp_path / "nbs")
 
 
-def test_pictures_get_a_palette_once():
+def test_images_get_a_palette_once():
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(
         buffer, "png"
@@ -517,8 +514,12 @@ def test_pictures_get_a_palette_once():
 
 
 def test_the_page_needs_no_torch():
-    code = (
-        "import sys; sys.path[:0] = ['tools']; from notebook_functions import functions_of; s = functions_of('results/01_summary'); "
-        "s.literature_figure(s.read_literature(), s.read_summary()); sys.exit('torch' in sys.modules)"
-    )
+    code = """
+import sys
+sys.path.insert(0, "tools")
+from notebook_functions import functions_of
+summary = functions_of("results/01_summary")
+summary.literature_figure(summary.read_literature(), summary.read_summary())
+sys.exit("torch" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

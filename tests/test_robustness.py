@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -331,11 +330,11 @@ def test_external_writes_beside_the_other_stages(tmp_path):
     )
 
 
-def test_every_sweep_leaves_the_film_as_it_is_at_its_still_point(films):
-    SWEEPS = functions_of('results/03_shape').SWEEPS
-    for name, sweep in SWEEPS.items():
-        away = abs(sweep.change(films[0], sweep.still).astype(int) - films[0]).max()
-        assert away <= (4 if name == "compression" else 0), name
+def test_every_change_leaves_the_film_as_it_is_at_its_still_point(films):
+    changes = functions_of('results/03_shape').CHANGES
+    for name, change in changes.items():
+        difference = change.apply(films[0], change.still).astype(int) - films[0]
+        assert abs(difference).max() <= (4 if name == "compression" else 0), name
 
 
 def test_published_logits_hold_what_the_notebooks_say():

@@ -1,6 +1,8 @@
-"""The service as a real process on 127.0.0.1: parity, bad input, overload, a slow client, SIGTERM, its contract, damaged files, and the page in a real browser.
+"""The service as a process on 127.0.0.1: agreement with the run, bad input, load, stopping, the OpenAPI document,
+and the page in a browser.
 
-CXR_FUZZ=20000 sets the number of damaged files (300 without it), CXR_CASES=500 the number of generated requests an operation (25).
+CXR_FUZZ=20000 sets the number of damaged files (default 300), CXR_CASES=500 the number of generated requests for each
+operation (default 25).
 """
 
 import asyncio
@@ -15,34 +17,46 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import COMMAND, ROOT
+from load_client import exchange, form_bytes, load, post, request_bytes, running, summary
 from PIL import Image
 from pydicom.uid import generate_uid
-
-for needed in ("fastapi", "onnxruntime", "onnx"):
-    pytest.importorskip(needed, reason="needs the packages of the extra `serve`, and onnx")
-
-from load_client import exchange, form_bytes, load, post, request_bytes, running, summary
 
 from cxr_study.core.run import Run, sha256
 from cxr_study.data.dicom import to_dicom
 from cxr_study.serve.bundle import example_bundle, load_bundle
 
+for needed in ("fastapi", "onnxruntime", "onnx"):
+    pytest.importorskip(needed, reason="needs the packages of the extra `serve`, and onnx")
+
 RAMP = np.linspace(0, 255, 320).astype(np.uint8) * np.ones((240, 1), np.uint8)
 
 
 def encode(x, format="JPEG", **kwargs):
-    picture = x if isinstance(x, Image.Image) else Image.fromarray(x)
-    picture.save(buffer := io.BytesIO(), format, **kwargs)
+    "The bytes of an image file"
+    image = x if isinstance(x, Image.Image) else Image.fromarray(x)
+    buffer = io.BytesIO()
+    image.save(buffer, format, **kwargs)
     return buffer.getvalue()
 
 
-def filed(x=RAMP, **elements):
+FORM = "multipart/form-data; boundary=x"
+
+
+def form_of(*contents, field="file", filename="a"):
+    "The body of a form of the media type `FORM`"
+    head = f'--x\r\ncontent-disposition: form-data; name="{field}"; filename="{filename}"\r\n\r\n'
+    parts = [head.encode() + content + b"\r\n" for content in contents]
+    return b"".join(parts) + b"--x--\r\n"
+
+
+def in_study(x=RAMP, **elements):
     "A DICOM radiograph that belongs to a study"
     return to_dicom(
         x, StudyInstanceUID=generate_uid(None), SeriesInstanceUID=generate_uid(None), **elements
@@ -66,17 +80,16 @@ def detail(answer):
 
 def memory(process):
     "Resident memory of a process, MB"
-    return (
-        int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
-    )
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
-# --- The bundle of a trained network, and parity ---
+# --- The bundle of a trained network, and agreement with its run ---
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    "(run, bundle, images) of a network that was trained for a moment on phantoms"
+    "(run, bundle, image set, images, rows) of a network that was trained briefly on phantoms"
     torch = pytest.importorskip("torch", reason="needs the packages of the extra `study`")
     pytest.importorskip("onnxscript", reason="needs onnxscript")
     folder = tmp_path_factory.mktemp("trained")
@@ -88,7 +101,6 @@ def trained(tmp_path_factory):
 
 
 def make_trained(torch, folder):
-    from cxr_study.core.run import cache_folder
     from cxr_study.data.cache import cache_path, decoded
     from cxr_study.data.images import Preprocess
     from cxr_study.data.sets import phantom
@@ -138,50 +150,46 @@ def make_trained(torch, folder):
     return run, make_bundle(run.folder), drawn, images, table.set_index("image_id").row
 
 
-def ask_all(url, contents, path="/predict"):
+def answers_for(url, contents, kind="image/png", path="/predict"):
     "Answers for these files, several at a time"
 
-    def one(content):
-        status, body = post(url + path, content, "image/png")
+    def answer_for(content):
+        status, body = post(url + path, content, kind)
         assert status == 200, body
         return json.loads(body)
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, contents))
+        return list(pool.map(answer_for, contents))
 
 
-def check_parity(found, logits, calibration):
-    got = np.array([a["logit"] for a in found])
-    assert np.abs(got - logits).max() <= 1e-4, (
-        f"largest difference {np.abs(got - logits).max():.2g}"
-    )
-    assert [a["decision"] == "PNEUMONIA" for a in found] == calibration.decide(logits).tolist()
+def check_agreement(answers, logits, calibration):
+    difference = np.abs([answer["logit"] for answer in answers] - logits).max()
+    assert difference <= 1e-4, f"largest difference {difference:.2g}"
+    decisions = [answer["decision"] == "PNEUMONIA" for answer in answers]
+    assert decisions == calibration.decide(logits).tolist()
 
 
 def test_the_service_answers_what_the_run_predicted(trained):
     run, bundle, drawn, images, row = trained
     loaded = load_bundle(bundle)
-    assert (
-        loaded.facts["parity"]["images_at_hand"]
-        and loaded.facts["parity"]["largest_difference"] <= 1e-4
-    )
+    parity = loaded.facts["parity"]
+    assert parity["images_at_hand"] and parity["largest_difference"] <= 1e-4
     table = run.read("predictions.csv")
-    drawings = [drawn.source(int(row[i])) for i in table.image_id]
+    contents = [encode(drawn.source(int(row[i])), "PNG") for i in table.image_id]
     with running(bundle, drain_seconds=0.2) as s:
-        found = ask_all(s.url, [encode(x, "PNG") for x in drawings], "/explain")
-    check_parity(found, table.logit.to_numpy(), loaded.calibration)
-    for a, i in zip(found, table.image_id):
-        assert np.array_equal(
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(a["seen_png"])))), images[row[i]]
-        )
+        answers = answers_for(s.url, contents, path="/explain")
+    check_agreement(answers, table.logit.to_numpy(), loaded.calibration)
+    for answer, i in zip(answers, table.image_id):
+        seen = Image.open(io.BytesIO(base64.b64decode(answer["seen_png"])))
+        assert np.array_equal(np.asarray(seen), images[row[i]])
 
 
 def shipped():
-    "(bundle, table of predictions that it was proven against) of a bundle in models/, if both are committed"
+    "A bundle in models/ and the published table of predictions that it was compared with"
     for file in ROOT.glob("models/*/bundle.json"):
-        said = json.loads(file.read_text()).get("predictions_sha256")
+        recorded = json.loads(file.read_text()).get("predictions_sha256")
         for predictions in ROOT.glob("results/*/seed*/predictions.csv"):
-            if sha256(predictions) == said:
+            if sha256(predictions) == recorded:
                 return file.parent, predictions
     pytest.skip("there is no bundle in models/ whose predictions are in results/")
 
@@ -191,34 +199,21 @@ def test_the_shipped_bundle_answers_what_was_published(data):
 
     bundle, predictions = shipped()
     table = pd.read_csv(predictions).query("split == 'test'")
-    place = data / "chest_xray"
-    if not all((place / i).exists() for i in table.image_id):
-        pytest.skip("its images are not at hand")
+    files = [data / "chest_xray" / i for i in table.image_id]
+    if not all(file.exists() for file in files):
+        pytest.skip("its images are not available")
+    contents = [file.read_bytes() for file in files]
     with running(bundle, drain_seconds=0.2) as s:
-
-        def one(i):
-            status, body = post(s.url + "/predict", (place / i).read_bytes(), "image/jpeg")
-            return json.loads(body)
-
-        with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(one, table.image_id))
-    check_parity(found, table.logit.to_numpy(), load_bundle(bundle).calibration)
+        answers = answers_for(s.url, contents, "image/jpeg")
+    check_agreement(answers, table.logit.to_numpy(), load_bundle(bundle).calibration)
 
 
-def test_a_batch_answers_as_single_pictures_do(service):
-    pictures = [encode((RAMP * f).astype(np.uint8)) for f in (0.2, 0.5, 0.9)]
-    alone = [json.loads(post(service.url + "/predict", p)[1])["logit"] for p in pictures]
-    parts = (
-        b"".join(
-            b'--x\r\ncontent-disposition: form-data; name="files"; filename="a"\r\n\r\n'
-            + p
-            + b"\r\n"
-            for p in pictures
-        )
-        + b"--x--\r\n"
-    )
-    status, body = post(service.url + "/predict/batch", parts, "multipart/form-data; boundary=x")
-    assert [r["logit"] for r in json.loads(body)["results"]] == alone
+def test_a_batch_answers_as_single_images_do(service):
+    contents = [encode((RAMP * f).astype(np.uint8)) for f in (0.2, 0.5, 0.9)]
+    single = [answer["logit"] for answer in answers_for(service.url, contents, "image/jpeg")]
+    status, body = post(service.url + "/predict/batch", form_of(*contents, field="files"), FORM)
+    assert status == 200
+    assert [result["logit"] for result in json.loads(body)["results"]] == single
 
 
 def test_serving_needs_no_torch():
@@ -231,18 +226,17 @@ def test_serving_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_service_opens_no_connection_to_elsewhere(service):
-    "No socket of the process leads to an address of another machine, and ONNX Runtime is told to report nothing"
+def test_the_service_opens_no_connection_to_other_machines(service):
+    "Every socket of the process leads to this machine, and the telemetry of ONNX Runtime is off"
     post(service.url + "/predict", encode(RAMP))
-    assert (
-        "ORT_DISABLE_TELEMETRY" in (ROOT / "cxr_study/serve/predictor.py").read_text()
-        and "telemetry" not in service.log.read_text()
-    )
-    mine = {os.readlink(f) for f in Path(f"/proc/{service.process.pid}/fd").iterdir()}
-    for kind in ("tcp", "udp"):
-        for line in Path(f"/proc/{service.process.pid}/net/{kind}").read_text().splitlines()[1:]:
+    assert "ORT_DISABLE_TELEMETRY" in (ROOT / "cxr_study/serve/predictor.py").read_text()
+    assert "telemetry" not in service.log.read_text()
+    process = Path(f"/proc/{service.process.pid}")
+    opened = {os.readlink(file) for file in (process / "fd").iterdir()}
+    for protocol in ("tcp", "udp"):
+        for line in (process / "net" / protocol).read_text().splitlines()[1:]:
             fields = line.split()
-            if f"socket:[{fields[9]}]" in mine:
+            if f"socket:[{fields[9]}]" in opened:
                 assert fields[2].split(":")[0] in ("0100007F", "00000000"), line
 
 
@@ -262,7 +256,7 @@ def bad_files():
     grey = Image.fromarray(RAMP)
     return {
         "empty": (b"", 400, "empty"),
-        "text as .jpg": (b"this is no picture", 415, "neither JPEG nor PNG nor DICOM"),
+        "text as .jpg": (b"this is not an image", 415, "neither JPEG nor PNG nor DICOM"),
         "truncated": (encode(RAMP)[:2000], 422, "truncated or damaged"),
         "bomb": (big, 422, "at most 40,000,000"),
         "animated": (
@@ -281,61 +275,40 @@ def bad_files():
 
 
 @pytest.mark.parametrize("name", list(bad_files()))
-def test_what_cannot_be_used_is_refused_with_a_sentence(service, name):
-    content, status, words = bad_files()[name]
+def test_unusable_files_are_rejected_with_a_sentence(service, name):
+    content, status, sentence = bad_files()[name]
     start = time.perf_counter()
-    got = post(service.url + "/predict", content, "image/jpeg")
-    assert got[0] == status and words in detail(got)
+    answer = post(service.url + "/predict", content, "image/jpeg")
+    assert answer[0] == status and sentence in detail(answer)
     assert time.perf_counter() - start < 2
-    assert not re.search(r"Traceback|/home|/work|/tmp|\.py|Error\b", got[1].decode())
-    form = (
-        b'--x\r\ncontent-disposition: form-data; name="file"; filename="secret-name.jpg"\r\n\r\n'
-        + content
-        + b"\r\n--x--\r\n"
-    )
-    assert post(service.url + "/predict", form, "multipart/form-data; boundary=x")[0] == status
+    assert not re.search(r"Traceback|/home|/work|/tmp|\.py|Error\b", answer[1].decode())
+    form = form_of(content, filename="secret-name.jpg")
+    assert post(service.url + "/predict", form, FORM)[0] == status
 
 
-def test_other_ways_to_ask_wrongly(service):
-    form = (
-        b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
-    )
-    asked = {
-        "wrong field": post(service.url + "/predict", form, "multipart/form-data; boundary=x"),
-        "no boundary": post(service.url + "/predict", form, "multipart/form-data"),
-        "no kind": post(service.url + "/predict", b"abc", "text/plain"),
-        "prevalence": post(service.url + "/predict?prevalence=1.5", encode(RAMP)),
-        "point": post(service.url + "/predict?point=none", encode(RAMP)),
-        "report of a jpeg": post(
-            service.url + "/predict", encode(RAMP), Accept="application/dicom"
-        ),
-    }
-    assert {k: a[0] for k, a in asked.items()} == {
-        "wrong field": 422,
-        "no boundary": 400,
-        "no kind": 415,
-        "prevalence": 422,
-        "point": 422,
-        "report of a jpeg": 422,
-    }
-    assert "fields named `file`" in detail(
-        asked["wrong field"]
-    ) and "needs a DICOM picture" in detail(asked["report of a jpeg"])
+def test_unusable_requests_are_rejected(service):
+    jpeg, form, url = encode(RAMP), form_of(b"abc", field="image"), service.url + "/predict"
+    wrong_field = post(url, form, FORM)
+    assert wrong_field[0] == 422 and "fields named `file`" in detail(wrong_field)
+    report_of_a_jpeg = post(url, jpeg, Accept="application/dicom")
+    assert report_of_a_jpeg[0] == 422 and "needs a DICOM image" in detail(report_of_a_jpeg)
+    assert post(url, form, "multipart/form-data")[0] == 400  # Without a boundary
+    assert post(url, b"abc", "text/plain")[0] == 415
+    assert post(url + "?prevalence=1.5", jpeg)[0] == 422
+    assert post(url + "?point=none", jpeg)[0] == 422
 
 
 def test_a_colour_photograph_is_answered_and_flagged(service):
-    photo = np.dstack([RAMP, RAMP // 2, 255 - RAMP])
-    found = json.loads(post(service.url + "/predict", encode(photo))[1])
-    assert (
-        found["unfamiliar"] is True and found["abstains"] and "colour" in found["unfamiliar_reason"]
-    )
-    grey_as_rgb = json.loads(
-        post(service.url + "/predict", encode(Image.fromarray(RAMP).convert("RGB")))[1]
-    )
-    assert grey_as_rgb["unfamiliar"] is None and "gate" in grey_as_rgb["unfamiliar_reason"]
+    photo = encode(np.dstack([RAMP, RAMP // 2, 255 - RAMP]))
+    grey_as_rgb = encode(Image.fromarray(RAMP).convert("RGB"))
+    flagged, plain = answers_for(service.url, [photo, grey_as_rgb], "image/jpeg")
+    assert flagged["unfamiliar"] is True and flagged["abstains"]
+    assert "colour" in flagged["unfamiliar_reason"]
+    assert plain["unfamiliar"] is None
+    assert "No familiarity check" in plain["unfamiliar_reason"]
 
 
-def test_fifty_megabytes_are_refused_while_they_arrive(service):
+def test_fifty_megabytes_are_rejected_while_they_arrive(service):
     before = memory(service.process)
     assert post(service.url + "/predict", bytes(50_000_000))[0] == 413
 
@@ -363,7 +336,7 @@ def test_fifty_megabytes_are_refused_while_they_arrive(service):
     assert memory(service.process) - before < 120
 
 
-def test_a_slow_client_is_let_go_and_hinders_nobody(service):
+def test_a_slow_client_is_disconnected_and_others_are_answered(service):
     async def slow():
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", int(service.url.rsplit(":", 1)[1])
@@ -384,42 +357,24 @@ def test_a_slow_client_is_let_go_and_hinders_nobody(service):
     assert answer.startswith(b"HTTP/1.1 408") and seconds < 5
 
 
-def test_every_answer_carries_the_headers(service):
-    import urllib.request
-
+def test_every_answer_has_the_headers(service):
     for path in ("/", "/page.js", "/docs", "/model", "/livez"):
         with urllib.request.urlopen(service.url + path) as r:
-            assert (
-                "script-src 'self'" in r.headers["content-security-policy"]
-                and "unsafe" not in r.headers["content-security-policy"]
-            )
-            assert (
-                r.headers["x-content-type-options"] == "nosniff"
-                and r.headers["x-frame-options"] == "DENY"
-                and "server" not in r.headers
-            )
+            policy = r.headers["content-security-policy"]
+            assert "script-src 'self'" in policy and "unsafe" not in policy
+            assert r.headers["x-content-type-options"] == "nosniff"
+            assert r.headers["x-frame-options"] == "DENY"
+            assert "server" not in r.headers
 
 
 def test_logs_name_no_file_and_no_person(brightness):
+    named = in_study(PatientName="Doe^Jane", PatientID="4711")
+    form = form_of(named, filename="Doe_Jane.dcm")
+    dicom = "application/dicom"
     with running(brightness, drain_seconds=0.1) as s:
-        form = (
-            b'--x\r\ncontent-disposition: form-data; name="file"; filename="Doe_Jane.dcm"\r\n\r\n'
-            + filed(PatientName="Doe^Jane", PatientID="4711")
-            + b"\r\n--x--\r\n"
-        )
-        assert post(s.url + "/predict", form, "multipart/form-data; boundary=x")[0] == 200
-        assert (
-            post(s.url + "/predict?patient=Doe", form, "multipart/form-data; boundary=x")[0] == 422
-        )
-        assert (
-            post(
-                s.url + "/predict",
-                filed(PatientName="Doe", PatientID="4711"),
-                "application/dicom",
-                Accept="application/dicom",
-            )[0]
-            == 200
-        )
+        assert post(s.url + "/predict", form, FORM)[0] == 200
+        assert post(s.url + "/predict?patient=Doe", form, FORM)[0] == 422
+        assert post(s.url + "/predict", named, dicom, Accept=dicom)[0] == 200
         post(s.url + "/Doe_Jane", b"x")
         time.sleep(0.2)
         text = s.log.read_text()
@@ -430,33 +385,31 @@ def test_logs_name_no_file_and_no_person(brightness):
 # --- Token ---
 
 
-def test_a_token_is_asked_for_where_the_service_can_be_reached(brightness):
-    import urllib.request
+def status_with(s, token=None):
+    "Status of a prediction with this token"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return post(s.url + "/predict", encode(RAMP), **headers)[0]
 
+
+def test_a_token_is_needed_where_others_can_reach_the_service(brightness):
     with running(brightness, token="a-token-of-16-letters", drain_seconds=0.1) as s:
-        assert post(s.url + "/predict", encode(RAMP))[0] == 401
-        assert (
-            post(s.url + "/predict", encode(RAMP), Authorization="Bearer wrong-wrong-wrong-")[0]
-            == 401
-        )
-        assert (
-            post(s.url + "/predict", encode(RAMP), Authorization="Bearer a-token-of-16-letters")[0]
-            == 200
-        )
-        assert b"Choose a picture" in urllib.request.urlopen(s.url + "/").read()
+        assert status_with(s) == 401
+        assert status_with(s, "wrong-wrong-wrong-") == 401
+        assert status_with(s, "a-token-of-16-letters") == 200
+        assert b"Choose an image" in urllib.request.urlopen(s.url + "/").read()
     with running(brightness, host="0.0.0.0", drain_seconds=0.1) as s:
-        made = re.search(r"#token=([\w-]+)", s.log.read_text())[1]
-        assert post(s.url + "/predict", encode(RAMP))[0] == 401
-        assert post(s.url + "/predict", encode(RAMP), Authorization=f"Bearer {made}")[0] == 200
+        created = re.search(r"#token=([\w-]+)", s.log.read_text())[1]
+        assert status_with(s) == 401
+        assert status_with(s, created) == 200
     with running(brightness, host="0.0.0.0", open_to_all=True, drain_seconds=0.1) as s:
-        assert post(s.url + "/predict", encode(RAMP))[0] == 200
+        assert status_with(s) == 200
 
 
 # --- Load ---
 
 
-def test_overload_loses_nothing_and_health_stays_quick(brightness):
-    "Ten times the clients that fit: every request is answered, with 200 or with 429, and health is asked meanwhile"
+def test_overload_loses_nothing_and_health_checks_stay_quick(brightness):
+    "Ten times the clients that fit: every request is answered with 200 or 429, and health checks are quick"
     requests = [request_bytes(encode(RAMP)), form_bytes(encode(RAMP, "PNG"))]
 
     async def health(url, times):
@@ -469,28 +422,28 @@ def test_overload_loses_nothing_and_health_stays_quick(brightness):
 
     async def overload(url):
         times = []
-        asking = asyncio.create_task(health(url, times))
+        checking = asyncio.create_task(health(url, times))
         rows = await load(url, requests, clients=100, seconds=4.0)
-        asking.cancel()
+        checking.cancel()
         return rows, times
 
     with running(brightness, workers=1, queue=8, drain_seconds=0.2) as s:
         rows, times = asyncio.run(overload(s.url))
-    found = summary(rows)
-    assert set(found["statuses"]) == {200, 429}, found
+    result = summary(rows)
+    assert set(result["statuses"]) == {200, 429}, result
     assert {status for status, _ in times} == {200}
-    assert np.median([t for _, t in times]) < 0.1, found
+    assert np.median([t for _, t in times]) < 0.1, result
 
 
-def test_sigterm_answers_what_is_in_flight(brightness):
+def test_sigterm_finishes_the_requests_in_progress(brightness):
     async def stopped(s):
         work = asyncio.create_task(
             load(s.url, [request_bytes(encode(RAMP))], clients=16, seconds=6.0)
         )
         await asyncio.sleep(1.0)
         s.process.send_signal(signal.SIGTERM)
-        told = time.perf_counter()
-        return [r for r in await work if r[0] < told + 0.3]
+        signalled = time.perf_counter()
+        return [row for row in await work if row[0] < signalled + 0.3]
 
     with running(brightness, drain_seconds=1.0) as s:
         rows = asyncio.run(stopped(s))
@@ -501,27 +454,39 @@ def test_sigterm_answers_what_is_in_flight(brightness):
 
 def test_memory_does_not_grow(brightness):
     with running(brightness, drain_seconds=0.1) as s:
-        pictures = [request_bytes(encode(RAMP)), form_bytes(filed())]
-        asyncio.run(load(s.url, pictures, clients=8, seconds=3.0))
+        requests = [request_bytes(encode(RAMP)), form_bytes(in_study())]
+        asyncio.run(load(s.url, requests, clients=8, seconds=3.0))
         before = memory(s.process)
-        asyncio.run(load(s.url, pictures, clients=8, seconds=float(os.environ.get("CXR_SOAK", 5))))
+        asyncio.run(load(s.url, requests, clients=8, seconds=float(os.environ.get("CXR_SOAK", 5))))
         assert memory(s.process) - before < 15
 
 
-# --- The contract ---
+# --- The OpenAPI document ---
 
 
-def test_the_openapi_document_is_kept(tmp_path):
+def test_a_decision_and_its_verdict_are_described_apart(service):
+    "The example network decides PNEUMONIA for an image whose conformal set holds NORMAL alone"
+    grey = np.full((32, 32), 113, np.uint8)  # Its logit is -1.1
+    (answer,) = answers_for(service.url, [encode(grey, "PNG")])
+    assert (answer["decision"], answer["verdict"]) == ("PNEUMONIA", "NORMAL")
+    assert not answer["abstains"]
+    openapi = json.load(urllib.request.urlopen(service.url + "/openapi.json"))
+    described = openapi["components"]["schemas"]["Answer"]["properties"]
+    assert "operating_point" in described["decision"]["description"]
+    assert "can therefore differ from `decision`" in described["verdict"]["description"]
+
+
+def test_the_service_does_what_its_openapi_document_says(tmp_path):
     "Generated requests against every operation; all checks of schemathesis"
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
     from hypothesis import HealthCheck, settings
     from hypothesis import strategies as st
 
     tiny = RAMP[:16, ::20]
-    picture = st.sampled_from([encode(tiny), encode(tiny, "PNG"), to_dicom(tiny)])
+    content = st.sampled_from([encode(tiny), encode(tiny, "PNG"), to_dicom(tiny)])
     for kind in ("image/jpeg", "image/png", "application/dicom"):
-        schemathesis.openapi.media_type(kind, picture)
-    schemathesis.openapi.format("binary", picture)
+        schemathesis.openapi.media_type(kind, content)
+    schemathesis.openapi.format("binary", content)
     cases = int(os.environ.get("CXR_CASES", 25))
     with running(example_bundle(tmp_path / "b", size=8), drain_seconds=0.1) as s:
         schema = schemathesis.openapi.from_url(s.url + "/openapi.json")
@@ -553,7 +518,7 @@ def drive(schemathesis, operation, mode, cases, settings, HealthCheck):
     try:
         check()
     except Unsatisfiable:
-        pass  # An operation without parameters cannot be asked wrongly
+        pass  # An operation without parameters has no wrong requests
 
 
 def test_an_existing_client_of_the_inference_protocol_works(service):
@@ -566,12 +531,9 @@ def test_an_existing_client_of_the_inference_protocol_works(service):
     for binary in (False, True):
         tensor = triton.InferInput("image", grey.shape, "UINT8")
         tensor.set_data_from_numpy(grey, binary_data=binary)
-        found = client.infer(
-            "brightness",
-            [tensor],
-            outputs=[triton.InferRequestedOutput("logit", binary_data=False)],
-        )
-        assert np.allclose(found.as_numpy("logit"), [[128 / 255 * 20 - 10]] * 2, atol=1e-4)
+        output = triton.InferRequestedOutput("logit", binary_data=False)
+        result = client.infer("brightness", [tensor], outputs=[output])
+        assert np.allclose(result.as_numpy("logit"), [[128 / 255 * 20 - 10]] * 2, atol=1e-4)
 
 
 # --- Damaged files ---
@@ -595,7 +557,7 @@ def mutated(content, rng):
     return bytes(x)
 
 
-def test_damaged_files_are_answered_or_refused(service):
+def test_damaged_files_are_answered_or_rejected(service):
     n, rng = int(os.environ.get("CXR_FUZZ", 300)), np.random.default_rng(0)
     seeds = [
         encode(RAMP[:64, :64]),
@@ -655,9 +617,7 @@ def visit(service):
                 ),
             )
             page.goto(service.url)
-            page.wait_for_function(
-                "document.getElementById('model').textContent.includes('version')"
-            )
+            page.locator("#model", has_text="version").wait_for()
             return page
 
         yield open_page
@@ -671,7 +631,7 @@ def send(page, name, content):
     )
 
 
-def test_page_answers_a_picture_with_heat_map_and_history(visit):
+def test_page_shows_the_answer_the_heat_map_and_the_session(visit):
     page = visit()
     send(page, "=cmd.jpeg", encode(RAMP))
     page.wait_for_selector("#result:not([hidden])")
@@ -690,11 +650,22 @@ def test_page_answers_a_picture_with_heat_map_and_history(visit):
     assert "'=cmd.jpeg" in text and "Not for clinical use" in text
 
 
+def test_page_names_the_verdict_where_it_differs_from_the_decision(visit):
+    page = visit()
+    send(page, "a.png", encode(np.full((32, 32), 113, np.uint8), "PNG"))
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.inner_text("#conclusion") == "Looks like pneumonia"
+    assert "compatible with NORMAL alone" in page.inner_text("#point")
+    send(page, "b.png", encode(np.full((32, 32), 255, np.uint8), "PNG"))
+    page.locator("#status", has_text="Done.").wait_for()
+    assert "alone" not in page.inner_text("#point")
+
+
 def test_page_answers_dicom_and_says_what_is_wrong(visit):
     page = visit()
     send(page, "a.dcm", to_dicom(RAMP))
     page.wait_for_selector("#result:not([hidden])")
-    send(page, "b.txt", b"no picture")
+    send(page, "b.txt", b"not an image")
     page.wait_for_selector("#error:not([hidden])")
     assert "neither JPEG nor PNG nor DICOM" in page.inner_text("#error") and not page.is_visible(
         "#result"
@@ -714,7 +685,7 @@ def test_page_works_with_the_keyboard_alone(visit):
         page.keyboard.press("Space")
     chooser.value.set_files(dict(name="a.png", mimeType="image/png", buffer=encode(RAMP, "PNG")))
     page.wait_for_selector("#result:not([hidden])")
-    assert page.evaluate("document.activeElement.id") == "verdict"
+    assert page.evaluate("document.activeElement.id") == "conclusion"
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -729,7 +700,7 @@ def test_page_works_with_the_keyboard_alone(visit):
 
 @pytest.fixture(scope="module")
 def axe():
-    "The script of axe-core, from npm; it is kept nowhere in the repository"
+    "The script of axe-core, from npm; it is not part of the repository"
     place = Path(os.environ.get("CXR_AXE", ""))
     if place.is_file():
         return place.read_text()
@@ -737,7 +708,7 @@ def axe():
     if not npm:
         pytest.skip("needs npm for axe-core")
     folder = Path(tempfile.mkdtemp())
-    done = subprocess.run(
+    subprocess.run(
         [npm, "install", "--silent", "--prefix", str(folder), "axe-core@4"],
         capture_output=True,
         text=True,
@@ -745,7 +716,7 @@ def axe():
     )
     script = folder / "node_modules/axe-core/axe.min.js"
     if not script.exists():
-        pytest.skip("axe-core cannot be had from npm")
+        pytest.skip("axe-core cannot be installed from npm")
     return script.read_text()
 
 
@@ -767,11 +738,12 @@ def test_page_has_no_axe_violations(visit, axe, how):
     page.click("#result > details summary")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.add_script_tag(content=script)
-    found = page.evaluate("axe.run()")["violations"]
+    violations = page.evaluate("axe.run()")["violations"]
     page.goto(page.url + "docs")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.add_script_tag(content=script)
-    found += page.evaluate("axe.run()")["violations"]
-    assert not found, [(v["id"], [n["html"][:80] for n in v["nodes"]]) for v in found]
+    violations += page.evaluate("axe.run()")["violations"]
+    assert not violations, [(v["id"], [n["html"][:80] for n in v["nodes"]]) for v in violations]
 
 
 # --- The command line ---
@@ -782,13 +754,13 @@ def commands():
 
 
 @pytest.mark.skipif(" predict " not in commands(), reason="this command line has no predict")
-def test_predict_goes_on_where_it_was_interrupted(cli, brightness, tmp_path):
+def test_predict_continues_an_interrupted_table(cli, brightness, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out.csv"
     folder.mkdir()
     for i in range(6):
         (folder / f"{i}.png").write_bytes(encode((RAMP * (i / 6)).astype(np.uint8), "PNG"))
     (folder / "broken.jpg").write_bytes(encode(RAMP)[:999])
-    (folder / "a.dcm").write_bytes(filed())
+    (folder / "a.dcm").write_bytes(in_study())
     done = cli(
         "predict",
         folder,
@@ -825,7 +797,7 @@ def test_bundle_is_a_command(cli, trained, tmp_path):
 
 @pytest.mark.parametrize("command", ["predict", "serve"])
 def test_a_network_of_other_classes_is_not_served_as_one_of_pneumonia(cli, tmp_path, command):
-    "Service and `predict` name pneumonia; a bundle of healthy and sick is refused before anything is answered"
+    "The service and `predict` report pneumonia, so they reject a bundle whose classes are healthy and sick"
     bundle = example_bundle(tmp_path / "other", classes=("healthy", "sick"))
     (tmp_path / "film.png").write_bytes(encode(RAMP))
     args = (
@@ -834,5 +806,5 @@ def test_a_network_of_other_classes_is_not_served_as_one_of_pneumonia(cli, tmp_p
         else [bundle, "--port", 8799]
     )
     done = cli(command, *args, check=False, timeout=60)
-    assert done.returncode == 2 and "tells healthy from sick" in done.stderr
+    assert done.returncode == 2 and "distinguishes healthy from sick" in done.stderr
     assert not (tmp_path / "out.csv").exists()

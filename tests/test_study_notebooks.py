@@ -1,4 +1,4 @@
-"""The functions of the notebooks in `nbs/results`: small cases whose answer is known, on simulated tables and drawn images."""
+"""The functions of the notebooks in `nbs/results`: small cases with a known answer, on simulated data."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ from compare_recipes import (
 from notebook_functions import functions_of
 from torch import nn
 
-from cxr_study.calibrate.thresholds import POINTS
-from cxr_study.calibrate.transfer import fit_calibration, promised_and_got
+from cxr_study.calibrate.transfer import validation_to_test
+from cxr_study.core.options import POINTS
 from cxr_study.core.run import StudyError
 from cxr_study.data.cache import decoded
 from cxr_study.data.images import Preprocess
@@ -65,41 +65,44 @@ def films():
 # --- 03 Stress and shape
 
 
-def test_knobs_of_the_acquisition(films):
+def test_changes_of_the_acquisition(films):
     shape = functions_of("results/03_shape")
     film = films[0]
     for same in (
-        shape.expose(film, 1),
-        shape.contrast_about(film, 1),
-        shape.resolve(film, 1),
-        shape.turn(film, 0),
-        shape.move(film, 0, 0),
+        shape.change_exposure(film, 1),
+        shape.change_contrast(film, 1),
+        shape.change_resolution(film, 1),
+        shape.rotate(film, 0),
+        shape.shift_by(film, 0, 0),
     ):
         assert (same == film).all()
-    assert (shape.move(film, 0.25, 0)[:, 16:] == film[:, :48]).all()
-    assert shape.expose(film, 2).mean() < film.mean() < shape.expose(film, 0.5).mean()
+    assert (shape.shift_by(film, 0.25, 0)[:, 16:] == film[:, :48]).all()
+    assert (
+        shape.change_exposure(film, 2).mean()
+        < film.mean()
+        < shape.change_exposure(film, 0.5).mean()
+    )
     assert shape.stress_settings()[:2] == ["clean", "exposure/0.4"]
     assert {shape.stressed(films, s).shape for s in shape.stress_settings()} == {films.shape}
-    assert (shape.shaped(films, 1.0) == films).all() and {
-        shape.shaped(films, f).shape for f in shape.SHAPES
+    assert (shape.with_width(films, 1.0) == films).all() and {
+        shape.with_width(films, f).shape for f in shape.SHAPES
     } == {films.shape}
     with pytest.raises(StudyError, match="exposure, contrast"):
         shape.stressed(films, "voltage/3")
 
 
 def test_stress_is_measured_against_the_film_as_it_is():
-    "A knob that changes nothing moves nothing; a planted loss is found by the range and by the sentence"
+    "A change by nothing changes nothing; a planted loss is found by the range and by the sentence"
     shape, table = functions_of("results/03_shape"), simulate(patients=100, images=1, seed=0)
     logit = table.logit.to_numpy()
     found = shape.stress_table(table, dict.fromkeys(shape.stress_settings(), logit))
-    assert len(found) == sum(len(s.amounts) for s in shape.SWEEPS.values())
+    assert len(found) == sum(len(s.amounts) for s in shape.CHANGES.values())
     assert (found.moved == 0).all() and (found.turned == 0).all() and found.auc.nunique() == 1
     lost = found.assign(sensitivity=np.where(found.amount == 20, 0.1, 0.9), specificity=0.9)
     assert shape.tolerance(lost)["rotation"] == (-30, 10)
     step = found.assign(sensitivity=np.where(found.amount == 10, 0.7, 0.9), specificity=0.9)
     assert (
-        shape.narrowest(step)
-        == "of the first steps of each knob, rotation 10 costs most (20 points)"
+        shape.costliest_step(step) == "among the smallest steps, rotation 10 costs most (20 points)"
     )
 
 
@@ -215,7 +218,7 @@ def test_a_test_with_higher_logits_breaks_what_was_said_of_the_healthy():
     assert (found["ece after"] < found["ece before"])[found.split == "val"].all()
     assert transfer.tried(tables, fits).chosen.sum() == 3
     rows = {
-        seed: promised_and_got(fits[seed], table, replicates=50) for seed, table in tables.items()
+        seed: validation_to_test(fits[seed], table, replicates=50) for seed, table in tables.items()
     }
     shown = transfer.promise_rows(rows)
     assert (
@@ -263,9 +266,9 @@ def test_local_cases_repair_a_shift_and_harm_little_without_one():
         for table in (site(0.3, shift=0.7), site(0.6))
     )
     loss = wrong.groupby(["way", "k"]).log_loss.mean()
-    assert loss["both", 50] < loss["none", 50] and recal.enough(wrong)[0] is not None
+    assert loss["both", 50] < loss["none", 50] and recal.cases_needed(wrong)[0] is not None
     loss = right.groupby(["way", "k"]).log_loss.mean()
-    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.enough(right)[0] is None
+    assert 0 < loss["both", 50] - loss["none", 50] < 0.05 and recal.cases_needed(right)[0] is None
 
 
 # --- 07 Heat maps
@@ -354,22 +357,22 @@ def test_all_tests_of_one_network(network, tmp_path):
         say=str,
         device=CPU,
     )
-    wrong, _ = maps.by_heart(
+    wrong, _ = maps.train_on_permuted_labels(
         training, images, table, model.spec, tmp_path / "c.pt", say=str, device=CPU
     )
     found = maps.cascade(inside, some, ["CAM", "EigenCAM"], draws=2)
     assert list(found["CAM"]) == list(maps.SHARES)
-    results = maps.belief(inside, some, ids, found, wrong, [model, other])
-    shown = maps.belief_table(results)
+    results = maps.sanity_checks(inside, some, ids, found, wrong, [model, other])
+    shown = maps.sanity_table(results)
     assert list(shown.index) == ["CAM", "EigenCAM"] and list(shown) == list(maps.TESTS)
     assert (
-        maps.belief_sentence(results).startswith("Recommended: ")
-        and len(maps.belief_details(results)) == 12
+        maps.sanity_sentence(results).startswith("Recommended: ")
+        and len(maps.sanity_details(results)) == 12
     )
     assert not results["EigenCAM"]["head"]["passed"]  # It never asks the head
     heat = explain(inside, some)
-    assert not maps.judged("weights", maps.above_floor(heat, heat), ids)["passed"]
-    assert maps.belief_figure(found, ids, results).axes
+    assert not maps.result_of("weights", maps.above_floor(heat, heat), ids)["passed"]
+    assert maps.sanity_figure(found, ids, results).axes
 
 
 def test_the_recommendation_needs_faithfulness():
@@ -389,7 +392,7 @@ def test_the_recommendation_needs_faithfulness():
         maps.recommended(r)
         for r in (dict(vain=vain, plain=plain), dict(plain=plain, better=better), dict(vain=vain))
     ] == ["plain", "better", None]
-    assert [*maps.apart([0.1, 0], 0.5), *maps.apart([2, 0], 0.5)] == pytest.approx(
+    assert [*maps.spread_out([0.1, 0], 0.5), *maps.spread_out([2, 0], 0.5)] == pytest.approx(
         [0.3, -0.2, 2, 0]
     )
 
@@ -404,7 +407,7 @@ def test_the_mask_itself_wins_every_game():
     perfect = masks.astype(np.float32)
     assert (
         lesions.pointing(perfect, masks).all()
-        and lesions.truth(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
+        and lesions.localisation(perfect, masks, sick.patient_id)["pointing"]["value"] == 1
     )
     assert share_in_region(perfect, masks) == pytest.approx(1) and lesions.auprc(
         perfect, masks
@@ -481,7 +484,7 @@ def test_sentences_are_derived_from_figures():
     )
     assert (
         other.promise_sentence(reports)
-        == "1 of 2 promises of all networks are kept, of these sensitivity."
+        == "1 of 2 validation values of all networks are reproduced (sensitivity)."
     )
     assert (
         "NOT met by all" in corrupted.verdict_sentence([0.9, 1.1], 1.0)
@@ -508,5 +511,5 @@ def test_a_network_does_not_differ_from_itself_under_corruptions():
 
 def test_the_truth_of_the_simulation_is_that_of_many_patients():
     many = scored(simulate(patients=20_000))
-    for name, true in functions_of("results/12_interval_coverage").truth().items():
+    for name, true in functions_of("results/12_interval_coverage").true_values().items():
         assert metrics(many, many.ones)[name][0] == pytest.approx(true, abs=0.01)

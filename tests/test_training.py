@@ -1,7 +1,6 @@
 "Training as a process: killed at any moment and resumed, in two processes, with an array larger than it should hold"
 
 import json
-import os
 import random
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The reporting checklists in `checklists/`: read, checked, their links followed, and written as Markdown."""
+"""The reporting checklists in `checklists/`: read them, check them and their links, and write them as Markdown."""
 
 import ast
 import json
@@ -15,34 +15,41 @@ NEEDED = ("number", "section", "topic", "status", "says")
 REPOSITORY = "https://github.com/cxr-study/cxr_study/blob/main/"
 
 
+# --- Reading
+
+
 def flaw(item: dict) -> str | None:
     "What is wrong with an item, or None"
     missing = [key for key in NEEDED if key not in item]
     if missing:
         return f"lacks {', '.join(missing)}"
-    if item["status"] not in STATUS:
-        return f"has the status {item['status']!r}, which is none of {', '.join(STATUS)}"
-    if item["status"] in ("present", "partly") and not item.get("links"):
-        return f"is {item['status']}, but links to nothing"
+    status = item["status"]
+    if status not in STATUS:
+        return f"has the status {status!r}, which is none of {', '.join(STATUS)}"
+    if status in ("present", "partly") and not item.get("links"):
+        return f"is {status}, but has no link"
     return None
 
 
-def read_checklist(path: str | Path) -> dict:
-    "A checklist with `name, title, cite, doi, checked, items`; `StudyError` names the item that is wrong"
-    found = yaml.safe_load(Path(path).read_text())
-    for item in found["items"]:
+def read_checklist(path: str | Path) -> dict:  # `name, title, cite, doi, checked, items`
+    "A checklist; raises `StudyError` with the number of an item that is wrong"
+    checklist = yaml.safe_load(Path(path).read_text())
+    numbers = []
+    for item in checklist["items"]:
         wrong = flaw(item)
         if wrong:
             raise StudyError(f"{path}: item {item.get('number')} {wrong}.")
-    numbers = [str(item["number"]) for item in found["items"]]
-    twice = sorted({n for n in numbers if numbers.count(n) > 1})
-    if twice:
-        raise StudyError(f"{path}: item {', '.join(twice)} stands there twice.")
-    return found
+        numbers.append(str(item["number"]))
+    repeated = sorted({n for n in numbers if numbers.count(n) > 1})
+    if repeated:
+        raise StudyError(f"{path}: item {', '.join(repeated)} occurs twice.")
+    return checklist
 
 
-def checklists(folder: Path | None = None) -> dict[str, dict]:
-    "All checklists of the project (None finds its folder): short name -> dictionary"
+def checklists(
+    folder: Path | None = None,  # None: the project's folder
+) -> dict[str, dict]:  # Short name -> checklist
+    "All checklists of the project"
     files = sorted((Path(folder or root()) / "checklists").glob("*.yml"))
     return {path.stem: read_checklist(path) for path in files}
 
@@ -61,21 +68,30 @@ def headings(path: str | Path) -> list[str]:
 
 
 def anchor(heading: str) -> str:
-    "The identifier that the site gives a heading, as Pandoc makes it"
-    kept = re.sub(r"[^\w\s.-]", "", heading.replace("`", "").lower())
-    return re.sub(r"^[^a-z]+", "", re.sub(r"\s", "-", kept.strip()))
+    "The identifier of a heading on the site, as Pandoc makes it"
+    text = heading.replace("`", "").lower()
+    letters = re.sub(r"[^\w\s.-]", "", text)
+    hyphenated = re.sub(r"\s", "-", letters.strip())
+    return re.sub(r"^[^a-z]+", "", hyphenated)
 
 
-def exported(module: str, folder: Path) -> tuple[list[str], str]:
-    "Exported names of a module such as `evaluate.metrics`, and its notebook below `nbs`; nothing is imported"
-    source = (Path(folder) / "cxr_study" / f"{module.replace('.', '/')}.py").read_text()
+def _module_path(module: str, folder: Path) -> Path:  # Such as 'evaluate.metrics'
+    return Path(folder) / "cxr_study" / f"{module.replace('.', '/')}.py"
+
+
+def exported(
+    module: str,  # Such as 'evaluate.metrics'
+    folder: Path,  # The project's folder
+) -> tuple[list[str], str]:
+    "Public names of a module, and its notebook below `nbs`; the module is not imported"
+    source = _module_path(module, folder).read_text()
     names = re.search(r"^__all__ = (\[.*?\])", source, re.M | re.S)
     notebook = re.search(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)", source)
     return ast.literal_eval(names[1]), notebook[1]
 
 
 def _follow_name(link: str, folder: Path) -> tuple[str, str]:
-    "(words, page and anchor) of an exported name; `StudyError` if the module does not export it"
+    "(text, page and anchor) of a public name; raises `StudyError` if the module does not export it"
     module, _, name = link.rpartition(".")
     names, notebook = exported(module, folder)
     if name not in names:
@@ -83,42 +99,50 @@ def _follow_name(link: str, folder: Path) -> tuple[str, str]:
     return f"`{link}`", f"{notebook}#{name.lower()}"
 
 
-def follow(link: str, folder: Path | None = None) -> tuple[str, str]:
-    """(words, address) of a link; `StudyError` if what it names is not there.
+def _is_public_name(link: str, folder: Path) -> bool:
+    "Whether a link has the form of a name in a module of the library"
+    if not re.fullmatch(r"[a-z_.]+\.\w+", link):
+        return False
+    module, _, _ = link.rpartition(".")
+    return _module_path(module, folder).exists()
 
-    A link is a file or folder of the project, with a heading after `#` if it is a notebook or Markdown, or an
-    exported name such as `evaluate.metrics.scored`. Addresses of notebooks are relative to `nbs`."""
+
+def follow(link: str, folder: Path | None = None) -> tuple[str, str]:
+    """(text, address) of a link; raises `StudyError` if its target does not exist.
+
+    A link is a file or folder of the project, with a heading after `#` if it is a notebook or Markdown, or a
+    public name such as `evaluate.metrics.scored`. Addresses of notebooks are relative to `nbs`."""
     folder = Path(folder or root())
     name, _, heading = link.partition("#")
-    if not (folder / name).exists():
-        module = folder / "cxr_study" / f"{name.rpartition('.')[0].replace('.', '/')}.py"
-        if re.fullmatch(r"[a-z_.]+\.\w+", name) and module.exists():
+    path = folder / name
+    if not path.exists():
+        if _is_public_name(name, folder):
             return _follow_name(name, folder)
-        raise StudyError(f"{name} is not there.")
-    if heading and heading not in headings(folder / name):
+        raise StudyError(f"{name} does not exist.")
+    if heading and heading not in headings(path):
         raise StudyError(f"{name} has no heading {heading!r}.")
-    words = f": {heading}" if heading else ""
+    text = f": {heading}" if heading else ""
     place = f"#{anchor(heading)}" if heading else ""
-    if name.startswith("nbs/") and name.endswith(".ipynb"):
-        return Path(name).stem + words, name.removeprefix("nbs/") + place
-    return name + words, REPOSITORY + name + place
+    if name.startswith("nbs/") and path.suffix == ".ipynb":
+        return path.stem + text, name.removeprefix("nbs/") + place
+    return name + text, REPOSITORY + name + place
 
 
 def broken(checklist: dict, folder: Path | None = None) -> list[tuple[str, str]]:
-    "Links that lead nowhere: (number of the item, what is wrong)"
-    found = []
+    "Links without a target: (number of the item, what is wrong)"
+    problems = []
     for item in checklist["items"]:
         for link in item.get("links", []):
             try:
                 follow(link, folder)
             except StudyError as error:
-                found.append((str(item["number"]), str(error)))
-    return found
+                problems.append((str(item["number"]), str(error)))
+    return problems
 
 
-# --- Pages
+# --- Markdown
 
-SHOWN = {
+SHOWN_STATUS = {
     "present": "present",
     "partly": "**partly**",
     "absent": "**absent**",
@@ -129,45 +153,51 @@ HEAD = "| | item | status | where, and what is there |\n|---|-----|---|---------
 
 def tally(checklist: dict) -> dict[str, int]:
     "Number of items of each status, and of those that apply"
-    status = [item["status"] for item in checklist["items"]]
-    counts = {s: status.count(s) for s in STATUS}
-    return counts | dict(applicable=len(status) - counts["not applicable"])
+    statuses = [item["status"] for item in checklist["items"]]
+    counts = {status: statuses.count(status) for status in STATUS}
+    counts["applicable"] = len(statuses) - counts["not applicable"]
+    return counts
 
 
 def _as_link(link: str, page: str, folder: Path | None) -> str:
-    words, address = follow(link, folder)
+    text, address = follow(link, folder)
     if not address.startswith("https:"):
         address = os.path.relpath(address, page)
-    return f"[{words}]({address})"
+    return f"[{text}]({address})"
 
 
 def _row(item: dict, page: str, folder: Path | None) -> str:
-    where = "; ".join(_as_link(link, page, folder) for link in item.get("links", []))
-    return (
-        f"| {item['number']} | {item['topic']} | {SHOWN[item['status']]} | {item['says']} {where} |"
-    )
+    links = [_as_link(link, page, folder) for link in item.get("links", [])]
+    evidence = f"{item['says']} {'; '.join(links)}"
+    return f"| {item['number']} | {item['topic']} | {SHOWN_STATUS[item['status']]} | {evidence} |"
 
 
-def _cited(checklist: dict) -> str:
-    c = checklist
-    return f"{c['title']}. {c['cite']}, [doi:{c['doi']}](https://doi.org/{c['doi']}). {c['checked'].strip()}"
+def _citation(checklist: dict) -> str:
+    doi = checklist["doi"]
+    reference = f"{checklist['title']}. {checklist['cite']}, [doi:{doi}](https://doi.org/{doi})."
+    return f"{reference} {checklist['checked'].strip()}"
 
 
 def _counts(checklist: dict) -> str:
-    found = tally(checklist)
+    counts = tally(checklist)
     return (
-        f"{found['present']} of {found['applicable']} applicable items are present, "
-        f"{found['partly']} partly, {found['absent']} absent."
+        f"{counts['present']} of {counts['applicable']} applicable items are present, "
+        f"{counts['partly']} partly, {counts['absent']} absent."
     )
 
 
 def _section_table(checklist: dict, section: str, page: str, folder: Path | None) -> str:
-    rows = [_row(item, page, folder) for item in checklist["items"] if item["section"] == section]
+    items = [item for item in checklist["items"] if item["section"] == section]
+    rows = [_row(item, page, folder) for item in items]
     return f"**{section}**\n\n" + "\n".join([HEAD, *rows])
 
 
-def rendered(checklist: dict, page: str = "howto", folder: Path | None = None) -> str:
-    "A checklist as Markdown for a notebook in the folder `page` below `nbs`: citation, counts, a table for each section"
+def rendered(
+    checklist: dict,
+    page: str = "howto",  # Folder of the notebook that shows it, below `nbs`
+    folder: Path | None = None,  # None: the project's folder
+) -> str:
+    "A checklist as Markdown: citation, counts, and one table per section"
     sections = dict.fromkeys(item["section"] for item in checklist["items"])
     tables = [_section_table(checklist, name, page, folder) for name in sections]
-    return "\n\n".join([_cited(checklist), f"**{_counts(checklist)}**", *tables])
+    return "\n\n".join([_citation(checklist), f"**{_counts(checklist)}**", *tables])

@@ -1,11 +1,12 @@
-"""The numbers that a text quotes: each carries a mark that names its file and figure.
+"""The numbers that a text quotes. Each has a mark that names its file and its entry there.
 
-    python tools/marks.py          writes the numbers of all texts anew from their files
+    python tools/marks.py          updates the numbers of all texts from their files
 
-A mark is `<!--q FILE FIGURE [DIGITS] [percent] [value]-->0.951 (0.930 to 0.970)<!--/q-->`."""
+A mark is `<!--q FILE ENTRY [DIGITS] [percent] [value]-->0.951 (0.930 to 0.970)<!--/q-->`."""
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from cxr_study.core.run import StudyError, atomic_write, root
@@ -15,57 +16,92 @@ MARK = re.compile(r"<!--q (?P<file>\S+) (?P<rest>[^>]+?)-->(?P<shown>.*?)<!--/q-
 OPTIONS = re.compile(r"( \d| percent| value)*$")
 
 
-def quoted(figure: dict, options: list[str]) -> str:
-    "An entry as a text quotes it; `options` are words such as '4', 'percent', 'value'"
-    digits = next((int(o) for o in options if o.isdigit()), 1 if "percent" in options else 3)
+# --- Writing a mark
+
+
+def _digits(options: list[str]) -> int:
+    "Digits to show: as the options say, otherwise 1 for percent and 3 for other numbers"
+    for option in options:
+        if option.isdigit():
+            return int(option)
+    return 1 if "percent" in options else 3
+
+
+def quoted(
+    entry: dict,  # Of a file such as `metrics.json`
+    options: list[str],  # Such as '4', 'percent', 'value'
+) -> str:
+    "An entry as a text quotes it"
+    digits = _digits(options)
     if "value" in options:
-        figure = dict(figure, lower=None, upper=None)
-    if "percent" not in options or figure["value"] is None:
-        return quote(figure, digits)
-    scaled = {
-        k: None if figure[k] is None else 100 * figure[k] for k in ("value", "lower", "upper")
-    }
+        entry = entry | dict(lower=None, upper=None)
+    if "percent" not in options or entry["value"] is None:
+        return quote(entry, digits)
+    values = {k: entry[k] for k in ("value", "lower", "upper")}
+    scaled = {k: None if v is None else 100 * v for k, v in values.items()}
     text = quote(scaled, digits)
-    return f"{text} %" if scaled["lower"] is None else text.replace(" (", " % (")
+    if scaled["lower"] is None:
+        return f"{text} %"
+    return text.replace(" (", " % (")
 
 
-def fill(text: str, folder: Path | None = None) -> str:
-    """The text with every marked number as its file, below `folder`, has it now (None finds the project's folder).
+def _renewed_mark(match: re.Match, folder: Path) -> str:
+    "A mark with the number that its file has now; raises `StudyError` if file or entry is missing"
+    name = OPTIONS.sub("", match["rest"]).strip()
+    file = folder / match["file"]
+    if not file.is_file():
+        raise StudyError(f"A text quotes {name} of {match['file']}, but there is no such file.")
+    entries = json.loads(file.read_text())["figures"]
+    if name not in entries:
+        raise StudyError(f"A text quotes {name}, which {match['file']} does not have.")
+    options = match["rest"].removeprefix(name).split()
+    return f"<!--q {match['file']} {match['rest']}-->{quoted(entries[name], options)}<!--/q-->"
 
-    `StudyError` names a mark whose file or figure is not there."""
+
+def fill(
+    text: str,
+    folder: Path | None = None,  # Where the files are; None: the project's folder
+) -> str:
+    "The text with every marked number as its file has it now; raises `StudyError` if file or entry is missing"
     folder = Path(folder or root())
+    return MARK.sub(lambda match: _renewed_mark(match, folder), text)
 
-    def one(match):
-        name = OPTIONS.sub("", match["rest"]).strip()
-        file = folder / match["file"]
-        if not file.is_file():
-            raise StudyError(f"A text quotes {name} of {match['file']}, which is not there.")
-        figures = json.loads(file.read_text())["figures"]
-        if name not in figures:
-            raise StudyError(f"A text quotes {name}, which {match['file']} does not have.")
-        shown = quoted(figures[name], match["rest"].removeprefix(name).split())
-        return f"<!--q {match['file']} {match['rest']}-->{shown}<!--/q-->"
 
-    return MARK.sub(one, text)
+# --- Reading texts
+
+
+def _markdown_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
 
 
 def prose(path: str | Path) -> str:
-    "The text that people read: a Markdown file, or a notebook's Markdown cells"
+    "The text of a Markdown file, or of a notebook's Markdown cells"
     text = Path(path).read_text()
     if Path(path).suffix != ".ipynb":
         return text
-    return "\n\n".join(
-        "".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"
-    )
+    cells = _markdown_cells(json.loads(text))
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
 
 
-def _without_indented(text):
-    "Without indented code, which shows the form of a mark"
+def _without_indented(text: str) -> str:
+    "The text without indented code, which may show the form of a mark"
     return re.sub(r"^(    |\t).*$", "", text, flags=re.M)
 
 
-def stale(paths, folder: Path | None = None) -> list[tuple[str, str, str]]:
-    "Quotes in these files that differ from the file they name: (path, as it stands, as it should be)"
+def texts(folder: Path | None = None) -> list[Path]:
+    "All texts of the project: the Markdown files at its top, and the notebooks"
+    folder = Path(folder or root())
+    return sorted([*folder.glob("*.md"), *(folder / "nbs").rglob("*.ipynb")])
+
+
+# --- Checking and updating
+
+
+def stale(
+    paths: Iterable[str | Path],
+    folder: Path | None = None,  # Where the files are; None: the project's folder
+) -> list[tuple[str, str, str]]:  # (path, mark in the text, mark as it should be)
+    "Marks that differ from the file that they name"
     found = []
     for path in paths:
         for match in MARK.finditer(_without_indented(prose(path))):
@@ -76,39 +112,42 @@ def stale(paths, folder: Path | None = None) -> list[tuple[str, str, str]]:
 
 
 def unmarked(text: str) -> list[str]:
-    "Numbers such as 0.951 that no mark vouches for"
-    text = re.sub(r"```.*?```|`[^`]*`", "", MARK.sub("", text), flags=re.S)
-    lines = [line for line in _without_indented(text).splitlines() if "](http" not in line]
-    return re.findall(r"(?<![\w.])\d?\.\d{3,}(?![\w.])", "\n".join(lines))
+    "Numbers such as 0.951 without a mark, outside code and links"
+    without_marks = MARK.sub("", text)
+    without_code = re.sub(r"```.*?```|`[^`]*`", "", without_marks, flags=re.S)
+    lines = _without_indented(without_code).splitlines()
+    without_links = [line for line in lines if "](http" not in line]
+    return re.findall(r"(?<![\w.])\d?\.\d{3,}(?![\w.])", "\n".join(without_links))
 
 
-def texts(folder: Path | None = None) -> list[Path]:
-    "All texts of the project: its Markdown files at the top, and its notebooks"
-    folder = Path(folder or root())
-    return sorted([*folder.glob("*.md"), *(folder / "nbs").rglob("*.ipynb")])
+def _renewed(text: str, folder: Path | None) -> str:
+    "A text with all marks updated, except in indented code"
+    for match in MARK.finditer(_without_indented(text)):
+        text = text.replace(match[0], fill(match[0], folder))
+    return text
 
 
 def refill(path: Path, folder: Path | None = None) -> None:
-    "Write the marks of a file anew; the mark's own form in indented code stays"
-
-    def renewed(text):
-        for match in MARK.finditer(_without_indented(text)):
-            text = text.replace(match[0], fill(match[0], folder))
-        return text
-
-    if path.suffix != ".ipynb":
-        text = renewed(path.read_text())
-    else:
-        notebook = json.loads(path.read_text())
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "markdown":
-                cell["source"] = renewed("".join(cell["source"])).splitlines(keepends=True)
+    "Update the marks of a file"
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        notebook = json.loads(text)
+        for cell in _markdown_cells(notebook):
+            source = _renewed("".join(cell["source"]), folder)
+            cell["source"] = source.splitlines(keepends=True)
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    else:
+        text = _renewed(text, folder)
     with atomic_write(path) as file:
         file.write_text(text)
 
 
+def main() -> None:
+    changed = {path for path, _, _ in stale(texts())}
+    for path in sorted(changed):
+        refill(Path(path))
+        print(f"updated: {path}")
+
+
 if __name__ == "__main__":
-    for changed in sorted({path for path, _, _ in stale(texts())}):
-        refill(Path(changed))
-        print(f"written anew: {changed}")
+    main()

@@ -1,4 +1,4 @@
-"""The functions that a study notebook defines, for tests and benchmarks: these notebooks export nothing."""
+"""The functions that a study notebook defines, for tests and benchmarks. Study notebooks export no module."""
 
 import ast
 import functools
@@ -11,25 +11,32 @@ from pathlib import Path
 NBS = Path(__file__).parent.parent / "nbs"
 
 
-def _is_definition(statement):
+def _is_definition(statement: ast.stmt) -> bool:
     "Whether a statement imports, defines a function or class, or sets a constant in capitals"
     if isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
         return True
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+    if not isinstance(statement, ast.Assign):
+        return False
+    nodes = [node for target in statement.targets for node in ast.walk(target)]
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
     return bool(names) and all(name.isupper() for name in names)
 
 
+def _definitions(source: str) -> ast.Module:
+    "Only the definitions of a cell; lines of IPython commands are removed"
+    python = re.sub(r"^\s*[%!].*$", "", source, flags=re.M)
+    statements = ast.parse(python).body
+    return ast.Module([s for s in statements if _is_definition(s)], [])
+
+
 @functools.cache
-def functions_of(name):
-    "Module with the imports, functions and constants of `nbs/<name>.ipynb`; no other cell is executed"
+def functions_of(name: str) -> types.ModuleType:  # Such as 'results/01_summary'
+    "Module with the imports, functions and constants of `nbs/<name>.ipynb`; nothing else is executed"
     module = types.ModuleType(name.replace("/", "."))
-    sys.modules[module.__name__] = module  # dataclasses and timm look there
-    cells = json.loads((NBS / f"{name}.ipynb").read_text())["cells"]
-    for cell in cells:
-        if cell["cell_type"] != "code":
-            continue
-        source = re.sub(r"^\s*[%!].*$", "", "".join(cell["source"]), flags=re.M)
-        statements = [s for s in ast.parse(source).body if _is_definition(s)]
-        exec(compile(ast.Module(statements, []), name, "exec"), module.__dict__)
+    sys.modules[module.__name__] = module  # dataclasses and timm need it there
+    notebook = json.loads((NBS / f"{name}.ipynb").read_text())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            code = compile(_definitions("".join(cell["source"])), name, "exec")
+            exec(code, module.__dict__)
     return module

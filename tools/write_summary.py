@@ -1,28 +1,31 @@
-"""Every figure of the published runs, from their predictions: writes results/summary.csv, summary.json and together.json.
+"""Compute every result of the published runs from their predictions.
 
-python tools/write_summary.py
+    python tools/write_summary.py
+
+Writes summary.csv, summary.json and together.json in results/.
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from cxr_study.calibrate.calibrators import choose
+from cxr_study.calibrate.calibrators import choose_calibrator
 from cxr_study.calibrate.measures import ece_debiased
 from cxr_study.calibrate.thresholds import rules
 from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
 from cxr_study.evaluate.comparison import ensemble
 from cxr_study.evaluate.evaluation import evaluate_at, key, second_opinions, title
 from cxr_study.evaluate.metrics import HALF, metrics, scored
-from cxr_study.pipeline.published import experiments, facts_of, is_variant
-from cxr_study.pipeline.summary import over_arm
-from cxr_study.predict.decision import Calibration, OperatingPoint
+from cxr_study.pipeline.published import is_variant, published_experiments, published_facts
+from cxr_study.pipeline.summary import mean_over_seeds
+from cxr_study.predict.decision import Calibration, Calibrator, OperatingPoint
 from cxr_study.predict.table import PredictionError, read_predictions
 
 GOAL_POINT = "sensitivity_0.95"
-# Measures of the network as it is, at a threshold of one half, which nobody chose
+# Metrics of the uncalibrated network at a threshold of 0.5, which was not chosen on any data
 AT_HALF = ("auc", "accuracy", "sensitivity", "specificity", "balanced_accuracy", "brier")
 MEASURES = {name: title(name) for name in AT_HALF} | dict(
     brier_calibrated="Brier score, calibrated",
@@ -31,169 +34,231 @@ MEASURES = {name: title(name) for name in AT_HALF} | dict(
     sensitivity_promised="Sensitivity, threshold for 0.95",
     specificity_promised="Specificity, threshold for 0.95",
 )
-BOUNDS = {
-    "": "value",
-    "_sd": "sd",
-    "_lower": "lower",
-    "_upper": "upper",
-}  # Suffix of a column -> field of an entry
+# Suffix of a column -> field of an entry
+BOUNDS = {"": "value", "_sd": "sd", "_lower": "lower", "_upper": "upper"}
 
 
-# --- One seed: its test rows before and after the calibrator that its own validation chose, and its threshold
+# --- The test of one seed, or of an ensemble
 
 
-def judged(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-    """(test rows, the same with calibrated logits, the threshold for `GOAL_POINT`), chosen on the run's validation patients.
+class CalibratedTest(NamedTuple):
+    "Test rows of a run or an ensemble; calibrator and threshold come from validation patients"
 
-    They are those of the run's `calibration.json`; for a run without one they are derived from its validation rows."""
-    table = read_predictions(run.path("predictions.csv"))
-    val, test = (table[table.split == split] for split in ("val", "test"))
+    raw: pd.DataFrame  # With the network's logits
+    calibrated: pd.DataFrame  # With calibrated logits
+    threshold: float  # For `GOAL_POINT`, on calibrated probabilities
+
+
+def _calibration_of(run: Run, val: pd.DataFrame) -> tuple[Calibrator, float]:
+    "Calibrator and threshold of a run's `calibration.json`; without one, those of its validation rows"
     try:
         calibration = Calibration.from_dict(run.read("calibration.json"))
-        calibrator, threshold = calibration.calibrator, calibration.point(GOAL_POINT).threshold
+        return calibration.calibrator, calibration.point(GOAL_POINT).threshold
     except (StudyError, PredictionError):
-        calibrator = choose(val, seed=run.manifest["parameters"].get("seed", 0))[0]
-        threshold = rules(val.assign(logit=calibrator(val.logit)))[GOAL_POINT][0]
-    return test, test.assign(logit=calibrator(test.logit)), threshold
+        seed = run.manifest["parameters"].get("seed", 0)
+        calibrator, _ = choose_calibrator(val, seed=seed)
+        calibrated_rules = rules(val.assign(logit=calibrator(val.logit)))
+        return calibrator, calibrated_rules[GOAL_POINT][0]
 
 
-def joined(parts: dict) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-    """The same three for the ensemble of several seeds (seed -> what `judged` gives).
-
-    Each member keeps the calibrator and the threshold of its own validation; the ensemble averages calibrated
-    probabilities and thresholds, because where each seed draws its own split it has no validation patients."""
-    raw, after, thresholds = zip(*parts.values())
-    return (
-        ensemble(dict(enumerate(raw))),
-        ensemble(dict(enumerate(after))),
-        float(np.mean(thresholds)),
-    )
+def calibrated_test(run: Run) -> CalibratedTest:
+    "Test rows of a run before and after calibration"
+    table = read_predictions(run.path("predictions.csv"))
+    calibrator, threshold = _calibration_of(run, table[table.split == "val"])
+    raw = table[table.split == "test"]
+    calibrated = raw.assign(logit=calibrator(raw.logit))
+    return CalibratedTest(raw, calibrated, threshold)
 
 
-def values_of(raw: pd.DataFrame, after: pd.DataFrame, threshold: float) -> dict[str, float]:
-    "Every measure of the test, from `judged`: name -> number"
-    before, calibrated = scored(raw, "test"), scored(after, "test")
-    called = OperatingPoint(GOAL_POINT, threshold, "").decide(calibrated.logit)
-    at_half = metrics(before, before.ones, HALF)
-    found = {name: at_half[name][0] for name in AT_HALF}
-    found["brier_calibrated"] = metrics(calibrated, calibrated.ones, HALF)["brier"][0]
-    found["ece"] = ece_debiased(before, before.ones)[0]
-    found["ece_calibrated"] = ece_debiased(calibrated, calibrated.ones)[0]
-    found["sensitivity_promised"] = called[calibrated.label].mean()
-    found["specificity_promised"] = (~called)[~calibrated.label].mean()
-    return {name: float(found[name]) for name in MEASURES}
+def ensemble_test(
+    members: dict[str, CalibratedTest],  # Such as seed -> its test rows
+) -> CalibratedTest:
+    """Test rows of an ensemble.
+
+    Each member keeps the calibrator and the threshold of its own validation. The ensemble averages calibrated
+    probabilities and thresholds, because where each seed has its own split it has no validation patients."""
+    raw = {name: member.raw for name, member in members.items()}
+    calibrated = {name: member.calibrated for name, member in members.items()}
+    threshold = np.mean([member.threshold for member in members.values()])
+    return CalibratedTest(ensemble(raw), ensemble(calibrated), float(threshold))
 
 
-def entries_of(part: tuple, known: dict) -> dict[str, dict]:
-    """Measure -> entry as in `metrics.json`, from `judged` and the entries at one half.
+# --- Its results
 
-    Sensitivity and specificity at the promised threshold have Wilson intervals over patients."""
-    raw, after, threshold = part
-    s = scored(after, "test")
-    wilson = second_opinions(s, OperatingPoint(GOAL_POINT, threshold, ""), 0.95)
-    bounds = {name: {k: known[name][k] for k in ("lower", "upper", "method")} for name in AT_HALF}
+
+def values_of(test: CalibratedTest) -> dict[str, float]:
+    "Every metric of `MEASURES`"
+    raw = scored(test.raw, "test")
+    calibrated = scored(test.calibrated, "test")
+    called = OperatingPoint(GOAL_POINT, test.threshold, "").decide(calibrated.logit)
+    at_half = metrics(raw, raw.ones, HALF)
+    values = {name: at_half[name][0] for name in AT_HALF}
+    values["brier_calibrated"] = metrics(calibrated, calibrated.ones, HALF)["brier"][0]
+    values["ece"] = ece_debiased(raw, raw.ones)[0]
+    values["ece_calibrated"] = ece_debiased(calibrated, calibrated.ones)[0]
+    values["sensitivity_promised"] = called[calibrated.label].mean()
+    values["specificity_promised"] = (~called)[~calibrated.label].mean()
+    return {name: float(values[name]) for name in MEASURES}
+
+
+def _bounds(
+    test: CalibratedTest,
+    at_half: dict[str, dict],  # Entries of the metrics in `AT_HALF`
+) -> dict[str, dict]:
+    "Intervals of the metrics that have one; at the threshold for 0.95 they are Wilson's, over patients"
+    bounds = {}
+    for name in AT_HALF:
+        bounds[name] = {k: at_half[name][k] for k in ("lower", "upper", "method")}
+    point = OperatingPoint(GOAL_POINT, test.threshold, "")
+    wilson = second_opinions(scored(test.calibrated, "test"), point, 0.95)
     for name in ("sensitivity", "specificity"):
-        bounds[f"{name}_promised"] = dict(zip(("method", "lower", "upper"), wilson[name]))
-    empty = dict(lower=None, upper=None, method=None)
-    size = dict(n=len(s.label), patients=int(s.patients) if s.clustered else None)
-    return {
-        name: dict(value=value) | empty | bounds.get(name, {}) | size
-        for name, value in values_of(*part).items()
-    }
+        method, lower, upper = wilson[name]
+        bounds[f"{name}_promised"] = dict(lower=lower, upper=upper, method=method)
+    return bounds
 
 
-# --- All of them
+def entries_of(
+    test: CalibratedTest,
+    at_half: dict[str, dict],  # Entries of the metrics in `AT_HALF`
+) -> dict[str, dict]:  # Metric -> entry as in `metrics.json`
+    "Every metric with its interval, if it has one"
+    bounds = _bounds(test, at_half)
+    calibrated = scored(test.calibrated, "test")
+    patients = int(calibrated.patients) if calibrated.clustered else None
+    size = dict(n=len(calibrated.label), patients=patients)
+    without_interval = dict(lower=None, upper=None, method=None)
+    entries = {}
+    for name, value in values_of(test).items():
+        interval = bounds.get(name, without_interval)
+        entries[name] = dict(value=value, **interval, **size)
+    return entries
 
 
-def experiment_figures(runs: dict[str, Run], replicates: int = 2000) -> dict[str, dict]:
-    """Who (each seed; from two on `mean` and `ensemble`) -> measure -> entry.
+def _run_entries(run: Run, test: CalibratedTest) -> dict[str, dict]:
+    "Entries of a run; the intervals at a threshold of 0.5 come from its `metrics.json`"
+    figures = run.read("metrics.json")["figures"]
+    at_half = {name: figures[key("test", name)] for name in AT_HALF}
+    return entries_of(test, at_half)
 
-    The mean is of the figures, its interval is Student's over seeds; the ensemble is of the probabilities, its
-    interval is over patients."""
-    parts = {seed: judged(run) for seed, run in runs.items()}
-    found = {}
-    for seed, run in runs.items():
-        figures = run.read("metrics.json")["figures"]
-        found[seed] = entries_of(
-            parts[seed], {name: figures[key("test", name)] for name in AT_HALF}
-        )
-    if len(runs) < 2:
-        return found
-    first = next(iter(found.values()))["auc"]
+
+def _ensemble_entries(members: dict[str, CalibratedTest], replicates: int) -> dict[str, dict]:
+    "Entries of an ensemble, with intervals over patients"
+    test = ensemble_test(members)
+    return entries_of(test, evaluate_at(test.raw, HALF, "test", replicates=replicates))
+
+
+def _mean_entries(seeds: dict[str, dict]) -> dict[str, dict]:
+    "Mean of each metric over seeds, with Student's interval"
+    first = next(iter(seeds.values()))["auc"]
     size = dict(n=first["n"], patients=first["patients"])
-    together = joined(parts)
-    mean = {name: over_arm([f[name]["value"] for f in found.values()]) | size for name in MEASURES}
-    return found | dict(
-        mean=mean, ensemble=entries_of(together, evaluate_at(together[0], HALF, "test", replicates))
-    )
+    entries = {}
+    for name in MEASURES:
+        values = [figures[name]["value"] for figures in seeds.values()]
+        entries[name] = mean_over_seeds(values) | size
+    return entries
+
+
+# --- All experiments
+
+
+def experiment_figures(
+    runs: dict[str, Run],  # Seed -> `Run`
+    replicates: int = 2000,
+) -> dict[str, dict]:  # Seed, 'mean' or 'ensemble' -> metric -> entry
+    "Results of every seed; with two seeds or more also their mean and their ensemble"
+    tests = {seed: calibrated_test(run) for seed, run in runs.items()}
+    seeds = {seed: _run_entries(run, tests[seed]) for seed, run in runs.items()}
+    if len(runs) < 2:
+        return seeds
+    return seeds | dict(mean=_mean_entries(seeds), ensemble=_ensemble_entries(tests, replicates))
+
+
+def _summary_row(entries: dict[str, dict]) -> dict:
+    "The columns of the results of one experiment: size, and every metric with its bounds"
+    row = dict(n=entries["auc"]["n"], patients=entries["auc"]["patients"])
+    for metric, entry in entries.items():
+        for suffix, field in BOUNDS.items():
+            row[f"{metric}{suffix}"] = entry.get(field)
+    return row
 
 
 def summary_table(folder: Path | None = None, replicates: int = 2000) -> pd.DataFrame:
-    "A row for each experiment and who: facts, and every measure with its standard deviation over seeds and its bounds"
+    "One row per experiment and seed, mean or ensemble (column `who`): facts and results"
     rows = []
-    for name, runs in experiments(folder).items():
-        facts = facts_of(next(iter(runs.values())))
+    for name, runs in published_experiments(folder).items():
+        facts = published_facts(next(iter(runs.values())))
         for who, entries in experiment_figures(runs, replicates).items():
             seeds = len(runs) if who in ("mean", "ensemble") else 1
-            size = dict(n=entries["auc"]["n"], patients=entries["auc"]["patients"])
-            figures = {
-                f"{m}{suffix}": e.get(field)
-                for m, e in entries.items()
-                for suffix, field in BOUNDS.items()
-            }
-            rows.append(dict(experiment=name, who=who, seeds=seeds) | facts | size | figures)
-    return pd.DataFrame(rows).convert_dtypes().dropna(axis="columns", how="all").round(6)
+            row = dict(experiment=name, who=who, seeds=seeds)
+            rows.append(row | facts | _summary_row(entries))
+    table = pd.DataFrame(rows).convert_dtypes()
+    return table.dropna(axis="columns", how="all").round(6)
 
 
-def quotable(table: pd.DataFrame) -> dict[str, dict]:
-    "The figures of `summary_table` by name, such as `pneumoniamnist-resnet18:mean.auc`, in the form of `metrics.json`"
+def _float_or_none(value) -> float | None:
+    return None if pd.isna(value) else float(value)
 
-    def number(row, name):
-        return None if pd.isna(row.get(name)) else float(row[name])
 
-    found = {}
+def quotable(
+    table: pd.DataFrame,  # From `summary_table`
+) -> dict[str, dict]:  # Such as `pneumoniamnist-resnet18:mean.auc` -> entry
+    "The results in the form of `metrics.json`"
+    figures = {}
     for row in table.to_dict("records"):
-        for m in MEASURES:
-            figure = {field: number(row, f"{m}{suffix}") for suffix, field in BOUNDS.items()}
-            order = {k: figure[k] for k in ("value", "lower", "upper", "sd")}
-            found[f"{row['experiment']}:{row['who']}.{m}"] = order | dict(
-                seeds=int(row["seeds"]), n=int(row["n"])
-            )
-    return found
+        size = dict(seeds=int(row["seeds"]), n=int(row["n"]))
+        for metric in MEASURES:
+            entry = {}
+            for suffix in ("", "_lower", "_upper", "_sd"):
+                entry[BOUNDS[suffix]] = _float_or_none(row.get(f"{metric}{suffix}"))
+            figures[f"{row['experiment']}:{row['who']}.{metric}"] = entry | size
+    return figures
 
 
-def together(folder: Path | None = None, replicates: int = 2000) -> dict[str, dict]:
-    "Figures of the ensemble of all networks in force of one data set by name, such as `chest_xray.auc`"
-    parts = {}
-    for name, runs in experiments(folder).items():
+def together(
+    folder: Path | None = None, replicates: int = 2000
+) -> dict[str, dict]:  # Such as `chest_xray.auc` -> entry
+    "Results of the ensemble of all current networks of each data set"
+    by_dataset = {}
+    for name, runs in published_experiments(folder).items():
         first = next(iter(runs.values()))
-        if not is_variant(first.folder):
-            members = {f"{name}/{seed}": judged(run) for seed, run in runs.items()}
-            parts.setdefault(facts_of(first)["dataset"], {}).update(members)
-    found = {}
-    for data, members in parts.items():
+        if is_variant(first.folder):
+            continue
+        members = by_dataset.setdefault(published_facts(first)["dataset"], {})
+        for seed, run in runs.items():
+            members[f"{name}/{seed}"] = calibrated_test(run)
+    figures = {}
+    for dataset, members in by_dataset.items():
         if len(members) > 1:
-            all_of_them = joined(members)
-            entries = entries_of(all_of_them, evaluate_at(all_of_them[0], HALF, "test", replicates))
-            found |= {f"{data}.{name}": entry for name, entry in entries.items()}
-    return found
+            for metric, entry in _ensemble_entries(members, replicates).items():
+                figures[f"{dataset}.{metric}"] = entry
+    return figures
 
 
-def write_summary(folder: Path | None = None, replicates: int = 2000) -> pd.DataFrame:
-    "Write `summary.csv`, `summary.json` and `together.json` beside the experiments; returns the table"
+def write_summary(
+    folder: Path | None = None,  # None: the project's `results`
+    replicates: int = 2000,  # Of the bootstrap of patients
+) -> pd.DataFrame:  # From `summary_table`
+    "Write `summary.csv`, `summary.json` and `together.json` beside the experiments"
     folder = Path(folder or root() / "results")
     table = summary_table(folder, replicates)
-    named = {"summary.json": quotable(table), "together.json": together(folder, replicates)}
+    files = {"summary.json": quotable(table), "together.json": together(folder, replicates)}
     with atomic_write(folder / "summary.csv") as file:
         table.to_csv(file, index=False)
-    for name, figures in named.items():
+    for name, figures in files.items():
+        content = dict(schema=1, figures=figures)
         with atomic_write(folder / name) as file:
-            file.write_text(to_json(dict(schema=1, figures=figures), indent=1) + "\n")
+            file.write_text(to_json(content, indent=1) + "\n")
     return table
 
 
-if __name__ == "__main__":
-    argparse.ArgumentParser(
+def main() -> None:
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    print(write_summary()[["experiment", "who", "seeds", "auc", "accuracy"]].to_string(index=False))
+    )
+    parser.parse_args()
+    table = write_summary()
+    print(table[["experiment", "who", "seeds", "auc", "accuracy"]].to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Sets that keep the truth with a stated probability for each class, and what is gained by leaving the hardest images to a person.
+"""Sets that contain the true class with a set probability, and what is gained by leaving uncertain images to a person.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/calibrate/conformal.html.md"""
 
@@ -8,49 +8,63 @@ Docs: https://cxr-study.github.io/cxr_study/lib/calibrate/conformal.html.md"""
 __all__ = ['conformal_quantile', 'fit_sets', 'coverage', 'risk_coverage', 'aurc', 'abstention_figure']
 
 # %% ../../nbs/lib/calibrate/04_conformal.ipynb #ea8b6458
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..core.classes import CLASSES
 from ..core.run import StudyError
 from ..core.style import CLASS_COLOURS, COLOURS, figure
-from ..evaluate.evaluation import FEW, entry, undefined
+from ..evaluate.evaluation import FEW, undefined
 from ..evaluate.intervals import bootstrap_weights, effective_size, wilson
-from ..evaluate.metrics import scored
+from ..evaluate.metrics import Scored, scored
 from ..predict.decision import ConformalSets
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/lib/calibrate/04_conformal.ipynb #902d2435
+_ROUNDING = 1e-9  # Keeps the rank where (n+1)(1-alpha) is a whole number
+
+
 def conformal_quantile(
-    scores, alpha
-):  # How strange each calibration image is for its class; share that may be missed
-    "The score that a new image of the class exceeds with probability `alpha` at most; None if there are fewer than 1/alpha - 1 images"
-    rank = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
-    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
+    scores: np.ndarray,  # How far each image is from its class; larger is further
+    alpha: float,  # Share of the class that may be missed
+) -> float | None:
+    "The score that a new image exceeds with probability `alpha` at most; None with too few images"
+    rank = int(np.ceil((len(scores) + 1) * (1 - alpha) - _ROUNDING))
+    if rank > len(scores):
+        return None
+    return float(np.sort(scores)[rank - 1])
 
 # %% ../../nbs/lib/calibrate/04_conformal.ipynb #7b97569d
 def fit_sets(
-    val,  # Table of predictions of the validation split, the network's logits
-    alpha=0.05,
-):  # Share of each class that may be missed
-    "The `ConformalSets` of validation patients"
+    val: 'pd.DataFrame',  # Table of predictions of the validation split, the network's logits
+    alpha: float = 0.05,  # Share of each class that may be missed
+) -> ConformalSets:
+    "Prediction sets fitted on validation; raises `StudyError` unless alpha lies between 0 and 1"
     if not 0 < alpha < 1:
         raise StudyError(
-            f"conformal_alpha is the share of each class that may be missed, between 0 and 1, not {alpha}."
+            "conformal_alpha is the share of each class that may be missed, "
+            f"between 0 and 1, not {alpha}."
         )
-    normal, sick = (val.logit[val.label == k].to_numpy(float) for k in (0, 1))
-    lowest = conformal_quantile(-sick, alpha)
-    return ConformalSets(
-        alpha,
-        conformal_quantile(normal, alpha),
-        lowest if lowest is None else -lowest,
-        dict(zip(CLASSES, (len(normal), len(sick)))),
-    )
+    negative, positive = (val.logit[val.label == label].to_numpy(float) for label in (0, 1))
+    highest_negative = conformal_quantile(negative, alpha)
+    limit = conformal_quantile(-positive, alpha)
+    lowest_positive = None if limit is None else -limit
+    images = dict(zip(CLASSES, (len(negative), len(positive))))
+    return ConformalSets(alpha, highest_negative, lowest_positive, images)
 
 # %% ../../nbs/lib/calibrate/04_conformal.ipynb #41cd5979
-def _proportion_entry(hit, patient, level=0.95):  # Bool [images]; patient of each image
-    "The entry of a proportion with Wilson's interval on its effective sample size"
-    patient = np.unique(patient, return_inverse=True)[1]
+def _proportion_entry(
+    hit: np.ndarray,  # Whether each image counts, bool [images]
+    patient: np.ndarray,  # Patient of each image [images]
+    level: float = 0.95,
+) -> dict:
+    "Entry of a proportion with Wilson's interval on its effective sample size"
     if not len(hit):
         return undefined("there is no such image", 0, 0)
+    _, patient = np.unique(patient, return_inverse=True)
     lower, upper = wilson(hit, patient, level)
     return dict(
         value=float(hit.mean()),
@@ -61,151 +75,129 @@ def _proportion_entry(hit, patient, level=0.95):  # Bool [images]; patient of ea
         method=f"Wilson, effective sample size {effective_size(hit, patient):.1f}",
     )
 
-
+# %% ../../nbs/lib/calibrate/04_conformal.ipynb #2a1fd862
 def coverage(
-    sets, table, split='test'
-):  # `ConformalSets`; table of predictions, the network's logits
-    "Coverage of each class, how often the set is a single class, both or none, and accuracy of the single answers: name -> entry"
+    sets: ConformalSets,
+    table: 'pd.DataFrame',  # Table of predictions, the network's logits
+    split: str = 'test',
+) -> dict[str, dict]:
+    "Coverage of each class and of all, size of the sets, accuracy of single answers: name -> entry"
     table = table[table.split == split]
-    kept, truth, patient = sets(table.logit), table.label.to_numpy(), table.patient_id.to_numpy(str)
-    size, covered = kept.sum(1), kept[np.arange(len(truth)), truth]
-    found = {
-        f'coverage_{name}': _proportion_entry(covered[truth == k], patient[truth == k])
-        for k, name in enumerate(CLASSES)
-    }
-    found |= dict(
-        coverage=_proportion_entry(covered, patient),
-        single=_proportion_entry(size == 1, patient),
-        both=_proportion_entry(size == 2, patient),
-        neither=_proportion_entry(size == 0, patient),
-    )
-    return found | {
-        f'accuracy_when_single_{n}': _proportion_entry(covered[at], patient[at])
-        for n, at in zip(CLASSES, ((truth == k) & (size == 1) for k in (0, 1)))
+    truth = table.label.to_numpy()
+    patient = table.patient_id.to_numpy(str)
+    in_set = sets(table.logit)
+    size = in_set.sum(1)
+    covered = in_set[np.arange(len(truth)), truth]
+    everywhere = np.ones(len(truth), bool)
+    of_class = {name: truth == k for k, name in enumerate(CLASSES)}
+
+    proportions = {f'coverage_{name}': (covered, where) for name, where in of_class.items()}
+    proportions['coverage'] = (covered, everywhere)
+    proportions['single'] = (size == 1, everywhere)
+    proportions['both'] = (size == 2, everywhere)
+    proportions['neither'] = (size == 0, everywhere)
+    for name, where in of_class.items():
+        proportions[f'accuracy_when_single_{name}'] = (covered, where & (size == 1))
+    return {
+        name: _proportion_entry(hit[where], patient[where])
+        for name, (hit, where) in proportions.items()
     }
 
 # %% ../../nbs/lib/calibrate/04_conformal.ipynb #4523e018
-def risk_coverage(s, weights):  # `Scored`, logits calibrated; float [replicates, images]
-    "Share answered and error rate among them as the surest images come first, [replicates, images] each"
+def risk_coverage(
+    s: Scored,  # Logits calibrated
+    weights: np.ndarray,  # [replicates, images]
+) -> tuple[np.ndarray, np.ndarray]:
+    "Share answered and error rate among the answered, most certain first, [replicates, images]"
     order = np.argsort(-np.abs(s.logit), kind='stable')
-    wrong, w = ((s.logit >= 0) != s.label)[order], weights[:, order]
-    answered = np.cumsum(w, 1)
-    return answered / answered[:, -1:], np.divide(
-        np.cumsum(w * wrong, 1), answered, out=np.zeros_like(answered), where=answered > 0
-    )
+    wrong = (s.logit >= 0) != s.label
+    weights = weights[:, order]
+    answered = np.cumsum(weights, 1)
+    errors = np.cumsum(weights * wrong[order], 1)
+    risk = np.divide(errors, answered, out=np.zeros_like(answered), where=answered > 0)
+    return answered / answered[:, -1:], risk
 
 
-def aurc(s, weights):
-    "Area under the risk-coverage curve and what remains of it above the best order of the same errors, [replicates] each"
-    covered, risk = risk_coverage(s, weights)
-    area = (np.diff(covered, axis=1, prepend=0) * risk).sum(1)
+def aurc(s: Scored, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Area under the risk-coverage curve, and its excess over the best possible order, [replicates]"
+    answered, risk = risk_coverage(s, weights)
+    area = (np.diff(answered, axis=1, prepend=0) * risk).sum(1)
     rate = risk[:, -1]
-    best = rate + (1 - rate) * np.log1p(-np.minimum(rate, 1 - 1e-12))
+    log_right = np.log1p(-np.minimum(rate, 1 - 1e-12))  # Finite if every answer is wrong
+    best = rate + (1 - rate) * log_right
     return area, area - best
-
-# %% ../../nbs/lib/calibrate/04_conformal.ipynb #957c85c4
-def _selective(table, split='test', replicates=500, seed=0, answered=(0.8, 0.9, 1.0)):
-    "AURC, and the error rate when the surest 80 %, 90 % and all images are answered: name -> entry"
-    s = scored(table, split)
-
-    def read(w):
-        covered, risk = risk_coverage(s, w)
-        at = {
-            f'risk_at_{a:g}': np.array(
-                [r[min(np.searchsorted(c, a - 1e-9), len(r) - 1)] for c, r in zip(covered, risk)]
-            )
-            for a in answered
-        }
-        return dict(zip(('aurc', 'excess_aurc'), aurc(s, w))) | at
-
-    value, blocks = read(s.ones), [read(w) for w in bootstrap_weights(s, replicates, seed)]
-    return {
-        k: entry(
-            v[0],
-            np.concatenate([b[k] for b in blocks]),
-            None,
-            len(s.label),
-            s.patients,
-            'percentile',
-            f"percentile bootstrap of patients, {replicates} replicates",
-            0.95,
-        )
-        for k, v in value.items()
-    }
 
 # %% ../../nbs/lib/calibrate/04_conformal.ipynb #d867542b
 def _coverage_title(
-    entries, promised
-):  # (class, split) -> entry of the coverage; the promised share
-    "What the coverage of each class shows"
+    entries: dict,  # (class, split) -> entry of the coverage
+    target: float,  # Coverage that the sets are made for
+) -> str:
+    "Whether each class reaches the target"
     known = {where: e for where, e in entries.items() if e['upper'] is not None}
-    broken = [f"{name} ({split})" for (name, split), e in known.items() if e['upper'] < promised]
-    if broken:
-        return f"Coverage falls short of its promise for {', '.join(broken)}"
     if not known:
         return "Coverage was not tested"
+    below = [f"{name} ({split})" for (name, split), e in known.items() if e['upper'] < target]
+    if below:
+        return f"Coverage is below {target:.0%} for {', '.join(below)}"
     if any(e['n'] < FEW for e in known.values()):
-        return "Too few images to test the promise of coverage"
-    return "Coverage keeps its promise for each class"
+        return f"Too few images to test a coverage of {target:.0%}"
+    return f"Coverage reaches {target:.0%} for each class"
 
-
-def abstention_figure(
-    sets,
-    tables,  # `ConformalSets`; split -> table of predictions with column `calibrated`
-    classes=CLASSES,
-):  # Names of the classes
-    "Coverage of each class beside what was promised, and risk-coverage curves with bands"
-    fig, (left, right) = figure(2, width='wide', height=2.8)
-    entries = {}
-    for split, table in tables.items():
-        found = coverage(sets, table, split)
-        entries |= {(name, split): found[f'coverage_{key}'] for key, name in zip(CLASSES, classes)}
-    for y, ((name, split), e) in enumerate(entries.items()):
+# %% ../../nbs/lib/calibrate/04_conformal.ipynb #5588b8f3
+def _draw_coverage(ax, entries: dict, target: float, classes: tuple) -> None:
+    "Draw the coverage of each class and split, entries as for `_coverage_title`"
+    for y, ((name, _), e) in enumerate(entries.items()):
         if e['value'] is None:
             continue
         colour = CLASS_COLOURS[classes.index(name)]
-        left.plot([e['lower'], e['upper']], [y, y], color=colour, lw=2)
-        left.plot(e['value'], y, 'o', color=colour)
-    left.axvline(1 - sets.alpha, color='black', lw=1, ls='--')
-    left.set_yticks(
-        range(len(entries)),
-        [f"{name}, {split}" + " (fitted)" * (split == 'val') for name, split in entries],
-    )
-    left.set(
-        xlabel=f"Share whose set holds the truth (promised {1 - sets.alpha:.0%})",
-        ylim=(len(entries) - 0.5, -0.5),
-    )
-    for (split, table), colour in zip(tables.items(), (COLOURS['val'], COLOURS['test'])):
-        _draw_risk(right, scored(table.assign(logit=table.calibrated), split), colour, split)
+        ax.plot([e['lower'], e['upper']], [y, y], color=colour, lw=2)
+        ax.plot(e['value'], y, 'o', color=colour)
+    ax.axvline(target, color='black', lw=1, ls='--')
+    names = [f"{name}, {split}" + " (fitted)" * (split == 'val') for name, split in entries]
+    ax.set_yticks(range(len(entries)), names)
+    ax.set_ylim(len(entries) - 0.5, -0.5)
+    ax.set_xlabel(f"Share whose set holds the true class (target {target:.0%})")
+
+
+def _draw_risk(ax, s: Scored, colour: str, name: str) -> None:
+    "Draw one risk-coverage curve with its band, and its name above the panel"
+    grid = np.linspace(0.02, 1, 99)
+    draws = []
+    for weights in bootstrap_weights(s, 200, 0):
+        for answered, risk in zip(*risk_coverage(s, weights)):
+            draws.append(np.interp(grid, answered, risk))
+    lower, upper = np.quantile(draws, [0.025, 0.975], axis=0)
+    ax.fill_between(grid, lower, upper, color=colour, alpha=0.18, lw=0)
+    answered, risk = risk_coverage(s, s.ones)
+    ax.plot(answered[0], risk[0], color=colour)
+    y = 1.02 + 0.08 * len(ax.texts)
+    text = f"{name}: {risk[0, -1]:.3f} if all are answered"
+    ax.text(0, y, text, color=colour, transform=ax.transAxes)
+
+# %% ../../nbs/lib/calibrate/04_conformal.ipynb #2ffe1cf8
+def abstention_figure(
+    sets: ConformalSets,
+    tables: dict[str, 'pd.DataFrame'],  # Split -> table of predictions with column `calibrated`
+    classes: tuple = CLASSES,
+):  # matplotlib figure
+    "Coverage of each class beside its target, and risk-coverage curves with bands"
+    fig, (left, right) = figure(2, width='wide', height=2.8)
+    target = 1 - sets.alpha
+    colours = (COLOURS['val'], COLOURS['test'])
+    entries = {}
+    for (split, table), colour in zip(tables.items(), colours):
+        of_split = coverage(sets, table, split)
+        for key, name in zip(CLASSES, classes):
+            entries[name, split] = of_split[f'coverage_{key}']
+        calibrated = table.assign(logit=table.calibrated)
+        _draw_risk(right, scored(calibrated, split), colour, split)
+    _draw_coverage(left, entries, target, classes)
     right.set(
-        xlabel="Share of images answered, surest first",
-        ylabel="Error rate among them",
+        xlabel="Share of images answered, most certain first",
+        ylabel="Error rate among the answered",
         xlim=(0, 1),
         ylim=(0, None),
     )
-    fig.suptitle(
-        _coverage_title(entries, 1 - sets.alpha), x=0.01, ha='left', weight='bold', size=10
-    )
+    title = _coverage_title(entries, target)
+    fig.suptitle(title, x=0.01, ha='left', weight='bold', size=10)
     return fig
-
-# %% ../../nbs/lib/calibrate/04_conformal.ipynb #5588b8f3
-def _draw_risk(ax, s, colour, name):
-    "One risk-coverage curve with its band"
-    grid = np.linspace(0.02, 1, 99)
-    covered, risk = risk_coverage(s, s.ones)
-    draws = [
-        np.interp(grid, c, r)
-        for w in bootstrap_weights(s, 200, 0)
-        for c, r in zip(*risk_coverage(s, w))
-    ]
-    ax.fill_between(
-        grid, *np.quantile(draws, [0.025, 0.975], axis=0), color=colour, alpha=0.18, lw=0
-    )
-    ax.plot(covered[0], risk[0], color=colour)
-    ax.text(
-        0,
-        1.02 + 0.08 * len(ax.texts),
-        f"{name}: {risk[0, -1]:.3f} if all are answered",
-        color=colour,
-        transform=ax.transAxes,
-    )

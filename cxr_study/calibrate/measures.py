@@ -1,4 +1,4 @@
-"""How far probabilities are from shares, with intervals over patients, and a band that tells chance from fault.
+"""How far predicted probabilities are from observed shares, with intervals over patients and a band for chance.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/calibrate/measures.html.md"""
 
@@ -6,193 +6,260 @@ Docs: https://cxr-study.github.io/cxr_study/lib/calibrate/measures.html.md"""
 
 # %% auto #0
 __all__ = ['BINS', 'SLOW', 'recalibration', 'equal_mass', 'in_bins', 'ece', 'ece_debiased', 'ece_sweep', 'top_label_ece', 'mce',
-           'ici', 'observed_expected', 'spiegelhalter', 'calibration_measures', 'calibration_table', 'corp',
-           'reliability_figure']
+           'ici', 'observed_expected', 'spiegelhalter', 'Estimate', 'estimate_entry', 'bootstrap_estimates',
+           'calibration_measures', 'calibration_table', 'corp', 'reliability_figure']
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #ae3ac662
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..core.classes import CLASSES, in_prose
 from ..core.style import CLASS_COLOURS, COLOURS, figure
-from ..evaluate.evaluation import BOOTSTRAPS, entry, quote, undefined
-from ..evaluate.intervals import bootstrap_weights, jackknife
-from ..evaluate.metrics import brier_parts, curve, losses, scored
+from ..evaluate.evaluation import ClosedForm, Resampling, entry, quote, undefined
+from ..evaluate.intervals import bootstrap_weights, interval, jackknife
+from ..evaluate.metrics import Scored, brier_parts, curve, losses, scored
 from ..predict.decision import sigmoid
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #948a5f26
+_NEWTON_STEPS = 30
+_LONGEST_STEP = 3.0  # A longer Newton step is cut
+_CONVERGED = 1e-8  # Largest step at which the fit stops
+_NOT_CONVERGED = 1e-4  # A last step above this means that there is no finite solution
+_LARGEST_COEFFICIENT = 50.0  # So does a coefficient above this
+
+
 def recalibration(
-    s,
-    weights,  # `Scored`; float [replicates, images]
-    slope=True,
-    intercept=True,  # Which of the two are fitted; the other stays at 1 or 0
-    pull=(0.0, 0.0),
-):  # How strongly intercept and slope are drawn to 0 and 1: one over a prior variance
-    "Intercept and slope of the label on the logit, each [replicates], by Newton's method; NaN where they have no finite value"
-    free, x = np.array([intercept, slope]), np.stack([np.ones(len(s.logit)), s.logit])
-    found = np.tile([0.0, 0.0 if slope else 1.0], (len(weights), 1))
-    for _ in range(30):
-        p = sigmoid(found @ x)
-        gradient = (weights * (s.label - p)) @ x.T - pull * (found - [0, 1])
-        hessian = np.einsum('ri,ai,bi->rab', weights * p * (1 - p), x, x, optimize=True) + np.diag(
-            pull
-        )
-        hessian[:, ~free] = hessian[:, :, ~free] = 0
-        step = np.linalg.pinv(hessian) @ (gradient * free)[..., None]
-        found += step[..., 0].clip(-3, 3)
-        if np.abs(step).max() < 1e-8:
+    s: Scored,
+    weights: np.ndarray,  # [replicates, images]
+    slope: bool = True,  # Fit the slope; otherwise it is 1
+    intercept: bool = True,  # Fit the intercept; otherwise it is 0
+    pull: tuple = (0.0, 0.0),  # Inverse prior variances that draw intercept and slope to 0 and 1
+) -> np.ndarray:  # [2, replicates]
+    "Intercept and slope of the label on the logit, by Newton's method; NaN where not finite"
+    fitted = np.array([intercept, slope])
+    x = np.stack([np.ones(len(s.logit)), s.logit])
+    start = [0.0, 0.0 if slope else 1.0]
+    coefficients = np.tile(start, (len(weights), 1))
+    for _ in range(_NEWTON_STEPS):
+        p = sigmoid(coefficients @ x)
+        gradient = (weights * (s.label - p)) @ x.T - pull * (coefficients - [0, 1])
+        variance = weights * p * (1 - p)
+        hessian = np.einsum('ri,ai,bi->rab', variance, x, x, optimize=True) + np.diag(pull)
+        hessian[:, ~fitted] = 0
+        hessian[:, :, ~fitted] = 0
+        step = np.linalg.pinv(hessian) @ (gradient * fitted)[..., None]
+        step = step[..., 0]
+        coefficients += step.clip(-_LONGEST_STEP, _LONGEST_STEP)
+        if np.abs(step).max() < _CONVERGED:
             break
-    lost = (np.abs(step[..., 0]) > 1e-4).any(1) | (np.abs(found) > 50).any(1)
-    found[lost] = np.nan
-    return found.T
+    still_moving = (np.abs(step) > _NOT_CONVERGED).any(1)
+    too_large = (np.abs(coefficients) > _LARGEST_COEFFICIENT).any(1)
+    coefficients[still_moving | too_large] = np.nan
+    return coefficients.T
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #1b9e6c1c
 BINS = 15
+_FEWEST_IN_A_BIN = 10
 
 
-def equal_mass(s, bins=BINS):
-    "Number of the bin of each image, as equally filled as ties allow; fewer bins where there are fewer than ten images a bin"
-    bins = max(1, min(bins, len(s.logit) // 10))
+def _number_of_bins(images: int, most: int) -> int:
+    "At most `most` bins, fewer where there would be fewer than ten images in a bin"
+    return max(1, min(most, images // _FEWEST_IN_A_BIN))
+
+
+def equal_mass(s: Scored, bins: int = BINS) -> np.ndarray:
+    "Bin of each image, int [images]; bins are as equally filled as ties allow"
+    images = len(s.logit)
+    bins = _number_of_bins(images, bins)
     starts = np.flatnonzero(np.append(True, s.last[:-1]))  # First image of each run of equal logits
-    first = np.repeat(starts, np.diff(np.append(starts, len(s.logit))))
-    return first * bins // len(s.logit)
+    lengths = np.diff(np.append(starts, images))
+    first = np.repeat(starts, lengths)
+    return first * bins // images
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #aa7a1cb4
 def in_bins(
-    weights, bins, values
-):  # Float [replicates, images]; bin of each image; values of each image [images] or [replicates, images]
-    "Weighted sums of values in each bin [replicates, bins]"
-    return (weights * values) @ np.eye(bins.max() + 1)[bins]
+    weights: np.ndarray,  # [replicates, images]
+    bins: np.ndarray,  # Bin of each image [images]
+    values: np.ndarray | float,  # Of each image, [images] or [replicates, images]
+) -> np.ndarray:
+    "Weighted sums of values in each bin, [replicates, bins]"
+    membership = np.eye(bins.max() + 1)[bins]
+    return (weights * values) @ membership
 
 
-def _gaps(s, weights, bins):
-    "Share of the images and gap between pneumonia and probability in each bin, [replicates, bins] each"
+def _gaps(s: Scored, weights: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Share of the images, and observed share less mean probability, in each bin [replicates, bins]"
     n = in_bins(weights, bins, 1.0)
     gap = in_bins(weights, bins, s.label - sigmoid(s.logit))
-    return n / n.sum(1, keepdims=True), np.divide(gap, n, out=np.zeros_like(n), where=n > 0)
+    mean_gap = np.divide(gap, n, out=np.zeros_like(n), where=n > 0)
+    share = n / n.sum(1, keepdims=True)
+    return share, mean_gap
 
 
-def ece(s, weights, bins=None):
-    "Expected calibration error: mean absolute gap over bins of equal mass, [replicates]"
-    share, gap = _gaps(s, weights, equal_mass(s) if bins is None else bins)
+def ece(
+    s: Scored,
+    weights: np.ndarray,  # [replicates, images]
+    bins: np.ndarray | None = None,  # Bin of each image; None: `equal_mass`
+) -> np.ndarray:
+    "Expected calibration error: mean absolute gap over bins of equal size, [replicates]"
+    if bins is None:
+        bins = equal_mass(s)
+    share, gap = _gaps(s, weights, bins)
     return (share * np.abs(gap)).sum(1)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #b7797f3d
-def _folded(mean, sd):
+_SMALLEST_SD = 1e-12
+
+
+def _folded_mean(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     "Mean absolute value of a normal variable"
     from scipy.special import ndtr
 
-    sd = np.maximum(sd, 1e-12)
-    return sd * np.sqrt(2 / np.pi) * np.exp(-((mean / sd) ** 2) / 2) + mean * (
-        1 - 2 * ndtr(-mean / sd)
-    )
+    sd = np.maximum(sd, _SMALLEST_SD)
+    ratio = mean / sd
+    from_spread = sd * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2)
+    from_mean = mean * (1 - 2 * ndtr(-ratio))
+    return from_spread + from_mean
 
 
-def ece_debiased(s, weights, bins=None, line=None):  # `recalibration`, if it is at hand
-    "`ece` less what chance adds to it if the true log odds are linear in the logit; at least 0, [replicates]"
-    bins, line = (
-        equal_mass(s) if bins is None else bins,
-        recalibration(s, weights) if line is None else line,
-    )
-    truth = sigmoid(
-        np.where(np.isnan(line[1:]).T, s.logit, line[0][:, None] + line[1][:, None] * s.logit)
-    )
-    n, total = np.maximum(in_bins(weights, bins, 1.0), 1), weights.sum(1, keepdims=True)
-    mean, sd = (
-        np.abs(in_bins(weights, bins, truth - sigmoid(s.logit))) / n,
-        np.sqrt(in_bins(weights, bins, truth * (1 - truth))) / n,
-    )
-    return np.maximum(ece(s, weights, bins) - (n / total * (_folded(mean, sd) - mean)).sum(1), 0)
+def _recalibrated(s: Scored, line: np.ndarray) -> np.ndarray:
+    "Probabilities of the logistic recalibration [replicates, images]; as they are where it is NaN"
+    intercept, slope = line[:, :, None]
+    logit = intercept + slope * s.logit
+    return sigmoid(np.where(np.isnan(slope), s.logit, logit))
+
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #f6a7836f
+def ece_debiased(
+    s: Scored,
+    weights: np.ndarray,  # [replicates, images]
+    bins: np.ndarray | None = None,  # Bin of each image; None: `equal_mass`
+    line: np.ndarray | None = None,  # From `recalibration`; None: computed here
+) -> np.ndarray:
+    "`ece` less its bias if true log odds are linear in the logit; at least 0, [replicates]"
+    if bins is None:
+        bins = equal_mass(s)
+    if line is None:
+        line = recalibration(s, weights)
+    truth = _recalibrated(s, line)
+    n = np.maximum(in_bins(weights, bins, 1.0), 1)
+    mean = np.abs(in_bins(weights, bins, truth - sigmoid(s.logit))) / n
+    sd = np.sqrt(in_bins(weights, bins, truth * (1 - truth))) / n
+    share = n / weights.sum(1, keepdims=True)
+    bias = (share * (_folded_mean(mean, sd) - mean)).sum(1)
+    return np.maximum(ece(s, weights, bins) - bias, 0)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #3fc378fa
-def ece_sweep(s, weights, most=100):
-    "ECE with the largest number of bins for which the shares rise from bin to bin, [replicates]"
-    p = sigmoid(s.logit)
+_ROUNDING = 1e-12  # A fall of the share by less than this is rounding
 
-    def one(w):
-        n, gap, sick = (np.append(0, np.cumsum(w * v)[s.last]) for v in (1.0, s.label - p, s.label))
-        best = abs(gap[-1]) / n[-1]
-        for bins in range(2, most + 1):
-            edges = np.unique(np.searchsorted(n, np.linspace(0, n[-1], bins + 1)))
-            if (np.diff(np.diff(sick[edges]) / np.maximum(np.diff(n[edges]), 1e-9)) > 1e-12).any():
-                break
-            best = np.abs(np.diff(gap[edges])).sum() / n[-1]
-        return best
 
-    return np.array([one(w) for w in weights])
+def _sums_up_to(last: np.ndarray, values: np.ndarray) -> np.ndarray:
+    "Sum of the values up to each distinct logit, starting with 0"
+    return np.append(0, np.cumsum(values)[last])
+
+
+def _sweep(s: Scored, weights: np.ndarray, most: int) -> float:
+    "`ece_sweep` for the weights of one replicate [images]"
+    n = _sums_up_to(s.last, weights)
+    gap = _sums_up_to(s.last, weights * (s.label - sigmoid(s.logit)))
+    positive = _sums_up_to(s.last, weights * s.label)
+    total = n[-1]
+    error = abs(gap[-1]) / total
+    for bins in range(2, most + 1):
+        edges = np.unique(np.searchsorted(n, np.linspace(0, total, bins + 1)))
+        share = np.diff(positive[edges]) / np.maximum(np.diff(n[edges]), 1e-9)
+        # Images are sorted by falling logit, so the shares must not rise
+        if (np.diff(share) > _ROUNDING).any():
+            break
+        error = np.abs(np.diff(gap[edges])).sum() / total
+    return error
+
+
+def ece_sweep(
+    s: Scored,
+    weights: np.ndarray,  # [replicates, images]
+    most: int = 100,  # Bins
+) -> np.ndarray:
+    "ECE with the largest number of bins for which the shares are monotonic, [replicates]"
+    return np.array([_sweep(s, one_replicate, most) for one_replicate in weights])
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #41706b2a
-def _mirrored(s):
-    "The same images with the classes changed: `Scored` of NORMAL"
-    import dataclasses
-
-    return dataclasses.replace(
-        s,
-        label=~s.label[::-1],
-        logit=-s.logit[::-1],
-        patient=s.patient[::-1],
-        last=np.append(s.last[:-1][::-1], True),
-    )
-
-
-def _classwise_ece(s, weights):
-    return (ece(s, weights) + ece(_mirrored(s), weights[:, ::-1])) / 2
-
-
-def top_label_ece(s, weights, bins=BINS):
-    "ECE of the confidence in the called class, bins of equal mass, [replicates]"
-    confidence, right = np.abs(s.logit), s.label == (s.logit >= 0)
-    bins = (
-        np.argsort(np.argsort(confidence, kind='stable'))
-        * max(1, min(bins, len(confidence) // 10))
-        // len(confidence)
-    )
-    return np.abs(in_bins(weights, bins, right - sigmoid(confidence))).sum(1) / weights.sum(1)
+def top_label_ece(
+    s: Scored,
+    weights: np.ndarray,  # [replicates, images]
+    bins: int = BINS,
+) -> np.ndarray:
+    "ECE of the confidence in the called class, over bins of equal size, [replicates]"
+    confidence = np.abs(s.logit)
+    right = s.label == (s.logit >= 0)
+    images = len(confidence)
+    rank = np.argsort(np.argsort(confidence, kind='stable'))
+    bin_of = rank * _number_of_bins(images, bins) // images
+    gap = in_bins(weights, bin_of, right - sigmoid(confidence))
+    return np.abs(gap).sum(1) / weights.sum(1)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #39ec90b2
-def mce(s, weights):
-    return np.abs(_gaps(s, weights, equal_mass(s))[1]).max(1)
+def mce(s: Scored, weights: np.ndarray) -> np.ndarray:  # Weights [replicates, images]
+    "Maximum calibration error: largest absolute gap of a bin, [replicates]"
+    _, gap = _gaps(s, weights, equal_mass(s))
+    return np.abs(gap).max(1)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #9d86c987
-def ici(s, weights):
-    "Integrated calibration index: mean distance of the probability from the lowess curve, [replicates]; NaN where too many probabilities are equal"
+_LOWESS = dict(frac=0.75, it=0, delta=0.01)  # Of Austin and Steyerberg
+
+
+def ici(s: Scored, weights: np.ndarray) -> np.ndarray:  # Whole weights [replicates, images]
+    "Integrated calibration index, [replicates]; NaN where too many probabilities are equal"
     from statsmodels.nonparametric.smoothers_lowess import lowess
 
-    p = sigmoid(s.logit)
-
-    def one(w):
-        x, y = np.repeat(p, w.astype(int)), np.repeat(s.label, w.astype(int))
-        return np.abs(lowess(y, x, frac=0.75, it=0, delta=0.01, return_sorted=False) - x).mean()
-
+    probability = sigmoid(s.logit)
+    distances = []
     with np.errstate(invalid='ignore'):
-        return np.array([one(w) for w in weights])
+        for one_replicate in weights:
+            times = one_replicate.astype(int)
+            p = np.repeat(probability, times)
+            label = np.repeat(s.label, times)
+            smooth = lowess(label, p, return_sorted=False, **_LOWESS)
+            distances.append(np.abs(smooth - p).mean())
+    return np.array(distances)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #1c933a47
-def observed_expected(s, weights):
-    return (weights @ s.label) / (weights @ sigmoid(s.logit))
+def observed_expected(s: Scored, weights: np.ndarray) -> np.ndarray:  # [replicates, images]
+    "Number of positive images divided by the sum of the probabilities, [replicates]"
+    observed = weights @ s.label
+    expected = weights @ sigmoid(s.logit)
+    return observed / expected
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #4ca010c7
-def spiegelhalter(s):
-    "Spiegelhalter's z for independent images and its p, and both with the variance taken between patients"
+def _z_and_p(difference: np.ndarray, error: float) -> tuple[float, float]:
+    "Sum of the differences divided by its standard error, and the two-sided p"
     from scipy.special import ndtr
 
+    z = float(difference.sum() / error) if error > 0 else 0.0
+    return z, float(2 * ndtr(-abs(z)))
+
+
+def spiegelhalter(s: Scored) -> dict[str, float]:
+    "Spiegelhalter's `z` and `p` for independent images; `z_patients` and `p_patients` for clustered"
     p = sigmoid(s.logit)
-    each = (s.label - p) * (1 - 2 * p)
-    errors = (
-        np.sqrt(((1 - 2 * p) ** 2 * p * (1 - p)).sum()),
-        np.sqrt((np.bincount(s.patient, each) ** 2).sum()),
-    )
-    z, clustered = (float(each.sum() / e) if e > 0 else 0.0 for e in errors)
-    return dict(
-        z=z,
-        p=float(2 * ndtr(-abs(z))),
-        z_patients=clustered,
-        p_patients=float(2 * ndtr(-abs(clustered))),
-    )
+    difference = (s.label - p) * (1 - 2 * p)  # Of the Brier score from its expected value
+    variance = ((1 - 2 * p) ** 2 * p * (1 - p)).sum()
+    patient_sums = np.bincount(s.patient, difference)
+    z, p_value = _z_and_p(difference, np.sqrt(variance))
+    z_patients, p_patients = _z_and_p(difference, np.sqrt((patient_sums**2).sum()))
+    return dict(z=z, p=p_value, z_patients=z_patients, p_patients=p_patients)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #af77661f
-def _fast(s, weights):
-    "Measures that are one multiplication of matrices: name -> float [replicates]"
-    loss, bins, line = losses(s, weights), equal_mass(s), recalibration(s, weights)
+def _fast_measures(s: Scored, weights: np.ndarray) -> dict[str, np.ndarray]:
+    "Measures that need matrix multiplications only: name -> float [replicates]"
+    bins = equal_mass(s)
+    line = recalibration(s, weights)
+    loss = losses(s, weights)
     return dict(
         ece_debiased=ece_debiased(s, weights, bins, line),
         ece=ece(s, weights, bins),
@@ -205,55 +272,95 @@ def _fast(s, weights):
         **brier_parts(loss['brier'], *curve(s, weights)),
     )
 
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #cf6920ce
+SLOW = dict(ece_sweep=ece_sweep, ici=ici)  # Measures with a loop over the replicates
+_SLOW_REPLICATES = 100
 
-SLOW, _FEW = (
-    dict(ece_sweep=ece_sweep, ici=ici),
-    100,
-)  # Measures with a loop, and the replicates they get
-_WHY = dict(
+
+def _slow_measures(s: Scored, weights: np.ndarray) -> dict[str, np.ndarray]:
+    "The measures of `SLOW`: name -> float [replicates]"
+    return {name: measure(s, weights) for name, measure in SLOW.items()}
+
+
+def _over_blocks(s: Scored, blocks: Iterable[np.ndarray], measures: Callable) -> dict:
+    "Measures of all blocks of weights, joined: name -> float [replicates]"
+    parts = [measures(s, weights) for weights in blocks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #430cc2a2
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    "A value with its bootstrap replicates, from which an interval is made"
+
+    value: float
+    draws: np.ndarray  # Values of the replicates [replicates]
+    without: np.ndarray | None = None  # Values without each patient [patients]; needed by BCa
+    method: str = 'percentile'  # Of the interval: a key of `evaluate.evaluation.BOOTSTRAPS`
+    level: float = 0.95  # Coverage of the interval
+
+
+def estimate_entry(
+    s: Scored,
+    estimate: Estimate,
+    reason: str,  # Why there is no value, if it is not finite
+    used: np.ndarray | None = None,  # Images the value is computed over, bool; None: all
+    closed_form: ClosedForm | None = None,  # Interval without bootstrap, from `second_opinions`
+) -> dict:
+    "Entry of an estimate: value, interval, method, numbers of images and patients"
+    patient = s.patient if used is None else s.patient[used]
+    if not np.isfinite(estimate.value):
+        return undefined(reason, len(patient), len(np.unique(patient)))
+    bounds = interval(
+        estimate.value,
+        estimate.draws,
+        estimate.without,
+        estimate.level,
+        expand=estimate.method == 'bca_t',
+    )
+    method = Resampling(len(estimate.draws), method=estimate.method).description(s)
+    return entry(estimate.value, bounds, patient, method, closed_form)
+
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #0282d312
+def bootstrap_estimates(
+    s: Scored,
+    measures: Callable,  # `Scored` and weights -> name -> float [replicates]
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    "Value and bootstrap replicates of each measure, for percentile intervals: name -> `Estimate`"
+    values = measures(s, s.ones)
+    draws = _over_blocks(s, bootstrap_weights(s, replicates, seed), measures)
+    return {name: Estimate(value[0], draws[name]) for name, value in values.items()}
+
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #a91c9407
+_WHY_UNDEFINED = dict(
     slope="the score separates the classes, or ranks nothing",
     intercept="there are images of one class only",
     ici="too many probabilities are equal",
 )
+_NOT_FINITE = "it is not a finite number"
 
-# %% ../../nbs/lib/calibrate/02_measures.ipynb #a91c9407
-def calibration_measures(table, split='test', replicates=1000, seed=0, level=0.95):
-    "Every measure of calibration with its interval over patients: name -> entry; and `spiegelhalter`"
+
+def calibration_measures(
+    table: 'pd.DataFrame',  # Table of predictions, logits calibrated or not
+    split: str | None = 'test',  # None: all rows
+    replicates: int = 1000,
+    seed: int = 0,  # Of the bootstrap
+    level: float = 0.95,  # Coverage of the intervals
+) -> dict[str, dict]:
+    "Every measure with its interval over patients: name -> entry; and `spiegelhalter`"
     s = scored(table, split)
-    joined = lambda blocks, f: {
-        k: np.concatenate([b[k] for b in found])
-        for found in [[f(s, w) for w in blocks]]
-        for k in found[0]
-    }
-    value, draws = (
-        {k: v[0] for k, v in _fast(s, s.ones).items()},
-        joined(bootstrap_weights(s, replicates, seed), _fast),
-    )
-    without = joined(jackknife(s), _fast) if s.patients > 1 else {}
-    slow = lambda s, w: {k: f(s, w) for k, f in SLOW.items()}
-    words = f"bootstrap of {'patients' if s.clustered else 'images (patients not known)'}, "
-
-    def one(name, value, draws, method, n):
-        if not np.isfinite(value):
-            return undefined(_WHY.get(name, "it is not a finite number"), len(s.label), s.patients)
-        return entry(
-            value,
-            draws,
-            without.get(name),
-            len(s.label),
-            s.patients,
-            method,
-            f"{BOOTSTRAPS[method]} {words}{n} replicates",
-            level,
-        )
-
-    found = {k: one(k, v, draws[k], 'bca_t', replicates) for k, v in value.items()}
-    few, again = min(_FEW, replicates), slow(s, s.ones)
-    found |= {
-        k: one(k, again[k][0], v, 'percentile', few)
-        for k, v in joined(bootstrap_weights(s, few, seed), slow).items()
-    }
-    return found | dict(spiegelhalter=spiegelhalter(s))
+    without = _over_blocks(s, jackknife(s), _fast_measures) if s.patients > 1 else {}
+    estimates = {}
+    for name, fast in bootstrap_estimates(s, _fast_measures, replicates, seed).items():
+        estimates[name] = Estimate(fast.value, fast.draws, without.get(name), 'bca_t', level)
+    few = min(_SLOW_REPLICATES, replicates)
+    for name, slow in bootstrap_estimates(s, _slow_measures, few, seed).items():
+        estimates[name] = Estimate(slow.value, slow.draws, level=level)
+    entries = {}
+    for name, estimate in estimates.items():
+        entries[name] = estimate_entry(s, estimate, _WHY_UNDEFINED.get(name, _NOT_FINITE))
+    return entries | dict(spiegelhalter=spiegelhalter(s))
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #dc3f018e
 _NAMES = dict(
@@ -273,95 +380,100 @@ _NAMES = dict(
     brier_uncertainty="Brier: uncertainty",
 )
 
-
-def calibration_table(found):  # Name of a table -> entries of `calibration_measures`
-    "Measures for people, a column a table"
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #a5f436d5
+def calibration_table(
+    measures: dict[str, dict],  # Name of a table -> result of `calibration_measures`
+) -> 'pd.DataFrame':
+    "Measures as text, one column per table"
     import pandas as pd
 
-    rows = {words: {name: quote(m[k]) for name, m in found.items()} for k, words in _NAMES.items()}
-    rows["Spiegelhalter, p"] = {
-        name: f"{m['spiegelhalter']['p_patients']:.2g}" for name, m in found.items()
-    }
-    return pd.DataFrame(rows).T
+    columns = {}
+    for name, entries in measures.items():
+        column = {title: quote(entries[measure]) for measure, title in _NAMES.items()}
+        column["Spiegelhalter, p"] = f"{entries['spiegelhalter']['p_patients']:.2g}"
+        columns[name] = column
+    return pd.DataFrame(columns)
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #ee0f1c9f
-def corp(s, label):  # Labels to use in place of the table's own, [images]
-    "Isotonic share of pneumonia of each image, in the order of falling logits"
+def corp(
+    s: Scored,
+    label: np.ndarray,  # Labels to use instead of those of `s`, bool [images]
+) -> np.ndarray:
+    "Isotonic share of positive labels at each image, in the order of falling logits [images]"
     from scipy.optimize import isotonic_regression
 
-    n = np.diff(np.append(-1, np.flatnonzero(s.last)))
-    share = np.add.reduceat(label.astype(float), np.append(0, np.cumsum(n)[:-1])) / n
-    return np.repeat(isotonic_regression(share, weights=n, increasing=False).x, n)
+    ends = np.flatnonzero(s.last)
+    n = np.diff(np.append(-1, ends))  # Images with each distinct logit
+    starts = np.append(0, np.cumsum(n)[:-1])
+    share = np.add.reduceat(label.astype(float), starts) / n
+    fit = isotonic_regression(share, weights=n, increasing=False)
+    return np.repeat(fit.x, n)
 
-
-def _consistency(s, replicates=300, seed=0, level=0.95):
+# %% ../../nbs/lib/calibrate/02_measures.ipynb #0d6da4aa
+def _consistency(
+    s: Scored, replicates: int = 300, seed: int = 0, level: float = 0.95
+) -> np.ndarray:  # [2, images]
     "Lower and upper bound of `corp` for a calibrated score, at each image"
     rng = np.random.default_rng(seed)
-    drawn = [
-        corp(s, rng.random(s.patients)[s.patient] < sigmoid(s.logit)) for _ in range(replicates)
-    ]
-    return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    probability = sigmoid(s.logit)
+    curves = []
+    for _ in range(replicates):
+        label = rng.random(s.patients)[s.patient] < probability
+        curves.append(corp(s, label))
+    return np.quantile(curves, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def _is_outside(curve: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    "Whether a curve lies outside a band, beyond rounding, bool [images]"
+    below = curve < lower - 1e-9
+    above = curve > upper + 1e-9
+    return below | above
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #2aba999f
-def _draw_reliability(ax, s, colour=COLOURS['test']):
-    "One reliability curve with its consistency band; returns the share of the images whose curve lies outside"
+def _draw_reliability(ax, s: Scored, colour: str = COLOURS['test']) -> float:
+    "Draw one reliability curve with its band; returns the share of the images that lie outside"
+    probability = sigmoid(s.logit)
+    observed = corp(s, s.label)
     lower, upper = _consistency(s)
-    p, y = sigmoid(s.logit), corp(s, s.label)
-    ax.fill_between(p, lower, upper, color=COLOURS['chance'], alpha=0.3, lw=0)
+    ax.fill_between(probability, lower, upper, color=COLOURS['chance'], alpha=0.3, lw=0)
     ax.plot([0, 1], [0, 1], color=COLOURS['chance'], lw=1, ls=':')
-    ax.plot(p, y, color=colour)
+    ax.plot(probability, observed, color=colour)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    return ((y < lower - 1e-9) | (y > upper + 1e-9)).mean()
+    return _is_outside(observed, lower, upper).mean()
+
+
+def _draw_classes(ax, s: Scored, classes: tuple = CLASSES) -> None:
+    "Draw a histogram of the probabilities of each class, with its name above"
+    probability = sigmoid(s.logit)
+    bins = np.linspace(0, 1, 41)
+    for k, of_class in enumerate((~s.label, s.label)):
+        colour = CLASS_COLOURS[k]
+        side = 'right' if k else 'left'
+        ax.hist(probability[of_class], bins, color=colour, alpha=0.6)
+        ax.text(k, 1.02, classes[k], color=colour, ha=side, size=7.5, transform=ax.transAxes)
+    ax.set(yscale='log', xlabel=f"Probability of {in_prose(classes[1])}")
+    ax.set_ylim(0.7, max(ax.get_ylim()[1], 20))
 
 # %% ../../nbs/lib/calibrate/02_measures.ipynb #89aab2d3
 def reliability_figure(
-    tables,  # Name of a panel -> table of predictions, logits calibrated or not
-    split='test',
-    classes=CLASSES,
-):
+    tables: dict[str, 'pd.DataFrame'],  # Name of a panel -> table, logits calibrated or not
+    split: str | None = 'test',  # None: all rows
+    classes: tuple = CLASSES,
+):  # matplotlib figure
     "Reliability curves with consistency bands, and histograms of each class below"
-    fig, axes = figure(
-        len(tables),
-        2,
-        width='wide',
-        height=1.9,
-        sharex=True,
-        squeeze=False,
-        gridspec_kw=dict(height_ratios=[3, 1]),
-    )
+    heights = dict(height_ratios=[3, 1])
+    fig, axes = figure(len(tables), 2, 'wide', 1.9, sharex=True, squeeze=False, gridspec_kw=heights)
     outside = {}
     for (name, table), top, bottom in zip(tables.items(), *axes):
-        outside[name] = _draw_reliability(top, s := scored(table, split))
-        top.set_title(
-            f"{name}\ndebiased ECE {ece_debiased(s, s.ones)[0]:.3f}, {outside[name]:.0%} outside",
-            weight='normal',
-        )
+        s = scored(table, split)
+        outside[name] = _draw_reliability(top, s)
         _draw_classes(bottom, s, classes)
+        error = ece_debiased(s, s.ones)[0]
+        title = f"{name}\ndebiased ECE {error:.3f}, {outside[name]:.0%} outside"
+        top.set_title(title, weight='normal')
     axes[0, 0].set_ylabel(f"Share with {in_prose(classes[1])}")
     axes[1, 0].set_ylabel("Images")
     worst = max(outside, key=outside.get)
-    fig.suptitle(
-        f"{worst}: {outside[worst]:.0%} of the images lie outside the band of a calibrated score",
-        x=0.01,
-        ha='left',
-        weight='bold',
-        size=10,
-    )
+    finding = f"{worst}: {outside[worst]:.0%} of the images lie outside the band of chance"
+    fig.suptitle(finding, x=0.01, ha='left', weight='bold', size=10)
     return fig
-
-
-def _draw_classes(ax, s, classes=CLASSES):
-    "Histogram of the probabilities of each class, the classes named above it"
-    for k, mine in enumerate((~s.label, s.label)):
-        ax.hist(sigmoid(s.logit[mine]), np.linspace(0, 1, 41), color=CLASS_COLOURS[k], alpha=0.6)
-        ax.text(
-            k,
-            1.02,
-            classes[k],
-            color=CLASS_COLOURS[k],
-            ha='right' if k else 'left',
-            size=7.5,
-            transform=ax.transAxes,
-        )
-    ax.set(yscale='log', xlabel=f"Probability of {in_prose(classes[1])}")
-    ax.set_ylim(0.7, max(ax.get_ylim()[1], 20))

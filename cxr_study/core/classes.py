@@ -1,4 +1,4 @@
-"""NORMAL and PNEUMONIA, unless a data set has names of its own.
+"""Tables and figures show the class names of the data set; NORMAL and PNEUMONIA are the defaults.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/core/classes.html.md"""
 
@@ -14,8 +14,8 @@ import re
 CLASSES = ('NORMAL', 'PNEUMONIA')  # Label 0 and label 1
 
 
-def classes_of(data: dict) -> tuple:  # The section `data` of a manifest, or what `data.json` holds
-    "Names of the negative and the positive class, as the data set has them"
+def classes_of(data: dict) -> tuple[str, str]:  # The section `data` of a manifest, or a `data.json`
+    "Names of the negative and the positive class in a data set"
     return tuple(data.get('classes') or CLASSES)
 
 # %% ../../nbs/lib/core/04_classes.ipynb #ce0ae189
@@ -24,15 +24,16 @@ def in_prose(name: str) -> str:
     return name.lower() if name in CLASSES else name
 
 # %% ../../nbs/lib/core/04_classes.ipynb #48017062
-def shown_name(key: str, classes: tuple = CLASSES) -> str:
-    "The name of the data set for one of the study's own two names; any other text stays as it is"
-    return dict(zip(CLASSES, classes)).get(key, key)
+def shown_name(key: str, classes: tuple[str, str] = CLASSES) -> str:
+    "The data set's name for NORMAL or PNEUMONIA; any other text stays as it is"
+    names = dict(zip(CLASSES, classes))
+    return names.get(key, key)
 
 # %% ../../nbs/lib/core/04_classes.ipynb #08e7fa0e
-def with_names(sentence: str, classes: tuple = CLASSES) -> str:
-    "A sentence of a file with the name of the data set in place of pneumonia"
+def with_names(sentence: str, classes: tuple[str, str] = CLASSES) -> str:
+    "A sentence with the data set's positive class in place of pneumonia"
     if tuple(classes) == CLASSES:
         return sentence
-    return re.sub(
-        r'\bpneumonia\b', classes[1], sentence.replace('pneumonias', f"images of {classes[1]}")
-    )
+    positive = classes[1]
+    sentence = sentence.replace('pneumonias', f"images of {positive}")
+    return re.sub(r'\bpneumonia\b', positive, sentence)

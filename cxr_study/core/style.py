@@ -1,4 +1,4 @@
-"""The same size, the same colours, a title that says what is seen, and a mark on whatever is not real.
+"""All figures share one size, one palette and one font. Figures of synthetic data are marked.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/core/style.html.md"""
 
@@ -10,6 +10,13 @@ __all__ = ['COLOURS', 'CLASS_COLOURS', 'MODELS', 'MAPS', 'RC', 'figure', 'label_
 # %% ../../nbs/lib/core/02_style.ipynb #c5f9d48b
 import io
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cxr_study.core.run import Run
 
 # %% ../../nbs/lib/core/02_style.ipynb #729c476a
 COLOURS = dict(
@@ -21,10 +28,11 @@ COLOURS = dict(
     chance='#999999',
     mark='#B00000',
 )
-CLASS_COLOURS = (
-    COLOURS['NORMAL'],
-    COLOURS['PNEUMONIA'],
-)  # Of label 0 and label 1, whatever their names
+
+# Colours of label 0 and label 1, whatever the names of the classes
+CLASS_COLOURS = (COLOURS['NORMAL'], COLOURS['PNEUMONIA'])
+
+# Colours of several models, in this order
 MODELS = (
     '#000000',
     '#E69F00',
@@ -34,10 +42,10 @@ MODELS = (
     '#0072B2',
     '#D55E00',
     '#777777',
-)  # Lines of several models, in this order
-MAPS = dict(
-    amount='Blues', change='RdBu_r'
-)  # Colour maps: for an amount, and for a change around zero
+)
+
+# Colour maps: for an amount, and for a change around zero
+MAPS = dict(amount='Blues', change='RdBu_r')
 
 # %% ../../nbs/lib/core/02_style.ipynb #4fc150f8
 _WIDTHS = dict(single=4.2, wide=8.4)
@@ -57,100 +65,103 @@ RC = {
 }
 
 # %% ../../nbs/lib/core/02_style.ipynb #e9da70ed
+def _reduce_colours(image):
+    "An image in the 256 colours that cover it best"
+    from PIL import Image
+
+    method = Image.Quantize.MAXCOVERAGE
+    return image.convert('RGB').quantize(256, method, dither=Image.Dither.NONE)
+
+
 def _small_png(fig):
     "PNG of a figure in 256 colours, for display in a notebook"
     from PIL import Image
 
-    full, small = io.BytesIO(), io.BytesIO()
+    full = io.BytesIO()
     fig.savefig(full, format='png', dpi=90, bbox_inches='tight')
-    Image.open(full).convert('RGB').quantize(
-        256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-    ).save(small, 'PNG', optimize=True)
+    small = io.BytesIO()
+    _reduce_colours(Image.open(full)).save(small, 'PNG', optimize=True)
     return small.getvalue()
 
+# %% ../../nbs/lib/core/02_style.ipynb #2ac8e3ec
+def _notebook():
+    "The IPython shell, or None outside a notebook"
+    ipython = sys.modules.get('IPython')
+    return ipython.get_ipython() if ipython else None
 
-def _use_style():
-    "Let matplotlib keep to the study's look, and a notebook show figures through `_small_png`"
-    import matplotlib.pyplot as plt
+
+def _show_small():
+    "Let a notebook show figures through `_small_png`; call it after a first figure, whose backend sets a formatter too"
     from matplotlib.figure import Figure
 
-    plt.rcParams.update(RC)
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    shell = _notebook()
     if shell:
         shell.display_formatter.formatters['image/png'].for_type(Figure, _small_png)
 
 # %% ../../nbs/lib/core/02_style.ipynb #4516937d
 def figure(
-    columns=1,
-    rows=1,  # Panels
-    width='single',  # 'single' or 'wide'
-    height=3.4,  # Inches a row
-    **kwargs,
-):  # To `matplotlib.pyplot.subplots`
-    "A figure in the study's look and its axes; from the first one on, matplotlib keeps to this look"
+    columns: int = 1,
+    rows: int = 1,
+    width: str = 'single',  # 'single' or 'wide': one column or two of a page
+    height: float = 3.4,  # Of each row, in inches
+    **kwargs,  # To `matplotlib.pyplot.subplots`
+) -> tuple:  # The figure; its axes, an array of them if there are several
+    "A new figure in the study's style, and its axes"
     import matplotlib.pyplot as plt
 
-    _use_style()
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(_WIDTHS[width], height * rows), layout='constrained', **kwargs
-    )
-    plt.close(fig)  # It is shown when it is the value of a cell, once
+    plt.rcParams.update(RC)
+    size = (_WIDTHS[width], height * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout='constrained', **kwargs)
+    plt.close(fig)  # A notebook shows it once, as the value of a cell
+    _show_small()
     return fig, axes
 
 # %% ../../nbs/lib/core/02_style.ipynb #e5535e37
-def label_line(ax, x, y, text, colour, ha='left', va='center', size=8.5):
-    "Write `text` at a point of the axes, in the colour of what it names"
+_GAP = dict(left=4, right=-4, center=0)  # Points between a place and its text, by alignment
+
+
+def label_line(
+    ax: 'Axes',
+    x: float,
+    y: float,
+    text: str,
+    colour: str,
+    **align,  # `ha` and `va` of matplotlib; default: to the right of the place
+) -> None:
+    "Write `text` at a place of the axes, in the colour of what it names"
+    align = dict(ha='left', va='center') | align
+    gap = (_GAP[align['ha']], 0)
     ax.annotate(
-        text,
-        (x, y),
-        xytext=({'left': 4, 'right': -4}.get(ha, 0), 0),
-        textcoords='offset points',
-        color=colour,
-        ha=ha,
-        va=va,
-        size=size,
+        text, (x, y), xytext=gap, textcoords='offset points', color=colour, size=8.5, **align
     )
 
 # %% ../../nbs/lib/core/02_style.ipynb #5a53b2e8
-def mark_synthetic(fig, synthetic=True):
-    "Write SYNTHETIC across a figure if it is; returns the figure"
-    if synthetic and not any(t.get_text() == 'SYNTHETIC' for t in fig.texts):
-        fig.text(
-            0.5,
-            0.5,
-            'SYNTHETIC',
-            rotation=20,
-            size=34,
-            weight='bold',
-            color=COLOURS['mark'],
-            alpha=0.13,
-            ha='center',
-            va='center',
-            zorder=9,
-        )
-        fig.text(
-            1,
-            0,
-            'SYNTHETIC',
-            size=7,
-            weight='bold',
-            color=COLOURS['mark'],
-            ha='right',
-            va='top',
-            zorder=9,
-        )
+_MARK = 'SYNTHETIC'
+
+
+def mark_synthetic(
+    fig: 'Figure',
+    synthetic: bool | None = True,  # Whether the data are synthetic
+) -> 'Figure':
+    "The same figure, marked as synthetic if its data are"
+    is_marked = any(text.get_text() == _MARK for text in fig.texts)
+    if not synthetic or is_marked:
+        return fig
+    style = dict(weight='bold', color=COLOURS['mark'], zorder=9)
+    fig.text(0.5, 0.5, _MARK, rotation=20, size=34, alpha=0.13, ha='center', va='center', **style)
+    fig.text(1, 0, _MARK, size=7, ha='right', va='top', **style)
     return fig
 
 # %% ../../nbs/lib/core/02_style.ipynb #05c740a1
 def save_figure(
-    run,  # `Run` with a stage begun
-    name,  # Such as `figures/roc`
-    fig,
-):
-    "Write `name`.png and `name`.svg as artefacts of the run, marked if the run is synthetic; returns the figure"
+    run: 'Run',  # With a stage begun
+    name: str,  # Such as `figures/roc`
+    fig: 'Figure',
+) -> 'Figure':
+    "Write `name`.png and `name`.svg as files of the run, marked if the run is synthetic; returns the figure"
     mark_synthetic(fig, run.manifest['synthetic'])
     fig.draw_without_rendering()
-    fig.set_layout_engine('none')  # The layout is settled: each format gets the same
+    fig.set_layout_engine('none')  # Both formats get the layout that was just computed
     for suffix in ('.png', '.svg'):
         run.write(name + suffix, fig)
     return fig

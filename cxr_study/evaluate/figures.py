@@ -1,4 +1,4 @@
-"""ROC and precision-recall with bands, the confusion matrix, probabilities a class, and every metric with its interval.
+"""Draw ROC and precision-recall curves, the confusion matrix, histograms of the probability, and a forest plot.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/figures.html.md"""
 
@@ -8,6 +8,10 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/figures.html.md"""
 __all__ = ['roc_figure', 'pr_figure', 'confusion_figure', 'histogram_figure', 'forest_axes', 'forest_figure', 'loss_acc_auc']
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #d40a829f
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..core.classes import CLASSES, in_prose
@@ -15,245 +19,329 @@ from ..core.style import CLASS_COLOURS, COLOURS, MAPS, MODELS, figure, label_lin
 from .evaluation import key, quote, title
 from .intervals import bootstrap_weights, wilson
 from .metrics import HALF, confusion_counts, curve, scored
-from ..predict.decision import sigmoid
+from ..predict.decision import OperatingPoint, sigmoid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #de98c488
 _GRID = np.linspace(0, 1, 201)
+_TOLERANCE = 1e-9  # Of a comparison of two sums of weights
 
 
-def _roc_at(tp, fp):  # One row of `curve`
+def _roc_points(tp, fp):  # One row of `curve`
+    "False positive rates and sensitivities at all thresholds"
+    false_positive_rate = fp / fp[-1]
+    sensitivity = tp / tp[-1]
+    return false_positive_rate, sensitivity
+
+
+def _roc_at_grid(tp, fp):  # One row of `curve`
     "Sensitivity at each false positive rate of `_GRID`"
-    return np.interp(_GRID, fp / fp[-1], tp / tp[-1])
+    false_positive_rate, sensitivity = _roc_points(tp, fp)
+    return np.interp(_GRID, false_positive_rate, sensitivity)
 
 
-def _precision_at(tp, fp):  # One row of `curve`
+def _precision_at_grid(tp, fp):  # One row of `curve`
     "Precision at each recall of `_GRID`: at the highest threshold that reaches it"
-    at = np.searchsorted(tp, np.maximum(_GRID * tp[-1] - 1e-9, 1e-9))
-    return tp[at] / (tp[at] + fp[at])
+    wanted = np.maximum(_GRID * tp[-1] - _TOLERANCE, _TOLERANCE)
+    at = np.searchsorted(tp, wanted)
+    called = tp[at] + fp[at]
+    return tp[at] / called
+
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #0976d5fd
+def _pr_points(tp, fp):  # One row of `curve`
+    "Recalls and precisions at all thresholds but the first, which calls no image positive"
+    called = tp + fp
+    recall = tp[1:] / tp[-1]
+    precision = tp[1:] / called[1:]
+    return recall, precision
+
+
+@dataclasses.dataclass(frozen=True)
+class _CurveKind:
+    "How a curve is read from counts of true and false positives, and drawn"
+
+    at_grid: Callable  # Height at each place of `_GRID`
+    points: Callable  # x and y of all points
+    drawstyle: str  # Of matplotlib
+
+
+_ROC = _CurveKind(_roc_at_grid, _roc_points, 'default')
+_PR = _CurveKind(_precision_at_grid, _pr_points, 'steps-pre')
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #7b61382d
-def _bands(
-    s,
-    read,  # `Scored`; `_roc_at` or `_precision_at`
-    replicates=500,
-    seed=0,
-    level=0.95,
-):
+def _band(s, kind, replicates=500, seed=0, level=0.95):
     "Lower and upper bound of a curve at each place of `_GRID`, resampling patients"
-    rows = [
-        read(t, f)
-        for w in bootstrap_weights(s, replicates, seed)
-        for t, f in zip(*curve(s, w))
-        if t[-1] > 0 and f[-1] > 0
-    ]
-    return np.quantile(rows, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    heights = []
+    for weights in bootstrap_weights(s, replicates, seed):
+        for tp, fp in zip(*curve(s, weights)):
+            has_both_classes = tp[-1] > 0 and fp[-1] > 0
+            if has_both_classes:
+                heights.append(kind.at_grid(tp, fp))
+    return np.quantile(heights, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #df23cd4e
-def _draw_curve(ax, s, read, colour, replicates=500, seed=0):
-    "Draw one model's curve and band into the axes; without images of both classes there is none, and the axes say so"
-    tp, fp = (c[0] for c in curve(s, s.ones))
-    if not tp[-1] * fp[-1]:
-        return ax.text(0.5, 0.5, "undefined: images of one class only", ha='center')
-    x, y = (
-        (fp / fp[-1], tp / tp[-1]) if read is _roc_at else (tp[1:] / tp[-1], tp[1:] / (tp + fp)[1:])
-    )
-    ax.fill_between(_GRID, *_bands(s, read, replicates, seed), color=colour, alpha=0.18, lw=0)
-    ax.plot(x, y, color=colour, drawstyle='default' if read is _roc_at else 'steps-pre')
+def _draw_curve(ax, s, kind, colour):
+    "Draw one model's curve and band; write into the axes if a class has no image"
+    tp, fp = (counts[0] for counts in curve(s, s.ones))
+    if tp[-1] == 0 or fp[-1] == 0:
+        ax.text(0.5, 0.5, "not estimable: images of one class only", ha='center')
+        return
+    lower, upper = _band(s, kind)
+    x, y = kind.points(tp, fp)
+    ax.fill_between(_GRID, lower, upper, color=colour, alpha=0.18, lw=0)
+    ax.plot(x, y, color=colour, drawstyle=kind.drawstyle)
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #3f42964b
-def _name_models(
-    ax, figures, metric, ha
-):  # Model -> entries of `metrics.json`; name of the area's entry; 'left' or 'right'
-    "Title the axes with one model's area, or write several names and areas into the lower corner in the colours of their lines"
-    if len(figures) == 1:
-        return ax.set_title(
-            f"{title(metric.split('.')[1])} {quote(next(iter(figures.values()))[metric])}"
-        )
+_LINE_HEIGHT = 0.07  # Of the list, as a share of the axes
+
+
+def _list_models(ax, figures, metric, ha):
+    "Write the name and area of each model into the lower corner"
+    x = 0.97 if ha == 'right' else 0.03
+    last = len(figures) - 1
     for i, (name, entries) in enumerate(figures.items()):
-        ax.text(
-            0.97 if ha == 'right' else 0.03,
-            0.05 + 0.07 * (len(figures) - 1 - i),
-            f"{name}: {quote(entries[metric])}",
-            color=MODELS[i % len(MODELS)],
-            ha=ha,
-            size=8.5,
-            transform=ax.transAxes,
-        )
-    values = [e[metric]['value'] for e in figures.values() if e[metric]['value'] is not None]
-    if values:
-        ax.set_title(
-            f"{title(metric.split('.')[1])} {min(values):.3f} to {max(values):.3f} in {len(figures)} models"
-        )
+        y = 0.05 + _LINE_HEIGHT * (last - i)
+        text = f"{name}: {quote(entries[metric])}"
+        colour = MODELS[i % len(MODELS)]
+        ax.text(x, y, text, color=colour, ha=ha, size=8.5, transform=ax.transAxes)
+
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #109193eb
+def _title_of_areas(figures, metric):
+    "The area of one model, or the range of several; empty if none has an area"
+    area = title(metric.partition('.')[2])
+    entries = [entries_of_model[metric] for entries_of_model in figures.values()]
+    if len(entries) == 1:
+        return f"{area} {quote(entries[0])}"
+    values = [entry['value'] for entry in entries if entry['value'] is not None]
+    if not values:
+        return ""
+    return f"{area} {min(values):.3f} to {max(values):.3f} in {len(figures)} models"
+
+
+def _name_models(
+    ax,
+    figures,  # Model -> entries of `metrics.json`
+    metric,  # Name of the area in `metrics.json`
+    ha,  # Corner of the list: 'left' or 'right'
+):
+    "Write the areas into the title and, for several models, into a list"
+    ax.set_title(_title_of_areas(figures, metric))
+    if len(figures) > 1:
+        _list_models(ax, figures, metric, ha)
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #354689b3
-def _mark_point(
-    ax, entries, point, split, x, y
-):  # Names of the metrics on the two axes; a name that starts with 1- is turned round
-    "Mark an operating point on a curve"
-    values = [entries[key(split, name.removeprefix('1-'), point)]['value'] for name in (x, y)]
-    if None in values:
+def _mark_point(ax, point, x, y):
+    "Mark an operating point on a curve; nothing if a coordinate is None"
+    if x is None or y is None:
         return
-    place = [1 - v if name.startswith('1-') else v for name, v in zip((x, y), values)]
-    ax.plot(*place, 'o', color=MODELS[0], ms=5)
-    label_line(
-        ax,
-        place[0],
-        place[1] - 0.03,
-        f"threshold {point.threshold:.2g}",
-        MODELS[0],
-        va='top',
-        ha='left' if place[0] < 0.5 else 'right',
-    )
+    colour = MODELS[0]
+    text = f"threshold {point.threshold:.2g}"
+    ha = 'left' if x < 0.5 else 'right'
+    ax.plot(x, y, 'o', color=colour, ms=5)
+    label_line(ax, x, y - 0.03, text, colour, va='top', ha=ha)
+
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #1313a68a
+def _finish_axes(ax, xlabel, ylabel, top):
+    "Label the axes of a curve and give them the same scale"
+    ax.set(xlabel=xlabel, ylabel=ylabel, aspect='equal')
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, top))
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #c677cf86
 def roc_figure(
-    tables,  # Model -> table of predictions
-    figures,  # Model -> entries of `metrics.json`
-    split='test',
-    points=(HALF,),
-):
-    "ROC curves with 95 % bands; operating points of the first model"
+    tables: dict,  # Model -> predictions table
+    figures: dict,  # Model -> entries of `metrics.json`
+    split: str = 'test',
+    points: tuple = (HALF,),  # Operating points to mark
+) -> 'Figure':
+    "ROC curves with 95 % bands; the operating points are those of the first model"
     fig, ax = figure(height=4.0)
-    for (name, table), colour in zip(tables.items(), MODELS):
-        _draw_curve(ax, scored(table, split), _roc_at, colour)
+    for table, colour in zip(tables.values(), MODELS):
+        _draw_curve(ax, scored(table, split), _ROC, colour)
+    first_model = next(iter(figures.values()))
     for point in points:
-        _mark_point(ax, next(iter(figures.values())), point, split, '1-specificity', 'sensitivity')
+        sensitivity = first_model[key(split, 'sensitivity', point)]['value']
+        specificity = first_model[key(split, 'specificity', point)]['value']
+        false_positive_rate = None if specificity is None else 1 - specificity
+        _mark_point(ax, point, false_positive_rate, sensitivity)
     ax.plot([0, 1], [0, 1], ls=':', lw=1, color=COLOURS['chance'])
-    ax.set(
-        xlabel="False positive rate (1 − specificity)",
-        ylabel="Sensitivity",
-        xlim=(-0.01, 1.01),
-        ylim=(-0.01, 1.01),
-        aspect='equal',
-    )
+    _finish_axes(ax, "False positive rate (1 − specificity)", "Sensitivity", top=1.01)
     _name_models(ax, figures, f'{split}.auc', 'right')
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #6f1644b6
-def pr_figure(tables, figures, split='test', points=(HALF,)):  # As `roc_figure`
-    "Precision-recall curves with 95 % bands; operating points of the first model"
+def pr_figure(
+    tables: dict,  # Model -> predictions table
+    figures: dict,  # Model -> entries of `metrics.json`
+    split: str = 'test',
+    points: tuple = (HALF,),  # Operating points to mark
+) -> 'Figure':
+    "Precision-recall curves with 95 % bands; the operating points are those of the first model"
     fig, ax = figure(height=4.0)
-    for (name, table), colour in zip(tables.items(), MODELS):
-        _draw_curve(ax, s := scored(table, split), _precision_at, colour)
+    for table, colour in zip(tables.values(), MODELS):
+        s = scored(table, split)
+        _draw_curve(ax, s, _PR, colour)
+    first_model = next(iter(figures.values()))
     for point in points:
-        _mark_point(ax, next(iter(figures.values())), point, split, 'sensitivity', 'ppv')
-    ax.axhline(s.label.mean(), ls=':', lw=1, color=COLOURS['chance'])
-    label_line(
-        ax, 0, s.label.mean(), f"prevalence {s.label.mean():.2f}", COLOURS['chance'], va='bottom'
-    )
-    ax.set(
-        xlabel="Recall (sensitivity)",
-        ylabel="Precision (PPV)",
-        xlim=(-0.01, 1.01),
-        ylim=(-0.01, 1.02),
-        aspect='equal',
-    )
+        recall = first_model[key(split, 'sensitivity', point)]['value']
+        precision = first_model[key(split, 'ppv', point)]['value']
+        _mark_point(ax, point, recall, precision)
+    prevalence = s.label.mean()
+    chance = COLOURS['chance']
+    ax.axhline(prevalence, ls=':', lw=1, color=chance)
+    label_line(ax, 0, prevalence, f"prevalence {prevalence:.2f}", chance, va='bottom')
+    _finish_axes(ax, "Recall (sensitivity)", "Precision (PPV)", top=1.02)
     _name_models(ax, figures, f'{split}.average_precision', 'left')
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #2b7daeba
+def _share_text(hit, patient):
+    "Share in percent with its interval, for a cell"
+    lower, upper = wilson(hit, patient)
+    share = f"{100 * hit.mean():.1f} %"
+    return f"{share}\n({100 * lower:.1f} to {100 * upper:.1f} %)"
+
+
 def _confusion(s, point=HALF):
-    "Rows truth, columns call, NORMAL first: counts [2, 2] and text of each cell"
+    "Counts [2, 2] and text of each cell; rows are the true class, columns the predicted one, NORMAL first"
     tp, fp, fn, tn = confusion_counts(s, s.ones, point)[:, 0].astype(int)
-    called, cells = point.decide(s.logit), np.array([[tn, fp], [fn, tp]])
-    text = [[f"{n:,}" for n in row] for row in cells]
+    called = point.decide(s.logit)
+    cells = np.array([[tn, fp], [fn, tp]])
+    text = [[f"{count:,}" for count in row] for row in cells]
     for row, truth in enumerate((~s.label, s.label)):
-        for column, call in enumerate((~called, called)):
-            if truth.any():
-                lower, upper = wilson(call[truth], s.patient[truth])
-                text[row][column] += (
-                    f"\n{100 * call[truth].mean():.1f} %\n({100 * lower:.1f} to {100 * upper:.1f} %)"
-                )
+        if not truth.any():
+            continue
+        for column, predicted in enumerate((~called, called)):
+            share = _share_text(predicted[truth], s.patient[truth])
+            text[row][column] += f"\n{share}"
     return cells, text
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #65762386
-def confusion_figure(table, split='test', point=HALF, classes=CLASSES):
+_HEATMAP = dict(
+    cmap=MAPS['amount'],
+    vmin=0,
+    vmax=1.15,  # Keeps the darkest cell light enough for its text
+    cbar=False,
+    square=True,
+    linewidths=2,
+    annot_kws=dict(size=9),
+    fmt='',
+)
+
+
+def confusion_figure(
+    table: 'pd.DataFrame',  # Predictions table
+    split: str = 'test',
+    point: OperatingPoint = HALF,
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> 'Figure':
     "Confusion matrix: counts, shares of each row and their intervals"
     import seaborn as sns
 
     cells, text = _confusion(scored(table, split), point)
-    negative, positive = classes
-    fig, ax = figure(height=3.6)
+    negatives, positives = cells.sum(1)
     share = cells / np.maximum(cells.sum(1, keepdims=True), 1)
-    sns.heatmap(
-        share,
-        annot=np.array(text),
-        fmt='',
-        cmap=MAPS['amount'],
-        vmin=0,
-        vmax=1.15,
-        cbar=False,
-        square=True,
-        linewidths=2,
-        ax=ax,
-        xticklabels=classes,
-        yticklabels=classes,
-        annot_kws=dict(size=9),
-    )
-    ax.set(xlabel=f"Called at threshold {point.threshold:.2g}", ylabel="Truth")
-    missed = f"{cells[1, 0]} of {cells[1].sum()} {positive} missed"
-    ax.set_title(f"{missed},\n{cells[0, 1]} of {cells[0].sum()} {negative} called {positive}")
+
+    fig, ax = figure(height=3.6)
+    names = dict(xticklabels=classes, yticklabels=classes)
+    sns.heatmap(share, annot=np.array(text), ax=ax, **names, **_HEATMAP)
+    ax.set(xlabel=f"Predicted class, threshold {point.threshold:.2g}", ylabel="True class")
+    negative, positive = classes
+    missed = f"{cells[1, 0]} of {positives} {positive} missed"
+    false_alarms = f"{cells[0, 1]} of {negatives} {negative} called {positive}"
+    ax.set_title(f"{missed},\n{false_alarms}")
     return fig
 
-# %% ../../nbs/lib/evaluate/04_figures.ipynb #e350c844
-def histogram_figure(table, split='test', point=HALF, classes=CLASSES):
-    "Histogram of the probability for each class, with the threshold"
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #c4a118ef
+_NEAR = 0.1  # Distance from the threshold
+_BINS = np.linspace(0, 1, 41)
+
+
+def _class_histogram(ax, probability, colour, point):
+    "Draw the probabilities of one class and the threshold"
     import seaborn as sns
 
+    look = dict(color=colour, edgecolor='white', lw=0.3)
+    sns.histplot(x=probability, bins=_BINS, ax=ax, **look)
+    ax.axvline(point.threshold, color='black', lw=1, ls='--')
+    ax.set(ylabel="Images", xlim=(0, 1))
+
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #e350c844
+def histogram_figure(
+    table: 'pd.DataFrame',  # Predictions table
+    split: str = 'test',
+    point: OperatingPoint = HALF,
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> 'Figure':
+    "Histogram of the probability for each class, with the threshold"
     s = scored(table, split)
-    p, wrong = sigmoid(s.logit), point.decide(s.logit) != s.label
+    probability = sigmoid(s.logit)
+    wrong = point.decide(s.logit) != s.label
     fig, axes = figure(rows=2, height=1.8, sharex=True)
-    for ax, name, colour, mine in zip(axes, classes, CLASS_COLOURS, (~s.label, s.label)):
-        sns.histplot(
-            x=p[mine], bins=np.linspace(0, 1, 41), color=colour, ax=ax, edgecolor='white', lw=0.3
-        )
-        ax.axvline(point.threshold, color='black', lw=1, ls='--')
-        ax.set_title(
-            f"{name}: {wrong[mine].sum()} of {mine.sum()} wrong",
-            color=colour,
-            weight='normal',
-            size=9,
-        )
-        ax.set(ylabel="Images", xlim=(0, 1))
-    near = (np.abs(p - point.threshold) < 0.1).mean()
-    fig.suptitle(
-        f"{100 * near:.0f} % of the images lie within 0.1 of the threshold",
-        x=0.01,
-        ha='left',
-        weight='bold',
-        size=10,
-    )
+    members_of_classes = (~s.label, s.label)
+    for ax, name, colour, members in zip(axes, classes, CLASS_COLOURS, members_of_classes):
+        _class_histogram(ax, probability[members], colour, point)
+        text = f"{name}: {wrong[members].sum()} of {members.sum()} wrong"
+        ax.set_title(text, color=colour, weight='normal', size=9)
+
+    distance = np.abs(probability - point.threshold)
+    percent_near = 100 * (distance < _NEAR).mean()
+    heading = f"{percent_near:.0f} % of the images lie within {_NEAR} of the threshold"
+    fig.suptitle(heading, x=0.01, ha='left', weight='bold', size=10)
     axes[1].set_xlabel(f"Probability of {in_prose(classes[1])}")
     return fig
 
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #424c9be1
+def _draw_interval(ax, y, entry, colour):
+    "Draw a value as a dot and its interval as a line; a missing bound ends at the value"
+    value = entry['value']
+    lower = value if entry['lower'] is None else entry['lower']
+    upper = value if entry['upper'] is None else entry['upper']
+    ax.plot([lower, upper], [y, y], color=colour, lw=2, alpha=0.5, solid_capstyle='butt')
+    ax.plot(value, y, 'o', color=colour, ms=4.5)
+
+
+def _write_at_the_right(ax, y, text):
+    "Write text beside the axes, at the height of a row"
+    at_right_edge = ('axes fraction', 'data')
+    place = dict(xytext=(6, 0), textcoords='offset points', va='center')
+    ax.annotate(text, (1, y), xycoords=at_right_edge, size=8.5, **place)
+
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #725c9810
 def forest_axes(
-    ax,
-    rows,  # Name -> entry, from the top
-    digits=3,
-    colours=None,  # Colour of a name, if it is not black
-    words=True,
-):  # Write the figures at the right
-    "Draw entries with their intervals; an undefined one says so"
-    for y, (name, e) in enumerate(rows.items()):
-        colour = (colours or {}).get(name, MODELS[0])
-        if e['value'] is not None:
-            bounds = [e['value'] if e[k] is None else e[k] for k in ('lower', 'upper')]
-            ax.plot(bounds, [y, y], color=colour, lw=2, alpha=0.5, solid_capstyle='butt')
-            ax.plot(e['value'], y, 'o', color=colour, ms=4.5)
-        if words or e['value'] is None:
-            ax.annotate(
-                quote(e, digits).replace('-', '−'),
-                (1, y),
-                xycoords=('axes fraction', 'data'),
-                xytext=(6, 0),
-                textcoords='offset points',
-                va='center',
-                size=8.5,
-            )
+    ax: 'Axes',
+    rows: dict,  # Name -> entry, from the top
+    digits: int = 3,
+    colours: dict | None = None,  # Name -> colour; other names are black
+    words: bool = True,  # Write value and interval at the right
+) -> None:
+    "Draw entries with their intervals; one without a value is written as text"
+    colours = colours or {}
+    for y, (name, entry) in enumerate(rows.items()):
+        estimable = entry['value'] is not None
+        if estimable:
+            _draw_interval(ax, y, entry, colours.get(name, MODELS[0]))
+        if words or not estimable:
+            text = quote(entry, digits).replace('-', '−')
+            _write_at_the_right(ax, y, text)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     ax.tick_params(axis='y', length=0)
+
+# %% ../../nbs/lib/evaluate/04_figures.ipynb #f77107f3
+def _sensitivity_or_specificity(sensitivity, specificity):  # Entries of `metrics.json`
+    "A title: which of the two is lower, if their intervals do not overlap"
+    for entry in (sensitivity, specificity):
+        if None in (entry['value'], entry['lower'], entry['upper']):
+            return "Metrics with their intervals"
+    if specificity['upper'] < sensitivity['lower']:
+        return f"Specificity is lower than sensitivity: {quote(specificity)}"
+    if sensitivity['upper'] < specificity['lower']:
+        return f"Sensitivity is lower than specificity: {quote(sensitivity)}"
+    return "Sensitivity and specificity do not clearly differ"
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #fc400ee8
 _SHOWN = (
@@ -272,48 +360,48 @@ _SHOWN = (
 )
 
 
-def _weaker_side(sensitivity, specificity):  # Entries of `metrics.json`
-    "What sensitivity and specificity show beside each other: the weaker one if their intervals lie apart"
-    sides = [(title('sensitivity'), sensitivity), (title('specificity'), specificity)]
-    if any(entry[k] is None for _, entry in sides for k in ('value', 'lower', 'upper')):
-        return "Metrics with their intervals"
-    (name, weaker), (_, stronger) = sorted(sides, key=lambda side: side[1]['value'])
-    if weaker['upper'] >= stronger['lower']:
-        return "Sensitivity and specificity do not clearly differ"
-    return f"{name} is the weak side: {quote(weaker)}"
+def _row_name(metric, classes):
+    "Name of a metric in the forest plot"
+    name = title(metric, classes)
+    return f"{name} (lower is better)" if metric in ('brier', 'log_loss') else name
 
 
-def forest_figure(figures, split='test', point=HALF, shown=_SHOWN, classes=CLASSES):
+def forest_figure(
+    figures: dict,  # Entries of `metrics.json`
+    split: str = 'test',
+    point: OperatingPoint = HALF,
+    shown: tuple = _SHOWN,  # Metrics, from the top
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> 'Figure':
     "Forest plot of the metrics of a split"
-    rows = {}
-    for metric in shown:
-        lower_is_better = " (lower is better)" if metric in ('brier', 'log_loss') else ''
-        rows[title(metric, classes) + lower_is_better] = figures[key(split, metric, point)]
+    rows = {_row_name(metric, classes): figures[key(split, metric, point)] for metric in shown}
+    sensitivity = figures[key(split, 'sensitivity', point)]
+    specificity = figures[key(split, 'specificity', point)]
+    lower_bounds = [entry['lower'] or 0 for entry in rows.values()]
+
     fig, ax = figure(height=0.27 * len(rows) + 0.8, width='wide')
     forest_axes(ax, rows)
-    left = min(0, *(entry['lower'] or 0 for entry in rows.values()))
-    ax.set(xlim=(left, 1), xlabel="Value and 95 % interval, resampling patients")
-    ax.set_title(
-        _weaker_side(
-            *(figures[key(split, metric, point)] for metric in ('sensitivity', 'specificity'))
-        )
-    )
+    ax.set_xlim(min(0, *lower_bounds), 1)
+    ax.set_xlabel("Value and 95 % interval, resampling patients")
+    ax.set_title(_sensitivity_or_specificity(sensitivity, specificity))
     return fig
 
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #70ca162c
-def loss_acc_auc(figures, split='test', point=HALF):
-    "Text of `loss_acc_auc.txt`: loss, accuracy and AUC with their intervals"
-    names = dict(Loss='log_loss', Accuracy='accuracy', AUC='auc')
-    first = figures[key(split, 'accuracy', point)]
-    lines = [
-        f"{label}: {quote(figures[key(split, metric, point)], 4)}"
-        for label, metric in names.items()
-    ]
-    return '\n'.join(
-        [
-            *lines,
-            f"{split} split: {first['n']} images of {first['patients']} patients; in brackets 95 % intervals; "
-            f"accuracy at a probability of {point.threshold:g}",
-            "",
-        ]
-    )
+_LINES = dict(Loss='log_loss', Accuracy='accuracy', AUC='auc')
+
+
+def loss_acc_auc(
+    figures: dict,  # Entries of `metrics.json`
+    split: str = 'test',
+    point: OperatingPoint = HALF,
+) -> str:
+    "Content of `loss_acc_auc.txt`: loss, accuracy and AUC with their intervals"
+    lines = []
+    for name, metric in _LINES.items():
+        entry = figures[key(split, metric, point)]
+        lines.append(f"{name}: {quote(entry, 4)}\n")
+    accuracy = figures[key(split, 'accuracy', point)]
+    size = f"{accuracy['n']} images of {accuracy['patients']} patients"
+    threshold = f"accuracy at a probability of {point.threshold:g}"
+    lines.append(f"{split} split: {size}; in brackets 95 % intervals; {threshold}\n")
+    return ''.join(lines)

@@ -1,4 +1,4 @@
-"""Which images are wrong, what they look like, in whom they gather, and whether the label is to blame.
+"""Find the wrong images, look at them, compare subgroups, and check for wrong labels and duplicates.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/misclassified.html.md"""
 
@@ -10,86 +10,96 @@ __all__ = ['decisions', 'least_certain', 'draw_image', 'gallery', 'misclassified
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #a3ca80e2
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.classes import CLASSES, shown_name
-from ..core.run import StudyError, sha256
+from ..core.run import Run, StudyError, sha256
 from ..core.style import CLASS_COLOURS, COLOURS, figure
 from .figures import forest_axes
 from .intervals import effective_size, wilson
 from .metrics import HALF, scored
-from ..predict.decision import sigmoid
+from ..predict.decision import OperatingPoint, sigmoid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #59415915
-_KINDS = ('false negative', 'false positive', 'right')
+_ERRORS = ('false negative', 'false positive')
+_CORRECT = 'right'  # The value in the column `kind`
 
 
-def decisions(table, split='test', point=HALF):
-    "The rows of a split with `probability`, `called`, `kind` and `margin`"
-    scored(table, split)  # Refuses what cannot be evaluated
+def decisions(
+    table: 'pd.DataFrame',  # Predictions table
+    split: str = 'test',
+    point: OperatingPoint = HALF,
+) -> 'pd.DataFrame':
+    "The rows of a split with `probability`, `called`, `kind` and `margin`. Raises `PredictionError` for a bad table"
+    scored(table, split)  # Checks the table
     rows = table[table.split == split].reset_index(drop=True)
-    p, called = sigmoid(rows.logit), point.decide(rows.logit)
-    kind = np.select(
-        [~called & (rows.label == 1), called & (rows.label == 0)], _KINDS[:2], _KINDS[2]
-    )
+    probability = sigmoid(rows.logit)
+    called = point.decide(rows.logit)
+    missed = ~called & (rows.label == 1)
+    false_alarm = called & (rows.label == 0)
     return rows.assign(
-        probability=p, called=called.astype(int), kind=kind, margin=np.abs(p - point.threshold)
+        probability=probability,
+        called=called.astype(int),
+        kind=np.select([missed, false_alarm], _ERRORS, _CORRECT),
+        margin=np.abs(probability - point.threshold),
     )
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #bba9f07a
-def _worst(rows, kind, number=8):
-    "The errors of a kind that were made with most confidence"
-    return rows[rows.kind == kind].nlargest(number, 'margin', keep='first')
+def _most_confident(rows, kind, number=8):
+    "The most confident errors of a kind"
+    errors = rows[rows.kind == kind]
+    return errors.nlargest(number, 'margin', keep='first')
 
 
-def least_certain(rows, number=8):
+def least_certain(
+    rows: 'pd.DataFrame',  # From `decisions`
+    number: int = 8,
+) -> 'pd.DataFrame':
     "The images whose probability is nearest to the threshold"
     return rows.nsmallest(number, 'margin', keep='first')
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #66a55f6e
-def _probability_words(p):
-    return "p > 0.99" if p >= 0.995 else "p < 0.01" if p < 0.005 else f"p = {p:.2f}"
+def _probability_text(p):
+    "A probability with two digits, or a bound where it would round to 0 or 1"
+    if p >= 0.995:
+        return "p > 0.99"
+    if p < 0.005:
+        return "p < 0.01"
+    return f"p = {p:.2f}"
 
 
 def _two_lines(name, width=16):
     "The last two lines of a name that is broken behind - and _"
-    return '\n'.join(
-        line.replace('_ ', '_').strip()
-        for line in textwrap.wrap(name.replace('_', '_ '), width)[-2:]
-    )
+    breakable = name.replace('_', '_ ')
+    lines = textwrap.wrap(breakable, width)[-2:]
+    return '\n'.join(line.replace('_ ', '_').strip() for line in lines)
 
-
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #86f9d1ac
 def draw_image(
-    ax,
-    row,  # A row of `decisions`
-    image=None,
-    classes=CLASSES,
-):  # uint8 [H, W] or None; names of the classes
+    ax: 'Axes',
+    row: tuple,  # A row of `decisions`, as `itertuples` gives it
+    image: np.ndarray | None = None,  # uint8 [H, W]; None if it is not available
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> None:
     "Draw one image with its probability, framed in the colour of its true class"
     colour = CLASS_COLOURS[row.label]
+    name = _two_lines(Path(str(row.image_id)).stem)
+    probability = _probability_text(row.probability)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(
-        _probability_words(row.probability), size=8.5, weight='normal', loc='center', pad=2
-    )
-    ax.set_xlabel(
-        f"{classes[row.label]}\n{_two_lines(Path(str(row.image_id)).stem)}",
-        size=6.5,
-        color=colour,
-        labelpad=2,
-    )
+    ax.set_title(probability, size=8.5, weight='normal', loc='center', pad=2)
+    ax.set_xlabel(f"{classes[row.label]}\n{name}", size=6.5, color=colour, labelpad=2)
     if image is None:
-        ax.text(
-            0.5,
-            0.5,
-            "image not\nat hand",
-            ha='center',
-            va='center',
-            size=7,
-            color=COLOURS['chance'],
-            transform=ax.transAxes,
-        )
+        look = dict(ha='center', va='center', size=7, color=COLOURS['chance'])
+        ax.text(0.5, 0.5, "image not\navailable", transform=ax.transAxes, **look)
     else:
         ax.imshow(image, cmap='gray', vmin=0, vmax=255)
     for spine in ax.spines.values():
@@ -97,39 +107,45 @@ def draw_image(
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #efeb3103
 def gallery(
-    groups,  # Title of each line of images -> rows of `decisions`
-    images=None,  # image_id -> uint8 [H, W]; None if there are no images
-    columns=8,
-    classes=CLASSES,
-):
-    "A figure with one line of images for each group; an empty group says none"
+    groups: dict,  # Heading of each line -> rows of `decisions`
+    images: Callable | None = None,  # image_id -> uint8 [H, W]; None if there are no images
+    columns: int = 8,  # Most images in a line
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> 'Figure':
+    "A figure with a line of images for each group; an empty group shows the word none"
     fig, axes = figure(1, len(groups), width='wide', height=1.65, squeeze=False)
+    frame_width = 0.88 / columns
     for ax, (heading, rows) in zip(axes[:, 0], groups.items()):
         ax.axis('off')
         ax.set_title(heading)
-        ax.text(0, 0.5, "" if len(rows) else "none")
+        if not len(rows):
+            ax.text(0, 0.5, "none")
         for i, row in enumerate(rows.itertuples()):
-            frame = ax.inset_axes((i / columns, 0.08, 0.88 / columns, 0.76))
-            draw_image(frame, row, None if images is None else images(row.image_id), classes)
+            frame = ax.inset_axes((i / columns, 0.08, frame_width, 0.76))
+            image = images(row.image_id) if images else None
+            draw_image(frame, row, image, classes)
     return fig
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #06f7ea19
-def misclassified_figure(rows, images=None, columns=8, classes=CLASSES):
+def misclassified_figure(
+    rows: 'pd.DataFrame',  # From `decisions`
+    images: Callable | None = None,  # image_id -> uint8 [H, W]; None if there are no images
+    columns: int = 8,  # Most images of each kind
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> 'Figure':
     "Gallery of the most confident errors of both kinds"
     negative, positive = classes
+    headings = (f"{positive} called {negative}", f"{negative} called {positive}")
     groups = {}
-    for kind, words in zip(
-        _KINDS, (f"{positive} called {negative}", f"{negative} called {positive}")
-    ):
-        chosen = _worst(rows, kind, columns)
-        groups[
-            f"{words}: {len(chosen)} of {(rows.kind == kind).sum()}, the most confident first"
-        ] = chosen
+    for kind, heading in zip(_ERRORS, headings):
+        chosen = _most_confident(rows, kind, columns)
+        errors = (rows.kind == kind).sum()
+        groups[f"{heading}: {len(chosen)} of {errors}, the most confident first"] = chosen
     return gallery(groups, images, columns, classes)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #db20fedf
-def image_lookup(run):
-    "A function from image_id to uint8 [H, W], or None if the run's images are not at hand"
+def image_lookup(run: Run) -> Callable | None:
+    "A function from image_id to uint8 [H, W], or None if the run's images are not available"
     try:
         from cxr_study.data.splits import open_data
     except ImportError:
@@ -138,11 +154,15 @@ def image_lookup(run):
         images, table = open_data(run)
     except (StudyError, OSError):
         return None
-    row = dict(zip(table.image_id, table.row))
-    return lambda image_id: np.asarray(images[row[image_id]])
+    row_of = dict(zip(table.image_id, table.row))
+
+    def image(image_id):
+        return np.asarray(images[row_of[image_id]])
+
+    return image
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #8e322dab
-_KNOWN = {
+_NOT_A_GROUP = {
     'image_id',
     'patient_id',
     'split',
@@ -154,62 +174,96 @@ _KNOWN = {
     'called',
     'kind',
     'margin',
-}
+}  # Columns of a predictions table and of `decisions`
 
 
-def _cut(values, parts):  # Numbers; how many quantiles
-    "Quantile of each number as text such as `3/10`; a number that occurs often stays in one quantile"
+def _quantile_text(number, parts):
+    "A quantile's number, from 0, as text such as `3/10`"
+    if np.isnan(number):
+        return "unknown"
+    return f"{int(number) + 1}/{parts}"
+
+
+def _quantiles(values, parts):  # Series of numbers; how many quantiles
+    "Quantile of each number as text such as `3/10`; equal numbers stay in one quantile"
     import pandas as pd
 
-    codes = pd.qcut(values.rank(method='average'), parts, labels=False, duplicates='drop')
-    return codes.map(lambda c: "unknown" if c != c else f"{int(c) + 1}/{parts}")
+    ranks = values.rank(method='average')
+    numbers = pd.qcut(ranks, parts, labels=False, duplicates='drop')
+    return numbers.map(lambda number: _quantile_text(number, parts))
+
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #afa03dc9
+_QUARTERS = 4
+_TENTHS = 10
+
+
+def _images_per_patient(rows):
+    "How many images the patient of each image has, as text"
+    images = rows.groupby('patient_id').image_id.transform('size')
+    return images.clip(upper=4).map({1: '1', 2: '2', 3: '3', 4: '4 or more'})
+
+
+def _as_groups(values, most):  # A column of the table
+    "A column as text; numbers with more than `most` different values become quarters"
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(values) and values.nunique() > most:
+        return _quantiles(values, _QUARTERS)
+    return values.astype(str).replace({'': 'unknown', 'nan': 'unknown'})
+
+
+def _contrasts(rows, images):
+    "Tenth of the contrast (standard deviation of the pixels) of each image, as text"
+    import pandas as pd
+
+    contrast = pd.Series([images(image_id).std() for image_id in rows.image_id])
+    return _quantiles(contrast, _TENTHS)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #91107b1a
 def groupings(
-    rows,  # From `decisions`
-    images=None,  # image_id -> uint8 [H, W]; None if there are no images
-    most=12,
-):  # Columns with more different texts than this are left out
-    "The subgroups of each image: DataFrame of texts, a column a way to divide"
+    rows: 'pd.DataFrame',  # From `decisions`
+    images: Callable | None = None,  # image_id -> uint8 [H, W]; None if there are no images
+    most: int = 12,  # Columns with more different texts are left out
+) -> 'pd.DataFrame':  # Texts; a row an image, a column for each way to divide the images
+    "The subgroups that each image belongs to"
     import pandas as pd
 
-    found = {
-        'images per patient': rows.groupby('patient_id')
-        .image_id.transform('size')
-        .clip(upper=4)
-        .map({1: '1', 2: '2', 3: '3', 4: '4 or more'})
-    }
-    for name in [c for c in rows if c not in _KNOWN]:
-        numeric = pd.api.types.is_numeric_dtype(rows[name]) and rows[name].nunique() > most
-        found[name] = (
-            _cut(rows[name], 4)
-            if numeric
-            else rows[name].astype(str).replace({'': 'unknown', 'nan': 'unknown'})
-        )
+    found = {'images per patient': _images_per_patient(rows)}
+    for name in rows.columns:
+        if name not in _NOT_A_GROUP:
+            found[name] = _as_groups(rows[name], most)
     if images is not None:
-        found['contrast'] = _cut(pd.Series([images(i).std() for i in rows.image_id]), 10)
-    return pd.DataFrame({k: v for k, v in found.items() if 1 < v.nunique() <= most})
+        found['contrast'] = _contrasts(rows, images)
+    useful = {name: texts for name, texts in found.items() if 1 < texts.nunique() <= most}
+    return pd.DataFrame(useful)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #4ccea3ca
 _FEWEST = 10  # Patients in a group that is tested
 
 
-def _fisher(wrong, patient, inside):  # Bool; int; bool, all [images]
-    "p-value of the same error rate inside and outside, on effective sample sizes; None if there are too few patients"
+def _effective_counts(wrong, patient):  # Bool, int [images]
+    "Numbers of wrong and right images on the effective sample size; None for too few patients"
+    if len(np.unique(patient)) < _FEWEST:
+        return None
+    size = effective_size(wrong, patient)
+    error_rate = wrong.mean()
+    return [round(error_rate * size), round((1 - error_rate) * size)]
+
+
+def _fisher(wrong, patient, inside):  # Bool; int; whether in the group, bool: all [images]
+    "p-value of the same error rate inside and outside a group; None for too few patients"
     from scipy.stats import fisher_exact
 
-    cells = []
-    for part in (inside, ~inside):
-        if len(np.unique(patient[part])) < _FEWEST:
-            return None
-        size = effective_size(wrong[part], patient[part])
-        cells.append([round(wrong[part].mean() * size), round((1 - wrong[part].mean()) * size)])
-    return float(fisher_exact(cells).pvalue)
+    counts_inside = _effective_counts(wrong[inside], patient[inside])
+    counts_outside = _effective_counts(wrong[~inside], patient[~inside])
+    if counts_inside is None or counts_outside is None:
+        return None
+    return float(fisher_exact([counts_inside, counts_outside]).pvalue)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #9ed863cd
-def _rate_entry(wrong, patient, level=0.95):  # Bool, int [images]
+def _rate_entry(wrong, patient):  # Bool, int [images]
     "Entry of an error rate with Wilson's interval on the effective sample size"
-    lower, upper = wilson(wrong, patient, level)
+    lower, upper = wilson(wrong, patient)
     return dict(
         value=float(wrong.mean()),
         lower=lower,
@@ -219,108 +273,148 @@ def _rate_entry(wrong, patient, level=0.95):  # Bool, int [images]
         patients=len(np.unique(patient)),
     )
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #c6331cfe
-def subgroups(rows, groups):  # From `decisions` and `groupings`
-    "Error rate of each subgroup within each class, with `p` and Holm's `p_holm` over all looks: list of entries"
-    from statsmodels.stats.multitest import multipletests
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #bf922a71
+def _by_length(text):
+    "Sorts '4/10' before '10/10'"
+    return len(text), text
 
-    patient, found = np.unique(rows.patient_id.to_numpy(str), return_inverse=True)[1], []
-    for label, column in [(label, column) for label in (1, 0) for column in groups]:
-        mine = (rows.label == label).to_numpy()
-        wrong, who, group = (
-            (rows.kind != 'right').to_numpy()[mine],
-            patient[mine],
-            groups[column].to_numpy()[mine],
-        )
-        for value in sorted(set(group), key=lambda v: (len(v), v)) if len(set(group)) > 1 else []:
-            inside = group == value
-            found.append(
-                dict(
-                    truth=CLASSES[label],
-                    column=column,
-                    group=value,
-                    **_rate_entry(wrong[inside], who[inside]),
-                    p=_fisher(wrong, who, inside),
-                )
-            )
-    tested = [e for e in found if e['p'] is not None]
-    for e, p in zip(
-        tested, multipletests([e['p'] for e in tested], method='holm')[1] if tested else []
-    ):
-        e['p_holm'] = float(p)
+
+def _groups_of_class(label, column, wrong, patient, group):  # The last three: [images of the class]
+    "The entries of one column's subgroups within a class"
+    values = sorted(set(group), key=_by_length)
+    if len(values) < 2:
+        return []
+    found = []
+    for value in values:
+        inside = group == value
+        rate = _rate_entry(wrong[inside], patient[inside])
+        p = _fisher(wrong, patient, inside)
+        found.append(dict(truth=CLASSES[label], column=column, group=value, **rate, p=p))
     return found
 
-# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #fd3103f1
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #aad83a66
+def _add_holm(entries):
+    "Add Holm's corrected `p_holm` to all entries that were tested"
+    from statsmodels.stats.multitest import multipletests
+
+    tested = [entry for entry in entries if entry['p'] is not None]
+    if not tested:
+        return
+    corrected = multipletests([entry['p'] for entry in tested], method='holm')[1]
+    for entry, p_holm in zip(tested, corrected):
+        entry['p_holm'] = float(p_holm)
+
+
+def _is_significant(entry):
+    "Whether a subgroup was tested and differs at 5 % after the correction"
+    return entry.get('p_holm', 1) < 0.05
+
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #c6331cfe
+def subgroups(
+    rows: 'pd.DataFrame',  # From `decisions`
+    groups: 'pd.DataFrame',  # From `groupings`
+) -> list:  # Entries with `truth`, `column`, `group`, `p` and, if tested, `p_holm`
+    "Error rate of each subgroup within each class, Holm-corrected over all tests"
+    names = rows.patient_id.to_numpy(str)
+    _, patient = np.unique(names, return_inverse=True)
+    wrong = (rows.kind != _CORRECT).to_numpy()
+    found = []
+    for label in (1, 0):
+        members = (rows.label == label).to_numpy()
+        for column in groups:
+            group = groups[column].to_numpy()[members]
+            found += _groups_of_class(label, column, wrong[members], patient[members], group)
+    _add_holm(found)
+    return found
+
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #37aa3259
 def _subgroup_title(found, classes=CLASSES):  # From `subgroups`
     "What the tests of the subgroups show"
-    if not any(e['p'] is not None for e in found):
+    if all(entry['p'] is None for entry in found):
         return f"No subgroup was tested: none has {_FEWEST} patients beside {_FEWEST} others of its class"
-    clear = [e for e in found if e.get('p_holm', 1) < 0.05]
-    if not clear:
+    names = []
+    for entry in filter(_is_significant, found):
+        truth = shown_name(entry['truth'], classes)
+        names.append(f"{entry['column']} {entry['group']} ({truth})")
+    if not names:
         return "No subgroup differs beyond chance (Holm, 5 %)"
-    names = [f"{e['column']} {e['group']} ({shown_name(e['truth'], classes)})" for e in clear]
-    return (
-        "Errors gather or thin out in: " + ', '.join(names[:3]) + (" ..." if len(names) > 3 else "")
-    )
+    more = " ..." if len(names) > 3 else ""
+    return "Another error rate in: " + ', '.join(names[:3]) + more
+
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #0727e4d7
+def _row_name(entry):
+    "Name of a subgroup in the forest plot, with a star if it is significant"
+    star = " *" if _is_significant(entry) else ""
+    return f"{entry['column']} {entry['group']} (n={entry['n']}){star}"
+
+
+def _draw_subgroups(ax, found, error_rate, colour):
+    "Draw the subgroups of one class, and the error rate of the whole class as a line"
+    entries = {_row_name(entry): entry for entry in found}
+    not_tested = [name for name, entry in entries.items() if entry['p'] is None]
+    grey = dict.fromkeys(not_tested, COLOURS['chance'])
+    forest_axes(ax, entries, words=False, colours=grey)
+    ax.axvline(error_rate, color=colour, lw=1, ls='--')
+
+# %% ../../nbs/lib/evaluate/05_misclassified.ipynb #fd3103f1
+_LEGEND = (
+    "1/4 or 1/10: lowest quarter or tenth. Dashed: the whole class. Grey: not tested, "
+    "a group or the rest of its class has too few patients."
+)
 
 
 def subgroup_figure(
-    found, rows, classes=CLASSES
-):  # From `subgroups` and `decisions`; names of the classes
-    "Forest plot of error rates by subgroup, a panel a class, with the rate of the whole class as a line"
-    fig, axes = figure(2, width='wide', height=0.8 + 0.2 * max(3, len(found) / 2), sharex=True)
+    found: list,  # From `subgroups`
+    rows: 'pd.DataFrame',  # From `decisions`
+    classes: tuple = CLASSES,  # Names of the negative and the positive class
+) -> 'Figure':
+    "Forest plot of error rates by subgroup, a panel for each class"
+    rows_in_panel = max(3, len(found) / 2)
+    fig, axes = figure(2, width='wide', height=0.8 + 0.2 * rows_in_panel, sharex=True)
     for ax, label in zip(axes, (1, 0)):
-        mine = [e for e in found if e['truth'] == CLASSES[label]]
-        labels = {
-            f"{e['column']} {e['group']} (n={e['n']}){' *' if e.get('p_holm', 1) < 0.05 else ''}": e
-            for e in mine
-        }
-        grey = {name: COLOURS['chance'] for name, e in labels.items() if e['p'] is None}
-        forest_axes(ax, labels, words=False, colours=grey)
-        ax.axvline(
-            (rows[rows.label == label].kind != 'right').mean(),
-            color=CLASS_COLOURS[label],
-            lw=1,
-            ls='--',
-        )
-        ax.set_title(f"{classes[label]}: error rate", color=CLASS_COLOURS[label], weight='normal')
-    fig.supxlabel(
-        "1/4 or 1/10: the lowest part. Dashed: the whole class. Grey: not tested, "
-        "a group or the rest of its class has too few patients.",
-        size=8,
-    )
+        of_class = [entry for entry in found if entry['truth'] == CLASSES[label]]
+        error_rate = (rows[rows.label == label].kind != _CORRECT).mean()
+        colour = CLASS_COLOURS[label]
+        _draw_subgroups(ax, of_class, error_rate, colour)
+        ax.set_title(f"{classes[label]}: error rate", color=colour, weight='normal')
+    fig.supxlabel(_LEGEND, size=8)
     fig.suptitle(_subgroup_title(found, classes), x=0.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #acff8dcf
-def suspects(rows):  # From `decisions`
-    "Rows whose label is suspected by confident learning, the most suspicious first; none with one class only"
+def suspects(
+    rows: 'pd.DataFrame',  # From `decisions`
+) -> 'pd.DataFrame':  # Rows, the most suspicious first; none if there is one class only
+    "Images whose label is suspected by confident learning"
     from cleanlab.filter import find_label_issues
 
     if rows.label.nunique() < 2:
         return rows.iloc[:0]
-    p = rows.probability.to_numpy()
-    return rows.iloc[
-        find_label_issues(
-            rows.label.to_numpy(),
-            np.stack([1 - p, p], 1),
-            return_indices_ranked_by='self_confidence',
-            n_jobs=1,
-        )
-    ]
+    labels = rows.label.to_numpy()
+    positive = rows.probability.to_numpy()
+    probabilities = np.stack([1 - positive, positive], 1)
+    order = dict(return_indices_ranked_by='self_confidence')
+    suspected = find_label_issues(labels, probabilities, n_jobs=1, **order)
+    return rows.iloc[suspected]
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #ad8fd14e
-def duplicates(rows, images=None):
-    "Rows of images that occur more than once, with `copy` (a number for each group) and `conflict` (whether their labels differ)"
-    mark = (
-        rows.image_hash
-        if 'image_hash' in rows
-        else rows.logit
-        if images is None
-        else rows.image_id.map(lambda i: sha256(images(i).tobytes()))
-    )
-    mark = mark[mark.duplicated(keep=False)]
-    copies = rows.loc[mark.index].assign(copy=mark.astype('category').cat.codes)
-    return copies.assign(
-        conflict=copies.groupby('copy').label.transform('nunique') > 1
-    ).sort_values('copy')
+def _fingerprints(rows, images):
+    "A value for each image that duplicates have in common"
+    if 'image_hash' in rows:
+        return rows.image_hash
+    if images is None:
+        return rows.logit
+    return rows.image_id.map(lambda image_id: sha256(images(image_id).tobytes()))
+
+
+def duplicates(
+    rows: 'pd.DataFrame',  # From `decisions`
+    images: Callable | None = None,  # image_id -> uint8 [H, W]; None if there are no images
+) -> 'pd.DataFrame':  # With `copy`, a number for each group, and `conflict`, whether labels differ
+    "Rows of images that occur more than once"
+    fingerprints = _fingerprints(rows, images)
+    repeated = fingerprints[fingerprints.duplicated(keep=False)]
+    copies = rows.loc[repeated.index]
+    copies = copies.assign(copy=repeated.astype('category').cat.codes)
+    labels_of_group = copies.groupby('copy').label.transform('nunique')
+    return copies.assign(conflict=labels_of_group > 1).sort_values('copy')

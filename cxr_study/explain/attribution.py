@@ -25,7 +25,7 @@ from ..core.run import StudyError
 from ..core.style import figure
 from ..data.images import Preprocess
 from ..evaluate.evaluation import entry, undefined
-from ..evaluate.intervals import bootstrap_weights, jackknife
+from ..evaluate.intervals import bootstrap_weights, interval, jackknife
 from ..evaluate.metrics import HALF, Scored
 from ..evaluate.misclassified import decisions, draw_image
 from ..predict.heat_map import evidence, heat_map, overlay
@@ -329,16 +329,10 @@ def mean_entry(
     def means(blocks):
         return np.concatenate([w @ values / w.sum(1) for w in blocks])
 
-    return entry(
-        values.mean(),
-        means(bootstrap_weights(s, replicates, seed)),
-        means(jackknife(s)),
-        len(values),
-        s.patients,
-        'bca_t',
-        f"BCa-t bootstrap of patients, {replicates} replicates",
-        0.95,
-    )
+    draws, without = means(bootstrap_weights(s, replicates, seed)), means(jackknife(s))
+    bounds = interval(values.mean(), draws, without, expand=True)
+    words = f"BCa-t bootstrap of patients, {replicates} replicates"
+    return entry(values.mean(), bounds, s.patient, words)
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #fb55220f
 def shares(maps, patient_id, **settings):  # Settings for `mean_entry`

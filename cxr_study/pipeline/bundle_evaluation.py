@@ -1,4 +1,4 @@
-"""`docker run` with `models` and `outputs` mounted: the model is loaded, the data set rebuilt, every test image predicted, and four files and a report are written.
+"""Evaluates the network of a bundle on the test images of its data set, without torch; for use in a container.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/bundle_evaluation.html.md"""
 
@@ -8,59 +8,71 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/bundle_evaluation.html.
 __all__ = ['evaluate_bundle']
 
 # %% ../../nbs/lib/pipeline/09_bundle_evaluation.ipynb #8e5637b6
+import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..core.run import Run, StudyError
 from ..data.cache import cache_path, decoded
-from ..data.sets import load_dataset, sample_patients
+from ..data.sets import ImageSet, load_dataset, sample_patients
 from ..data.splits import make_split
 from ..evaluate.csv_tables import evaluate
-from ..serve.bundle import find_bundle, load_bundle
+from ..serve.bundle import Bundle, find_bundle, load_bundle
 from ..serve.predictor import Predictor
 
 # %% ../../nbs/lib/pipeline/09_bundle_evaluation.ipynb #6cb63280
-def _test_images(
-    bundle, dataset=None, limit=0
-):  # `Bundle`; name or path of a data set, None: the bundle's own; about how many images, 0: all
-    "(images, rows of the test split, the image set) of a data set, as the bundle's network takes them"
-    image_set = load_dataset(
-        dataset or bundle.facts['data'].get('requested') or bundle.facts['data']['dataset']
-    )
-    image_set = sample_patients(image_set, limit, 0) if limit else image_set
-    images, index, meta = decoded(image_set, bundle.spec)
-    table, tolerated = make_split(image_set, index.sha256)
-    table = (
-        table[table.split == 'test'].drop(columns=['official', 'excluded']).reset_index(drop=True)
-    )
+@dataclasses.dataclass
+class _TestData:
+    "Test images of a data set, as the network of a bundle takes them"
+
+    image_set: ImageSet
+    images: np.ndarray  # All images of the set, uint8 [N, H, W]
+    table: pd.DataFrame  # One row per test image; `row` is its number in `images`
+    facts: dict  # Content of the run's `data.json`
+
+
+def _test_data(
+    bundle: Bundle,
+    dataset: str | Path | None = None,  # Name or path; None: the data set of the bundle
+    limit: int = 0,  # About how many images to use of the whole set; 0: all
+) -> _TestData:
+    "Load, decode and split a data set; raises `StudyError` if it has no test images"
+    trained_on = bundle.facts['data']
+    name = dataset or trained_on.get('requested') or trained_on['dataset']
+    image_set = sample_patients(load_dataset(name), limit)
+    images, index, cache = decoded(image_set, bundle.spec)
+    split, tolerated = make_split(image_set, index.sha256)
+    table = split[split.split == 'test'].drop(columns=['official', 'excluded'])
     if not len(table):
         raise StudyError(f"{image_set.name} has no test images. Name another data set.")
-    return (
-        images,
-        table,
-        image_set,
-        dict(
-            cache=cache_path(image_set, bundle.spec).name,
-            cache_sha256=meta['images_sha256'],
-            tolerated=tolerated,
-        ),
+    facts = dict(
+        cache=cache_path(image_set, bundle.spec).name,
+        cache_sha256=cache['images_sha256'],
+        tolerated=tolerated,
     )
+    return _TestData(image_set, images, table.reset_index(drop=True), facts)
 
+# %% ../../nbs/lib/pipeline/09_bundle_evaluation.ipynb #bdc0808e
+def _predict_all(
+    predictor: Predictor,
+    images: np.ndarray,  # uint8 [N, H, W]
+    rows: Iterable[int],  # Which of them to predict
+) -> np.ndarray:  # Logits, float64, in the order of `rows`
+    "Logits of these images, one image at a time, on all cores"
 
-def _predict_all(predictor, images, rows):  # `Predictor`; uint8 [N, H, W]; which
-    "Logits of these images, one image at a time on every core"
+    def logit(row):
+        outputs = predictor.network(np.asarray(images[row]), ['logit'])
+        return outputs[0][0]
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.array(
-            list(
-                pool.map(lambda i: predictor.network(np.asarray(images[i]), ['logit'])[0][0], rows)
-            ),
-            float,
-        )
+        return np.array(list(pool.map(logit, rows)), float)
 
 # %% ../../nbs/lib/pipeline/09_bundle_evaluation.ipynb #2537c80e
 _RESULTS = (
@@ -71,47 +83,58 @@ _RESULTS = (
 )
 
 
-def evaluate_bundle(
-    bundle=None,
-    out='outputs',  # Folder of a bundle, or of `models`; where the results go
-    dataset=None,
-    limit=0,
-    replicates=2000,
-):  # See `_test_images`; bootstrap replicates of patients
-    "Predict the test split with a bundle, evaluate, and write the four files, predictions.csv, metrics.json and report.html; returns the table of figures"
-    bundle, out = load_bundle(find_bundle(bundle)), Path(out)
-    images, table, image_set, facts = _test_images(bundle, dataset, limit)
-    table['logit'] = _predict_all(Predictor(bundle), images, table.row)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / bundle.name).begin('01_data', bundle=bundle.sha256)
-        run.write('split.csv', table.drop(columns='logit'))
-        run.write('data.json', facts)
-        run.write(
-            'predictions.csv', table.drop(columns=[c for c in ('row', 'image_hash') if c in table])
-        )
-        run.finish(
-            synthetic=bool(image_set.synthetic or bundle.facts['data'].get('synthetic')),
-            data=dict(dataset=image_set.name, classes=list(image_set.classes)),
-        )
-        shown, notes = evaluate(
-            [run.folder], Path(folder) / 'evaluation', split='test', replicates=replicates
-        )
-        _copy_results(Path(folder) / 'evaluation', run.path('predictions.csv'), out)
-    return shown, notes
-
-
-def _copy_results(evaluation, predictions, out):
-    "Copy what people read into the mounted folder"
+def _copy_results(
+    evaluation: Path,  # Folder that `evaluate` wrote
+    predictions: Path,
+    out: Path,
+) -> None:
+    "Copy the results into `out`; raises `StudyError` if it is not writable"
+    files = [evaluation / 'outputs' / name for name in _RESULTS]
+    files += [evaluation / 'report.html', evaluation / 'metrics.json', predictions]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for file in (
-            *(evaluation / 'outputs' / n for n in _RESULTS),
-            evaluation / 'report.html',
-            evaluation / 'metrics.json',
-            predictions,
-        ):
+        for file in files:
             shutil.copyfile(file, out / file.name)
-    except OSError as e:
+    except OSError as error:
         raise StudyError(
-            f"Cannot write into {out}: {e.strerror}. Mount a folder that user {os.getuid()} may write to."
+            f"Cannot write into {out}: {error.strerror}. "
+            f"Mount a folder that user {os.getuid()} may write to."
         ) from None
+
+# %% ../../nbs/lib/pipeline/09_bundle_evaluation.ipynb #49caceb1
+def _write_run(
+    folder: Path,  # Of the run to be made
+    bundle: Bundle,
+    data: _TestData,  # With a column `logit` in its table
+) -> Run:
+    "A run with the test split and its predictions"
+    run = Run(folder).begin('01_data', bundle=bundle.sha256)
+    run.write('split.csv', data.table.drop(columns='logit'))
+    run.write('data.json', data.facts)
+    predictions = data.table.drop(columns=['row', 'image_hash'], errors='ignore')
+    run.write('predictions.csv', predictions)
+    trained_on_synthetic = bundle.facts['data'].get('synthetic')
+    run.finish(
+        synthetic=bool(data.image_set.synthetic or trained_on_synthetic),
+        data=dict(dataset=data.image_set.name, classes=list(data.image_set.classes)),
+    )
+    return run
+
+
+def evaluate_bundle(
+    bundle: str | Path | None = None,  # Folder of a bundle or of `models`; None: see `find_bundle`
+    out: str | Path = 'outputs',  # Folder for the results
+    dataset: str | Path | None = None,  # Name or path; None: the data set of the bundle
+    limit: int = 0,  # About how many images to use of the whole set; 0: all
+    replicates: int = 2000,  # Bootstrap replicates of patients
+) -> tuple[pd.DataFrame, list[str]]:  # Table of results for display, notes on them
+    "Predict the test split with a bundle, evaluate it, and write the results into `out`"
+    bundle = load_bundle(find_bundle(bundle))
+    data = _test_data(bundle, dataset, limit)
+    data.table['logit'] = _predict_all(Predictor(bundle), data.images, data.table.row)
+    with tempfile.TemporaryDirectory() as folder:
+        run = _write_run(Path(folder) / bundle.name, bundle, data)
+        evaluation = Path(folder) / 'evaluation'
+        shown, notes = evaluate([run.folder], evaluation, split='test', replicates=replicates)
+        _copy_results(evaluation, run.path('predictions.csv'), Path(out))
+    return shown, notes

@@ -1,4 +1,4 @@
-"""What a model is for, what it was made of, how good it is in whom, and what it is not for: written from the run's own files.
+"""Writes a model card from a run's own files: what the model is, what it is for, how well it works and for whom.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/card.html.md"""
 
@@ -8,11 +8,12 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/card.html.md"""
 __all__ = ['model_card', 'write_card']
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #47f978f4
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..calibrate.transfer import verdict
+from ..calibrate.transfer import reproduced_text
 from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
@@ -30,16 +31,18 @@ from cxr_study.pipeline.report import (
 )
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #44b5e917
-def _open_part(folder):  # A run, or a published part of one
-    "The `Run`; `StudyError` without a manifest, `ManifestMismatch` if a file that is there is not the one of the manifest"
+def _open_part(
+    folder: str | Path,  # A run, or a published part of one
+) -> Run:
+    "The `Run`; raises `StudyError` without a manifest, and `ManifestMismatch` if a file was changed"
     run = Run(folder, verify=False)
     if not run.path('manifest.json').is_file():
         raise StudyError(f"{folder} has no manifest.json: a card is written from a run.")
-    changed = [
-        n
-        for n, a in run.manifest['artefacts'].items()
-        if run.path(n).is_file() and sha256(run.path(n)) != a['sha256']
-    ]
+    changed = []
+    for name, artefact in run.manifest['artefacts'].items():
+        path = run.path(name)
+        if path.is_file() and sha256(path) != artefact['sha256']:
+            changed.append(name)
     if changed:
         raise ManifestMismatch(
             f"{folder} does not match its manifest.json: {', '.join(changed)} changed. Restore these files first."
@@ -51,355 +54,489 @@ _WRITERS = {
     'metrics.json': '03_evaluation',
     'calibration.json': '04_calibration',
     'subgroups.json': '03_evaluation',
-    'model.json': '02_training',
 }
 
 
-def _not_here(name):
+def _not_here(name: str) -> str:
     return f"*{name} is not in this folder; the notebook {_WRITERS[name]} writes it.*"
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #be6f7ea8
-def _markdown_table(head, rows):
-    "A Markdown table; a bar inside a cell would end it and becomes a slash"
-    line = lambda cells: '| ' + ' | '.join(str(c).replace('|', '/') for c in cells) + ' |'
-    return '\n'.join([line(head), '|' + '---|' * len(head), *map(line, rows)])
+def _table_line(cells: Iterable) -> str:
+    texts = [str(cell).replace('|', '/') for cell in cells]
+    return f"| {' | '.join(texts)} |"
+
+
+def _markdown_table(
+    head: Sequence[str],  # Names of the columns
+    rows: Iterable[Iterable],
+) -> str:
+    "A table in Markdown"
+    rule = '|' + '---|' * len(head)
+    lines = [_table_line(head), rule, *(_table_line(row) for row in rows)]
+    return '\n'.join(lines)
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #c7dd3a35
-def _bullets(sentences):
-    return '\n'.join(f"- {s}" for s in sentences)
+def _bullets(sentences: Iterable[str]) -> str:
+    return '\n'.join(f"- {sentence}" for sentence in sentences)
+
+# %% ../../nbs/lib/pipeline/07_card.ipynb #c1979e94
+def _paragraphs(*parts: str) -> str:
+    return '\n\n'.join(parts)
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #b63ceebf
 _KEY_VERSIONS = ('python', 'torch', 'fastai', 'timm', 'numpy', 'scikit-learn')
 
 
-def _details(run):
-    "What the model is and what it was made with"
-    said, asked = part(run, 'model.json') or {}, run.stage('02_training').get('parameters', {})
-    rows = list(facts(run))
-    if 'parameters' in said:
-        rows.append(("Parameters", f"{said['parameters']:,}"))
-    if 'members' in said:
-        rows.append(("Networks", f"{said['members']:,}"))
-    if 'best_epoch' in said:
-        epochs = ', '.join(map(str, np.atleast_1d(said['best_epoch'])))
-        rows.append(("Epoch kept", f"{epochs} (lowest validation loss)"))
-    if weights := run.manifest['artefacts'].get('model.safetensors'):
-        rows.append(("SHA-256 of the weights", f"`{weights['sha256']}`"))
+def _network_rows(network: dict) -> list[tuple]:  # Content of `model.json`
+    "What is known of the network"
+    rows = []
+    if 'parameters' in network:
+        rows.append(("Parameters", f"{network['parameters']:,}"))
+    if 'members' in network:
+        rows.append(("Networks", f"{network['members']:,}"))
+    if 'best_epoch' in network:
+        epochs = np.atleast_1d(network['best_epoch'])
+        shown = ', '.join(str(epoch) for epoch in epochs)
+        rows.append(("Epoch kept", f"{shown} (lowest validation loss)"))
+    return rows
+
+
+def _software(run: Run) -> str:
+    "Versions of the most important packages"
     versions = run.manifest.get('versions', {})
-    rows.append(
-        (
-            "Software",
-            ', '.join(f"{name} {versions[name]}" for name in versions if name in _KEY_VERSIONS),
-        )
+    return ', '.join(f"{name} {versions[name]}" for name in versions if name in _KEY_VERSIONS)
+
+# %% ../../nbs/lib/pipeline/07_card.ipynb #f1684463
+def _details(run: Run) -> str:
+    "What the model is and how it was made"
+    rows = [*facts(run), *_network_rows(part(run, 'model.json') or {})]
+    weights = run.manifest['artefacts'].get('model.safetensors')
+    if weights:
+        rows.append(("SHA-256 of the weights", f"`{weights['sha256']}`"))
+    rows.append(("Software", _software(run)))
+    table = _markdown_table(('', ''), rows)
+    parameters = run.stage('02_training').get('parameters', {})
+    if not parameters:
+        return table
+    shown = ', '.join(f"`{name}={value}`" for name, value in parameters.items())
+    note = (
+        f"Training parameters: {shown}. "
+        "A value of 0 for `epochs` or `lr` means the default of the recipe."
     )
-    if not asked:
-        return _markdown_table(('', ''), rows)
-    recipe = ', '.join(f"`{name}={value}`" for name, value in asked.items())
-    words = f"Training was asked for with {recipe}. A 0 of epochs or learning rate means the default of the recipe."
-    return f"{_markdown_table(('', ''), rows)}\n\n{words}"
+    return _paragraphs(table, note)
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #2fa311f2
 _INTENDED = (
-    "Research and teaching: to study how such a classifier behaves, where it fails, and how it should be judged.",
-    "Comparison with other models on the same images, with the same protocol.",
-    "Demonstrations in which everybody knows that it is one.",
+    "Research and teaching: how such a classifier behaves, where it fails, and how to evaluate it.",
+    "Comparison with other models on the same images with the same protocol.",
+    "Demonstrations whose audience knows that they are demonstrations.",
 )
 _OUT_OF_SCOPE = (
     "Any decision about a patient: diagnosis, triage, treatment, discharge, or a second opinion on these.",
-    "Patients, machines and hospitals other than those of the training data, without a test there first.",
-    "Views from the side, CT, photographs of a screen, pictures that are not chest radiographs.",
-    "Other diseases. What is not called pneumonia is not thereby healthy.",
-    "A heat map as proof of where a disease is: it shows what the network used.",
+    "Patients, machines and hospitals other than those of the training data, unless the model was tested there first.",
+    "Lateral views, CT, photographs of a screen, and images that are not chest radiographs.",
+    "Other diseases. An image without pneumonia may show another disease.",
+    "A heat map as evidence of where a disease is. It shows what the network used.",
 )
 
 
-def _named(run, sentences):
-    "The sentences with the names of the run's classes"
-    return [with_names(sentence, classes_of(run.manifest['data'])) for sentence in sentences]
+def _with_class_names(run: Run, sentences: Iterable[str]) -> list[str]:
+    "The sentences with the class names of the run's data set"
+    classes = classes_of(run.manifest['data'])
+    return [with_names(sentence, classes) for sentence in sentences]
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #a6b3ee09
 _CHILDREN = (
-    "Children aged one to five years of one hospital (Guangzhou Women and Children's Medical Center), films of routine care; "
-    "labels are readings of the same film by physicians ([Kermany et al. 2018](https://doi.org/10.1016/j.cell.2018.02.010)). "
+    "Routine radiographs of children aged one to five years from one hospital "
+    "(Guangzhou Women and Children's Medical Center). "
+    "Physicians labelled each image by reading it ([Kermany et al. 2018](https://doi.org/10.1016/j.cell.2018.02.010)). "
     "Age, sex, origin and severity of each child were not released."
 )
-_UNKNOWN = "Which images show the same patient is not known: a patient may be in two splits, and intervals may be too narrow."
+_PATIENTS_UNKNOWN = (
+    "It is not known which images belong to the same patient. "
+    "A patient may be in two splits, and intervals may be too narrow."
+)
 
 
-def _kept_apart(data):  # What 01_data says of a run
-    "A sentence on whether patients are in one split alone"
-    if tolerated := {k: len(v) for k, v in (data.get('tolerated') or {}).items() if v}:
-        return f"As published, splits share what should be apart: {', '.join(f'{n} {k}' for k, n in tolerated.items())}."
-    return "No patient is in two splits." if data.get('patients_known') else _UNKNOWN
+def _overlap_sentence(data: dict) -> str:  # Content of `data.json`
+    "Whether a patient or an image is in two splits"
+    tolerated = data.get('tolerated') or {}
+    shared = [f"{len(items)} {kind}" for kind, items in tolerated.items() if items]
+    if shared:
+        return f"The splits are used as published, although they share {', '.join(shared)}."
+    if data.get('patients_known'):
+        return "No patient is in two splits."
+    return _PATIENTS_UNKNOWN
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #17d28206
-def _audit_sentences(run):
-    "What the audit found grave"
+_SHOWN_PROVENANCE = ('publisher', 'licence', 'md5', 'source')
+
+
+def _audit_sentences(run: Run) -> list[str]:
+    "Serious findings of the audit"
     audit = part(run, 'audit.json') or dict(findings=[])
     return [f"Audit: {text}" for weight, text in audit['findings'] if weight == 'grave']
 
 
-def _who_is_in_it(run):
-    "A sentence on the people of the data set"
+def _population(run: Run) -> str:
+    "Whose images these are"
     if run.manifest['synthetic']:
-        return "Nobody is in it."
-    return (
-        _CHILDREN
-        if of_children(run.manifest['data'])
-        else "Who is in it stands with its publisher."
-    )
+        return "The images are synthetic and show no patient."
+    if of_children(run.manifest['data']):
+        return _CHILDREN
+    return "The publisher of the data set describes its patients."
 
 
-def _training_data(run):
-    "Who is in it, how many, what was left out, and what the audit found"
-    data = run.manifest['data'] | (part(run, 'data.json') or {})
-    labels = [shown_name(key, classes_of(data)) for key in next(iter(data['counts'].values()))]
-    counts = _markdown_table(
-        ('split', *labels),
-        [(split, *(f"{n:,}" for n in c.values())) for split, c in data['counts'].items()],
-    )
+def _source(data: dict) -> str:
+    "Name of the data set with its provenance"
     provenance = data.get('provenance', {})
-    source = ', '.join(
-        f"{name} {provenance[name]}"
-        for name in provenance
-        if name in ('publisher', 'licence', 'md5', 'source')
-    )
-    name = f"**{data['dataset']}** ({source})." if source else f"**{data['dataset']}**."
-    left = '; '.join(f"{why} ({n:,})" for why, n in data.get('excluded', {}).items()) or "nothing"
-    words = _bullets([_kept_apart(data), f"Left out: {left}.", *_audit_sentences(run)])
-    return f"{name} {_who_is_in_it(run)}\n\n{counts}\n\n{words}"
+    known = [f"{name} {value}" for name, value in provenance.items() if name in _SHOWN_PROVENANCE]
+    name = f"**{data['dataset']}**"
+    if known:
+        name += f" ({', '.join(known)})"
+    return f"{name}."
+
+# %% ../../nbs/lib/pipeline/07_card.ipynb #0079b641
+def _counts_table(data: dict) -> str:
+    "Images by split and class"
+    counts = data['counts']
+    classes = [shown_name(key, classes_of(data)) for key in next(iter(counts.values()))]
+    rows = []
+    for split, by_class in counts.items():
+        rows.append([split, *(f"{n:,}" for n in by_class.values())])
+    return _markdown_table(('split', *classes), rows)
+
+
+def _training_data(run: Run) -> str:
+    "Patients, number of images, exclusions and findings of the audit"
+    data = run.manifest['data'] | (part(run, 'data.json') or {})
+    excluded = [f"{reason} ({n:,})" for reason, n in data.get('excluded', {}).items()]
+    notes = [
+        _overlap_sentence(data),
+        f"Excluded images: {'; '.join(excluded) or 'none'}.",
+        *_audit_sentences(run),
+    ]
+    return _paragraphs(f"{_source(data)} {_population(run)}", _counts_table(data), _bullets(notes))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #2f437bbc
-def _performance(run):
-    "The figures of the test with intervals, beside those of validation"
+def _performance_note(run: Run, report: dict, split: str) -> str:
+    "How the intervals were computed, and how large the split is"
+    method = report['figures'][f'{split}.auc']['method']
+    sentences = [
+        f"Values in brackets are 95 % intervals ({method}).",
+        f"Sensitivity and other decision metrics are at a threshold of 0.5; n is that of the {split}.",
+    ]
+    size = report.get('splits', {}).get(split)
+    if size and size['patients_known']:
+        sentences.append(
+            f"The {split} has {size['images']:,} images of {size['patients']:,} patients."
+        )
+    few = few_images(run)
+    if few:
+        sentences.append(few)
+    return ' '.join(sentences)
+
+
+def _performance(run: Run) -> str:
+    "Results on the test with intervals, beside those on validation"
     report = part(run, 'metrics.json')
     if not report:
         return _not_here('metrics.json')
-    figures, split = report['figures'], shown_split(report['figures'])
-    splits, rows = results_rows(figures)
-    shown = [metric for metric in MEASURES if f'{split}.{metric}' in figures]
-    counted = _markdown_table(
-        ('', *splits, 'n'),
-        [(*row, figures[f'{split}.{metric}']['n']) for metric, row in zip(shown, rows)],
-    )
-    words = f"In brackets 95 % intervals: {figures[f'{split}.auc']['method']}. Sensitivity and the like at a probability of one half; n is that of the {split}."
-    size = report.get('splits', {}).get(split)
-    if size and size['patients_known']:
-        words += f" The {split} has {size['images']:,} images of {size['patients']:,} patients."
-    if few := few_images(run):
-        words += f" {few}"
-    return f"{counted}\n\n{words}"
+    figures = report['figures']
+    split = shown_split(figures)
+    keys = [f'{split}.{measure}' for measure in MEASURES]
+    images = [figures[key]['n'] for key in keys if key in figures]
+    splits, results = results_rows(figures)
+    rows = [[*cells, n] for cells, n in zip(results, images)]
+    table = _markdown_table(('', *splits, 'n'), rows)
+    return _paragraphs(table, _performance_note(run, report, split))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #0577cc54
-def _held(row):  # Of `promised_and_got`
-    "Whether a promise was kept, a broken one in bold"
-    return verdict(row).replace("no", "**no**") if row['kept'] is False else verdict(row)
+_COMPARED_HEAD = ('validation', 'test', 'reproduced')
 
 
-def _points_table(calibration, classes=CLASSES):
-    "The operating points: rule, threshold, and each promise with what became of it"
-    points = {p['name']: p for p in calibration['operating_points']}
-    compared = calibration.get('promised_and_got', [])
-    rows = [
-        (
-            r['point'],
-            number(points[r['point']]['threshold']),
-            title(r['metric']),
-            quote(r['promised']),
-            quote(r['got']),
-            _held(r),
-        )
-        for r in compared
-        if r['point'] in points
-    ]
+def _reproduced(row: dict) -> str:  # Of `validation_to_test`
+    "Whether the test reproduced a validation value; bold if it did not"
+    if row['kept'] is False:
+        return f"**{reproduced_text(row)}**"
+    return reproduced_text(row)
+
+
+def _rules(points: Iterable[dict], classes: Sequence[str]) -> str:
+    "How each threshold was chosen, as a list"
     rules = []
-    for name, point in points.items():
+    for point in points:
         rule = with_names(point['rule'], classes).replace('95%', '95 %')
-        rules.append(f"`{name}`: {rule} (chosen on {point['chosen_on']}).")
+        rules.append(f"`{point['name']}`: {rule} (chosen on {point['chosen_on']}).")
+    return _bullets(rules)
+
+
+def _points_table(
+    calibration: dict,  # Content of `calibration.json`
+    classes: Sequence[str] = CLASSES,
+) -> str:
+    "Threshold, validation values and test values of each operating point"
+    points = {point['name']: point for point in calibration['operating_points']}
+    rules = _rules(points.values(), classes)
+    compared = calibration.get('promised_and_got', [])
+    rows = []
+    for row in compared:
+        if row['point'] not in points:
+            continue
+        threshold = number(points[row['point']]['threshold'])
+        values = [quote(row['promised']), quote(row['got']), _reproduced(row)]
+        rows.append([row['point'], threshold, title(row['metric']), *values])
     if not rows:
-        return f"{_bullets(rules)}\n\nNo promise was compared with a test."
-    head = ('point', 'threshold', '', 'promised by validation', 'got on the test', 'kept')
-    return f"{_markdown_table(head, rows)}\n\n{_bullets(rules)}\n\nIntervals: {compared[0]['got']['method']}."
+        return _paragraphs(rules, "Validation values were not compared with a test.")
+    table = _markdown_table(('point', 'threshold', '', *_COMPARED_HEAD), rows)
+    return _paragraphs(table, rules, f"Intervals: {compared[0]['got']['method']}.")
 
 
-def _operating(run):
-    "The section of operating points"
+def _operating_points(run: Run) -> str:
+    "The operating point in use, and the table of all points"
     calibration = part(run, 'calibration.json')
     if not calibration:
         return _not_here('calibration.json')
-    words = f"In use: `{calibration['operating_point']}`. A promise is broken when the whole interval on the test lies on its wrong side."
-    return f"{words}\n\n{_points_table(calibration, classes_of(run.manifest['data']))}"
+    in_use = (
+        f"The operating point in use is `{calibration['operating_point']}`. "
+        "A validation value is not reproduced if the whole interval on the test is worse."
+    )
+    return _paragraphs(in_use, _points_table(calibration, classes_of(run.manifest['data'])))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #8bc06ca8
-_CALIBRATION = ('ece_debiased', 'slope', 'intercept', 'observed_expected', 'brier')
+_CALIBRATION_MEASURES = ('ece_debiased', 'slope', 'intercept', 'observed_expected', 'brier')
 
 
-def _calibrator_sentence(kind, chosen):  # Name of the calibrator; did the comparison choose it?
+def _calibrator_sentence(
+    kind: str,  # Of the calibrator
+    chosen: bool,  # Whether a comparison of calibrators chose it
+) -> str:
     "Which calibrator the run has, and how it was chosen"
-    if kind != 'none':
-        return f"Calibrator: **{kind}**{', chosen on validation patients held out of its fit' * chosen}."
-    return f"Calibrator: **none**, the probabilities are the network's own{': no calibrator was clearly better on validation patients held out of its fit' * chosen}."
+    held_out = "on validation patients held out of the fit"
+    if kind == 'none':
+        sentence = "Calibrator: **none**. The probabilities are the network's own."
+        reason = f" No calibrator was clearly better {held_out}."
+    else:
+        sentence = f"Calibrator: **{kind}**."
+        reason = f" It was chosen {held_out}."
+    return sentence + reason if chosen else sentence
+
+# %% ../../nbs/lib/pipeline/07_card.ipynb #b8a4f4b0
+def _was_chosen(calibration: dict) -> bool:  # Content of `calibration.json`
+    "Whether a comparison of calibrators chose the one of the run"
+    kind = calibration['calibrator']['kind']
+    chosen = [row['calibrator'] for row in calibration.get('comparison', []) if row['chosen']]
+    return kind in chosen
 
 
-def _calibration_section(run):
-    "The calibrator, measures of calibration, and the promises of probabilities and sets"
-    found = part(run, 'calibration.json')
-    if not found:
+def _measures_table(
+    measures: dict[str, dict],  # Such as 'test, after' -> measure -> entry
+    classes: Sequence[str],
+) -> str:
+    "Measures of calibration; without a calibrator nothing is before or after"
+    names = list(measures)
+    if 'test, after' not in measures:
+        names = [name.removesuffix(', before') for name in names]
+    rows = []
+    for measure in _CALIBRATION_MEASURES:
+        values = [quote(entries[measure]) for entries in measures.values()]
+        rows.append([measure_title(measure, classes), *values])
+    return _markdown_table(('', *names), rows)
+
+
+def _probabilities_table(calibration: dict, classes: Sequence[str]) -> str | None:
+    "Validation and test values of probabilities and prediction sets; None if they were not compared"
+    rows = []
+    for row in calibration.get('promised_and_got', []):
+        if row['point'] in ('probability', 'sets'):
+            values = [quote(row['promised']), quote(row['got']), _reproduced(row)]
+            rows.append([measure_title(row['metric'], classes), *values])
+    return _markdown_table(('', *_COMPARED_HEAD), rows) if rows else None
+
+# %% ../../nbs/lib/pipeline/07_card.ipynb #8fab03d2
+def _calibration_section(run: Run) -> str:
+    "The calibrator, measures of calibration, and what the test reproduced of them"
+    calibration = part(run, 'calibration.json')
+    if not calibration:
         return _not_here('calibration.json')
-    kind = found['calibrator']['kind']
-    parts = [
-        _calibrator_sentence(
-            kind, any(r['chosen'] and r['calibrator'] == kind for r in found.get('comparison', []))
-        )
-    ]
     classes = classes_of(run.manifest['data'])
-    if measures := found.get('measures'):
-        head = (k if 'test, after' in measures else k.removesuffix(', before') for k in measures)
-        parts.append(
-            _markdown_table(
-                ('', *head),
-                [
-                    (measure_title(m, classes), *(quote(e[m]) for e in measures.values()))
-                    for m in _CALIBRATION
-                ],
-            )
-        )
-    others = [r for r in found.get('promised_and_got', []) if r['point'] in ('probability', 'sets')]
-    rows = [
-        (measure_title(r['metric'], classes), quote(r['promised']), quote(r['got']), _held(r))
-        for r in others
-    ]
-    if rows:
-        parts.append(
-            _markdown_table(('', 'promised by validation', 'got on the test', 'kept'), rows)
-        )
-    return '\n\n'.join(parts)
+    kind = calibration['calibrator']['kind']
+    parts = [_calibrator_sentence(kind, _was_chosen(calibration))]
+    if calibration.get('measures'):
+        parts.append(_measures_table(calibration['measures'], classes))
+    compared = _probabilities_table(calibration, classes)
+    if compared:
+        parts.append(compared)
+    return _paragraphs(*parts)
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #895250f0
-_ERRORS = dict(
-    PNEUMONIA="Share of {name} that is missed, at a probability of one half",
-    NORMAL="Share of {name} images that raise a false alarm, at a probability of one half",
+_SUBGROUP_ERRORS = dict(
+    PNEUMONIA="Share of {name} images that are missed, at a threshold of 0.5",
+    NORMAL="Share of {name} images with a false alarm, at a threshold of 0.5",
 )
-_DIFFERS = "'Differs' marks groups whose rate is unlike that of the others of the class after Holm's correction for the number of looks."
-_NOT_COMPARED = "No group was tested: each has too few patients, or there is no group."
-_NO_PEOPLE = "Age and sex are not among the groups: the data do not give them. Nobody can say whether it serves girls and boys, or ages, alike."
+_DIFFERS = (
+    "'Differs' marks groups whose error rate differs from that of the other images of the class, "
+    "after Holm's correction for the number of groups (p < 0.05)."
+)
+_NOT_COMPARED = "No group was tested: each has too few patients, or there are no groups."
+_NO_PEOPLE = (
+    "The data set gives neither age nor sex, so they are not among the groups. "
+    "Whether the model works equally well for girls and boys, or at all ages, is unknown."
+)
+_SIGNIFICANT = 0.05
 
 
-def _subgroup_row(entry, known):  # An entry of `subgroups.json`; whether patients are known
-    "The cells of one subgroup"
-    differs = "**differs**" if entry.get('p_holm', 1) < 0.05 else ""
-    return (
-        entry['column'],
-        entry['group'],
-        quote(entry),
-        entry['n'],
-        entry['patients'] if known else '–',
-        differs,
-    )
+def _subgroup_row(
+    entry: dict,  # Of `subgroups.json`
+    patients_known: bool,
+) -> list:
+    "Cells of one subgroup"
+    patients = entry['patients'] if patients_known else '–'
+    differs = entry.get('p_holm', 1) < _SIGNIFICANT
+    mark = "**differs**" if differs else ""
+    return [entry['column'], entry['group'], quote(entry), entry['n'], patients, mark]
 
 
-def _subgroup_section(run):
-    "Error rates by subgroup, with a word on those that differ beyond chance"
-    found = part(run, 'subgroups.json')
-    if not found:
+def _subgroup_note(entries: list[dict]) -> str:
+    "How groups were compared, and which groups the data set cannot give"
+    tested = any('p_holm' in entry for entry in entries)
+    note = _DIFFERS if tested else _NOT_COMPARED
+    columns = {entry['column'] for entry in entries}
+    if columns.isdisjoint(('age', 'sex')):
+        note += f" {_NO_PEOPLE}"
+    return note
+
+# %% ../../nbs/lib/pipeline/07_card.ipynb #4b4bbd34
+def _subgroup_section(run: Run) -> str:
+    "Error rates of each class by subgroup"
+    content = part(run, 'subgroups.json')
+    if not content:
         return _not_here('subgroups.json')
-    data, entries, parts = run.manifest['data'], list(found['figures'].values()), []
-    for truth, words in _ERRORS.items():
-        rows = [
-            _subgroup_row(e, data.get('patients_known')) for e in entries if e['truth'] == truth
-        ]
-        if not rows:
+    data = run.manifest['data']
+    entries = list(content['figures'].values())
+    parts = []
+    for truth, caption in _SUBGROUP_ERRORS.items():
+        of_class = [entry for entry in entries if entry['truth'] == truth]
+        if not of_class:
             continue
         name = in_prose(shown_name(truth, classes_of(data)))
-        parts.append(
-            f"**{words.format(name=name)}**\n\n{_markdown_table(('', 'group', 'share', 'images', 'patients', ''), rows)}"
-        )
-    words = _DIFFERS if any('p_holm' in e for e in entries) else _NOT_COMPARED
-    if not {'age', 'sex'} & {e['column'] for e in entries}:
-        words += f" {_NO_PEOPLE}"
-    return '\n\n'.join([*parts, words])
+        rows = [_subgroup_row(entry, data.get('patients_known')) for entry in of_class]
+        table = _markdown_table(('', 'group', 'share', 'images', 'patients', ''), rows)
+        parts += [f"**{caption.format(name=name)}**", table]
+    return _paragraphs(*parts, _subgroup_note(entries))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #35b13999
-def _elsewhere_table(report):  # Content of an `external-<data set>.json`
-    "The figures of each group at the operating point in use"
-    figures, point = report['figures'], report['in_use']
-    names = 'auc', f'sensitivity@{point}', f'specificity@{point}'
-    rows = [
-        (group, c['images'], c['patients'], *(quote(figures[f'{group}.{n}']) for n in names))
-        for group, c in report['counts'].items()
-    ]
-    return f"**{report['dataset']}**, at `{point}`:\n\n" + _markdown_table(
-        ('group', 'images', 'patients', 'ROC-AUC', 'sensitivity', 'specificity'), rows
-    )
+_NO_EXTERNAL = (
+    "*This folder has no `external-*.json`. "
+    "`cxr-study external` writes one for each data set of another institution.*"
+)
+_EXTERNAL_NOTE = (
+    "At other institutions labels may have another meaning, and patients may be of other ages. "
+    "These results show in which direction the model fails there."
+)
 
 
-def _elsewhere(run):
-    "What became of the network on images of other institutions"
-    reports = [run.read(p.name) for p in sorted(run.folder.glob('external-*.json'))]
-    if not reports:
-        return "*No `external-*.json` is in this folder; `cxr-study external` writes one for each data set of another institution that a run meets.*"
-    words = "Labels may mean something else there, and patients be of other ages: these figures say in which direction a model breaks."
-    return '\n\n'.join([*map(_elsewhere_table, reports), words])
+def _external_table(
+    report: dict,  # Content of an `external-<data set>.json`
+) -> str:
+    "Results of each group of patients at the operating point in use"
+    figures = report['figures']
+    point = report['in_use']
+    metrics = ('auc', f'sensitivity@{point}', f'specificity@{point}')
+    rows = []
+    for group, size in report['counts'].items():
+        values = [quote(figures[f'{group}.{metric}']) for metric in metrics]
+        rows.append([group, size['images'], size['patients'], *values])
+    head = ('group', 'images', 'patients', 'ROC-AUC', 'sensitivity', 'specificity')
+    return _paragraphs(f"**{report['dataset']}**, at `{point}`:", _markdown_table(head, rows))
+
+
+def _external_section(run: Run) -> str:
+    "Results on data sets of other institutions"
+    paths = sorted(run.folder.glob('external-*.json'))
+    if not paths:
+        return _NO_EXTERNAL
+    tables = [_external_table(run.read(path.name)) for path in paths]
+    return _paragraphs(*tables, _EXTERNAL_NOTE)
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #115f92a4
 _FAMILIES = (
-    "The images are of children who cannot say what is made of them. They were published with approval of ethics committees "
-    "according to the publisher; whether each family agreed to this use is not known."
+    "The images show children, who could not decide about their use. "
+    "According to the publisher, ethics committees approved the publication. "
+    "Whether each family agreed to this use is not known."
 )
-_ETHICS = (
-    "A missed pneumonia and a false alarm harm different people. What each costs is a choice of the operating point, not of the model.",
-    "Whom it serves worse cannot be examined where age, sex, origin and means are hidden. That nothing was found here is no sign of fairness.",
-    "A number with two decimals looks more certain than it is. Whoever shows it to somebody shows the interval and this card.",
+_COSTS = (
+    "A missed pneumonia and a false alarm harm different people. "
+    "The choice of the operating point weighs them against each other, the model does not."
+)
+_FAIRNESS = (
+    "Where age, sex, origin and income are not published, nobody can examine whether some groups are served worse. "
+    "Finding nothing here is no evidence of fairness."
+)
+_UNCERTAINTY = (
+    "A number with two decimals looks more certain than it is. "
+    "Show it together with its interval and this card."
 )
 
 
-def _ethics(run):
-    "What is owed to those whose images these are"
-    families = [_FAMILIES] if of_children(run.manifest['data']) else []
-    return families + _named(run, _ETHICS)
+def _ethics(run: Run) -> list[str]:
+    "Sentences on patients, fairness and communication"
+    sentences = _with_class_names(run, [_COSTS, _FAIRNESS, _UNCERTAINTY])
+    if of_children(run.manifest['data']):
+        return [_FAMILIES, *sentences]
+    return sentences
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #333147c8
-def _heading(run):
+def _heading(run: Run) -> str:
     "Title and notices"
-    marks = '\n\n'.join(f"**{words}**" for words in notices(run.manifest['synthetic']))
-    return f"# Model card: {run.manifest['run']}\n\n{marks}"
+    marks = [f"**{sentence}**" for sentence in notices(run.manifest['synthetic'])]
+    return _paragraphs(f"# Model card: {run.manifest['run']}", *marks)
 
-# %% ../../nbs/lib/pipeline/07_card.ipynb #f160db42
-def _check_section(run):
-    "How somebody can check the card"
+
+def _check_section(run: Run) -> str:
+    "How to check the card"
     return (
-        f"Every number above comes from the files of the run `{run.manifest['run']}`, whose `manifest.json` holds the SHA-256 of each. "
-        "`cxr-study card` writes this text again, `cxr-study evaluate` and `cxr-study reproduce --from-predictions` compute the figures again "
+        f"Every number above comes from the files of the run `{run.manifest['run']}`. "
+        "Its `manifest.json` holds the SHA-256 of each file. `cxr-study card` writes this text again. "
+        "`cxr-study evaluate` and `cxr-study reproduce --from-predictions` compute the results again "
         "from the published predictions."
     )
 
-
-def model_card(run_folder):  # A run, or a published part of one
-    "The model card as Markdown, every number from the run's files"
-    run = _open_part(run_folder)
-    sections = {
-        "What it is": _details(run),
+# %% ../../nbs/lib/pipeline/07_card.ipynb #f160db42
+def _sections(run: Run) -> dict[str, str]:
+    "Heading -> text"
+    return {
+        "Model details": _details(run),
         "Intended use": _bullets(_INTENDED),
-        "Out of scope": _bullets(_named(run, _OUT_OF_SCOPE)),
+        "Out of scope": _bullets(_with_class_names(run, _OUT_OF_SCOPE)),
         "Training data": _training_data(run),
-        "How good it is": _performance(run),
-        "Operating points: promised and got": _operating(run),
+        "Performance": _performance(run),
+        "Operating points: validation and test": _operating_points(run),
         "Calibration": _calibration_section(run),
-        "In whom it errs": _subgroup_section(run),
-        "Elsewhere": _elsewhere(run),
+        "Errors by subgroup": _subgroup_section(run),
+        "Other institutions": _external_section(run),
         "Limits": _bullets(limit_sentences(run)),
         "Ethical considerations": _bullets(_ethics(run)),
         "How to check": _check_section(run),
     }
-    return (
-        '\n\n'.join([_heading(run), *(f"## {name}\n\n{text}" for name, text in sections.items())])
-        + '\n'
-    )
+
+
+def model_card(
+    run_folder: str | Path,  # A run, or a published part of one
+) -> str:  # Markdown
+    "The model card of a run; raises `StudyError` without a manifest, and `ManifestMismatch` if a file was changed"
+    run = _open_part(run_folder)
+    sections = [f"## {name}\n\n{text}" for name, text in _sections(run).items()]
+    return _paragraphs(_heading(run), *sections) + '\n'
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #06c05f24
-def write_card(run_folder, out=None):  # A run; file to write, None: MODEL_CARD.md in it
-    "Write the card; returns its path"
-    text, out = model_card(run_folder), Path(out or Path(run_folder) / 'MODEL_CARD.md')
-    with atomic_write(out) as temporary:
+def write_card(
+    run_folder: str | Path,
+    out: str | Path | None = None,  # File to write; None: `MODEL_CARD.md` in the run
+) -> Path:
+    "Write the model card of a run; returns its path"
+    text = model_card(run_folder)
+    path = Path(out or Path(run_folder) / 'MODEL_CARD.md')
+    with atomic_write(path) as temporary:
         temporary.write_text(text)
-    return out
+    return path

@@ -1,4 +1,4 @@
-"""A run is repeated from its manifest, and every file is compared with what it was: identical, or how far apart.
+"""Repeat a run from its manifest or from its predictions, and compare every file with the old one.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/reproduce.html.md"""
 
@@ -11,14 +11,19 @@ __all__ = ['compare_tables', 'compare_json', 'compare_runs', 'reproduced', 'repr
 import ast
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+from PIL import Image
 
 from ..core.options import STAGES, check_options, options
 from ..core.run import Run, StudyError, runs_folder, sha256, upgraded, versions
 from cxr_study.pipeline.stages import (
     RunSettings,
+    StageKey,
     check_run,
     check_writable,
     import_closure,
@@ -32,315 +37,377 @@ from .sweep import THREADS, environment
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #a8fa7b04
 _TIMES = {'images_per_second', 'seconds', 'finished', 'started', 'elapsed'}
+_SAME_BUT_TIMES = (0.0, "but for times")
 
 
-def _far_apart(a, b):  # Numbers of the same shape
-    "Largest absolute difference; equal NaN do not differ"
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    return (
-        0.0
-        if not a.size
-        else float(
-            np.nanmax(
-                np.where(
-                    (a == b) | (np.isnan(a) & np.isnan(b)),
-                    0.0,
-                    np.nan_to_num(np.abs(a - b), nan=np.inf),
-                )
-            )
-        )
-    )
+def _largest_difference(
+    old: np.ndarray,
+    new: np.ndarray,  # Of the same shape
+) -> float:
+    "Largest absolute difference; two NaN are equal, a NaN and a number differ by infinity"
+    old = np.asarray(old, float)
+    new = np.asarray(new, float)
+    equal = np.isclose(old, new, rtol=0, atol=0, equal_nan=True)
+    if equal.all():
+        return 0.0
+    differences = np.abs(old[~equal] - new[~equal])
+    if np.isnan(differences).any():
+        return np.inf
+    return float(differences.max())
+
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #25750fbe
+def _read_without_times(path: Path) -> pd.DataFrame:
+    "A csv file without columns of times"
+    table = pd.read_csv(path)
+    return table.drop(columns=list(_TIMES), errors='ignore')
 
 
-def compare_tables(old, new):  # csv files
-    "(difference, words) of two tables"
-    import pandas as pd
+def _column_difference(old: pd.Series, new: pd.Series) -> float:
+    "Largest difference of two columns; infinity if one is text and they are not equal"
+    if old.equals(new):
+        return 0.0
+    if is_numeric_dtype(old) and is_numeric_dtype(new):
+        return _largest_difference(old, new)
+    return np.inf
 
-    a, b = (
-        pd.read_csv(p, float_precision='round_trip').drop(columns=list(_TIMES), errors='ignore')
-        for p in (old, new)
-    )
-    if list(a) != list(b) or len(a) != len(b):
-        return (
-            np.inf,
-            f"{len(a)} rows of {len(a.columns)} columns, now {len(b)} of {len(b.columns)}",
-        )
-    apart = {
-        c: _far_apart(a[c], b[c])
-        if pd.api.types.is_numeric_dtype(a[c])
-        else float((a[c].astype(str) != b[c].astype(str)).any()) * np.inf
-        for c in a
-        if not a[c].equals(b[c])
-    }
-    apart = {c: np.inf if np.isnan(v) else v for c, v in apart.items() if v != 0}
-    return (
-        (max(apart.values()), ', '.join(f"{c} by up to {v:.2g}" for c, v in apart.items()))
-        if apart
-        else (0.0, "but for times")
-    )
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #3558c43b
+def compare_tables(
+    old: Path,  # Two csv files
+    new: Path,
+) -> tuple[float, str]:
+    "Largest difference of two tables, and a description"
+    old_table = _read_without_times(old)
+    new_table = _read_without_times(new)
+    rows, columns = old_table.shape
+    new_rows, new_columns = new_table.shape
+    if list(old_table) != list(new_table) or rows != new_rows:
+        return np.inf, f"{rows} rows of {columns} columns, now {new_rows} of {new_columns}"
+    differences = {}
+    for name in old_table:
+        difference = _column_difference(old_table[name], new_table[name])
+        if difference > 0:
+            differences[name] = difference
+    if not differences:
+        return _SAME_BUT_TIMES
+    description = ', '.join(f"{name} by up to {d:.2g}" for name, d in differences.items())
+    return max(differences.values()), description
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #74bbb120
-def _leaves(value, path=''):
+def _leaves(value: object, path: str = '') -> dict[str, object]:
     "Path -> plain value of everything in a JSON value, without times"
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else None
-    )
-    if items is None:
+    if isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list):
+        children = enumerate(value)
+    else:
         return {path: value}
-    return {
-        k: v
-        for name, child in items
-        if name not in _TIMES
-        for k, v in _leaves(child, f'{path}/{name}').items()
-    }
+    leaves = {}
+    for name, child in children:
+        if name not in _TIMES:
+            leaves |= _leaves(child, f'{path}/{name}')
+    return leaves
 
 
-def compare_json(old, new):
-    "(difference, words) of two JSON files"
-    a, b = (_leaves(json.loads(Path(p).read_text())) for p in (old, new))
-    if lost := set(a) ^ set(b):
-        return np.inf, f"{len(lost)} entries in one only, such as {sorted(lost)[0]}"
-    numbers = {k for k in a if isinstance(a[k], (int, float)) and isinstance(b[k], (int, float))}
-    if words := [k for k in a if k not in numbers and a[k] != b[k]]:
-        return np.inf, f"{len(words)} entries differ, such as {words[0]}"
-    apart = {k: abs(a[k] - b[k]) for k in numbers if a[k] != b[k]}
-    return (
-        (
-            max(apart.values()),
-            f"{len(apart)} of {len(numbers)} numbers, by up to {max(apart.values()):.2g}",
-        )
-        if apart
-        else (0.0, "but for times")
-    )
+def _read_leaves(path: Path) -> dict[str, object]:
+    return _leaves(json.loads(Path(path).read_text()))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #2c38aef9
+def compare_json(
+    old: Path,  # Two JSON files
+    new: Path,
+) -> tuple[float, str]:
+    "Largest difference of two JSON files, and a description"
+    old_values = _read_leaves(old)
+    new_values = _read_leaves(new)
+    if lost := sorted(set(old_values) ^ set(new_values)):
+        return np.inf, f"{len(lost)} entries in one only, such as {lost[0]}"
+    numbers = 0
+    differences = []
+    other = []
+    for path, value in old_values.items():
+        new_value = new_values[path]
+        if _is_number(value) and _is_number(new_value):
+            numbers += 1
+            if value != new_value:
+                differences.append(abs(value - new_value))
+        elif value != new_value:
+            other.append(path)
+    if other:
+        return np.inf, f"{len(other)} entries differ, such as {other[0]}"
+    if not differences:
+        return _SAME_BUT_TIMES
+    largest = max(differences)
+    return largest, f"{len(differences)} of {numbers} numbers, by up to {largest:.2g}"
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #8572bb33
-def _compare_pictures(old, new):
-    "(difference, words) of two PNG files, in grey levels"
-    from PIL import Image
-
-    a, b = (np.asarray(Image.open(p).convert('RGB'), float) for p in (old, new))
-    if a.shape != b.shape:
-        return np.inf, f"{a.shape[1]} x {a.shape[0]} pixels, now {b.shape[1]} x {b.shape[0]}"
-    return _far_apart(
-        a, b
-    ), f"{(a != b).any(-1).mean():.2%} of the pixels, by up to {_far_apart(a, b):.0f} of 255"
+def _read_rgb(path: Path) -> np.ndarray:  # Float [height, width, 3], 0 to 255
+    return np.asarray(Image.open(path).convert('RGB'), float)
 
 
-def _compare_weights(old, new):
-    "(difference, words) of two safetensors files"
+def _compare_images(old: Path, new: Path) -> tuple[float, str]:
+    "Largest difference of two PNG files in grey levels, and a description"
+    old_pixels = _read_rgb(old)
+    new_pixels = _read_rgb(new)
+    if old_pixels.shape != new_pixels.shape:
+        height, width, _ = old_pixels.shape
+        new_height, new_width, _ = new_pixels.shape
+        return np.inf, f"{width} x {height} pixels, now {new_width} x {new_height}"
+    changed = (old_pixels != new_pixels).any(axis=-1)
+    largest = _largest_difference(old_pixels, new_pixels)
+    return largest, f"{changed.mean():.2%} of the pixels, by up to {largest:.0f} of 255"
+
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #086739ae
+def _shapes(weights: dict[str, np.ndarray]) -> dict[str, tuple]:
+    return {name: values.shape for name, values in weights.items()}
+
+
+def _compare_weights(old: Path, new: Path) -> tuple[float, str]:
+    "Largest difference of two safetensors files, and a description"
     from safetensors.numpy import load_file
 
-    a, b = load_file(old), load_file(new)
-    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
+    old_weights = load_file(old)
+    new_weights = load_file(new)
+    if _shapes(old_weights) != _shapes(new_weights):
         return np.inf, "another network"
-    worst = max(_far_apart(a[k], b[k]) for k in a)
-    return worst, f"by up to {worst:.2g}"
+    differences = [_largest_difference(old_weights[n], new_weights[n]) for n in old_weights]
+    largest = max(differences)
+    return largest, f"by up to {largest:.2g}"
 
-
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #9781b8c5
 _COMPARE = {
     '.csv': compare_tables,
     '.json': compare_json,
-    '.png': _compare_pictures,
+    '.png': _compare_images,
     '.safetensors': _compare_weights,
 }
 
 
+def _row(artefact: str, verdict: str, apart: float | None = None, words: str = '') -> dict:
+    "The result for one artefact: verdict, largest difference (None if there is no number), description"
+    return dict(artefact=artefact, verdict=verdict, apart=apart, words=words)
+
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #9c737ae6
 def _compare_files(
-    name, digest, old, new
-):  # Name; SHA-256 in the manifest; the two files, the old one may be gone
-    "dict(artefact, verdict, apart, words) of one artefact"
-
-    def row(verdict, apart=None, words=''):
-        return dict(artefact=name, verdict=verdict, apart=apart, words=words)
-
+    name: str,  # Of the artefact
+    digest: str,  # SHA-256 of the old file, from its manifest
+    old: Path,
+    new: Path,
+) -> dict:
+    "The `_row` of one artefact"
     if not new.is_file():
-        return row('missing', words="was not made again")
+        return _row(name, 'missing', words="was not made again")
     if sha256(new) == digest:
-        return row('identical', 0.0)
+        return _row(name, 'identical', 0.0)
     if new.suffix not in _COMPARE:
-        return row('text', words="")
+        return _row(name, 'text')
     if not old.is_file():
-        return row('another hash', words="the old file is not at hand")
-    apart, words = _COMPARE[new.suffix](old, new)
-    return row('identical' if apart == 0 and new.suffix != '.png' else 'differs', apart, words)
+        return _row(name, 'another hash', words="the old file is not available")
+    difference, words = _COMPARE[new.suffix](old, new)
+    if difference == 0 and new.suffix != '.png':
+        return _row(name, 'identical', 0.0, words)
+    apart = float(difference) if np.isfinite(difference) else None  # JSON has no infinity
+    return _row(name, 'differs', apart, words)
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #607c2d17
-def _changed_versions(manifest, now=None):  # Of the old run
-    "Sentences, one a package whose version differs"
-    now = now or versions()
-    return [
-        f"{name} was {then} and is {now.get(name, 'not installed')}"
-        for name, then in manifest.get('versions', {}).items()
-        if now.get(name) != then
-    ]
+def _changed_versions(
+    then: dict[str, str],  # Package -> version in the old run
+    now: dict[str, str],
+) -> list[str]:
+    "A sentence for each package whose version differs"
+    sentences = []
+    for name, version in then.items():
+        current = now.get(name, 'not installed')
+        if current != version:
+            sentences.append(f"{name} was {version} and is {current}")
+    return sentences
 
 
-def _changed_code(manifest, keys):  # Of the old run; stage -> `StageKey` now
-    "Sentences on stages whose code or parameters are others now"
-    then = upgraded(manifest)['stages']
-    changed = [
-        name for name, key in keys.items() if name in then and then[name].get('key') != key.key
-    ]
+def _changed_code(old: Run, keys: dict[str, StageKey]) -> list[str]:
+    "A sentence on the stages whose code or parameters differ now"
+    changed = []
+    for name, key in keys.items():
+        if name in old.stages and old.stage(name).get('key') != key.key:
+            changed.append(name)
     return [f"the code of {', '.join(changed)} has changed since"] if changed else []
 
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #91e75df9
+def _training_hardware(old: Run) -> dict:
+    "What the manifest says about the machine that trained the network"
+    return old.stage('02_training').get('hardware', {})
 
-def _changed_machine(manifest):
-    "A sentence if the run was computed on a GPU"
-    then = upgraded(manifest)['stages'].get('02_training', {}).get('hardware', {})
-    return [f"it was trained on {then['device']}"] if then.get('device', 'cpu') != 'cpu' else []
+
+def _changed_machine(old: Run) -> list[str]:
+    "A sentence if the network was trained on a GPU"
+    device = _training_hardware(old).get('device', 'cpu')
+    return [] if device == 'cpu' else [f"it was trained on {device}"]
 
 
-def _as_then(manifest):
-    "Environment variables that give torch the number of threads with which the run was trained, since it decides the last digits"
-    threads = upgraded(manifest)['stages'].get('02_training', {}).get('hardware', {}).get('threads')
+def _thread_variables(old: Run) -> dict[str, str]:
+    "Environment variables that set the number of threads of the old run"
+    threads = _training_hardware(old).get('threads')
     return dict.fromkeys(THREADS, str(threads)) if threads else {}
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #f7e0f874
-def _parameters_of(manifest):
-    "(parameters for today's notebooks, sentences on those that came or went)"
+def _parameters_of(manifest: dict) -> tuple[dict, list[str]]:
+    "Parameters for today's notebooks, and sentences on those that were removed or added since"
     known = options()
-    gone, new = (
-        [n for n in manifest['parameters'] if n not in known],
-        [n for n in known if n not in manifest['parameters']],
-    )
-    notes = [f"the notebooks no longer have {', '.join(gone)}"] * bool(gone) + [
-        f"the notebooks now have {', '.join(new)} as well, at the default"
-    ] * bool(new)
-    return {n: v for n, v in manifest['parameters'].items() if n in known}, notes
+    old = manifest['parameters']
+    removed = [name for name in old if name not in known]
+    added = [name for name in known if name not in old]
+    notes = []
+    if removed:
+        notes.append(f"the notebooks no longer have {', '.join(removed)}")
+    if added:
+        notes.append(f"the notebooks now have {', '.join(added)} as well, at the default")
+    return {name: value for name, value in old.items() if name in known}, notes
 
-
-def compare_runs(old, new, stages=None):  # `Run`s; names of the stages to compare, default: all
-    "Rows of `_compare_files` for every artefact of the old run that a stage wrote"
-    artefacts = upgraded(old.manifest)['artefacts']
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #a5fb88e5
+def compare_runs(
+    old: Run,
+    new: Run,
+    stages: list[str] | None = None,  # To compare; None: all
+) -> list[dict]:
+    "A row (artefact, verdict, apart, words) for every artefact that the stages of the old run wrote"
     compared = set(STAGES if stages is None else stages)
-    return [
-        _compare_files(name, entry['sha256'], old.path(name), new.path(name))
-        for name, entry in artefacts.items()
-        if entry['stage'] in compared and not name.startswith('notebooks/')
-    ]
+    rows = []
+    for name, entry in upgraded(old.manifest)['artefacts'].items():
+        if entry['stage'] in compared and not name.startswith('notebooks/'):
+            row = _compare_files(name, entry['sha256'], old.path(name), new.path(name))
+            rows.append(row)
+    return rows
 
-
-def _rerun(old, out, say=print):  # `Run`; folder
-    "Run the whole study again from a manifest; returns (rows, notes)"
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #36909732
+def _rerun(old: Run, out: Path, say: Callable = print) -> tuple[list[dict], list[str]]:
+    "Run the whole study again from a manifest; returns rows and notes"
     given, notes = _parameters_of(old.manifest)
     values, _, inputs = check_run(given)
-    notes += (
-        _changed_versions(old.manifest)
-        + _changed_code(old.manifest, stage_keys(values, inputs))
-        + _changed_machine(old.manifest)
-    )
+    notes += _changed_versions(old.manifest.get('versions', {}), versions())
+    notes += _changed_code(old, stage_keys(values, inputs))
+    notes += _changed_machine(old)
     for note in notes:
         say(f"Note: {note}.")
-    with environment(**_as_then(old.manifest)):
-        new = run_stages(out, values, inputs, RunSettings(force='0', reuse=False, say=say))
+    settings = RunSettings(force='0', reuse=False, say=say)
+    with environment(**_thread_variables(old)):
+        new = run_stages(out, values, inputs, settings)
     return compare_runs(old, new), notes
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #27415fbd
 _HEAVY = {'torch', 'torchvision', 'fastai', 'timm'}
 
 
-def _packages(tree):
-    "Top-level names of all packages that a syntax tree imports when it is loaded"
-    found = set()
+def _packages(tree: ast.Module) -> set[str]:
+    "Top-level names of the packages that a module imports when it is loaded"
+    packages = set()
     for node in tree.body:
         if isinstance(node, ast.Import):
-            found |= {alias.name.split('.')[0] for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            found.add((node.module or '').split('.')[0])
-    return found
+            packages.update(alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            packages.add((node.module or '').split('.')[0])
+    return packages
 
 
-def _is_light(path):  # Path of a stage
-    "Whether a stage imports no torch, itself or through the modules of this library"
+def _is_light(path: Path) -> bool:
+    "Whether a stage notebook imports no torch, itself or through modules of this library"
     tree = stage_tree(path, ())
-    modules = [ast.parse(file.read_text()) for file in import_closure(tree).values()]
-    return not any(_HEAVY & _packages(each) for each in (tree, *modules))
+    packages = _packages(tree)
+    for file in import_closure(tree).values():
+        packages |= _packages(ast.parse(file.read_text()))
+    return not packages & _HEAVY
 
 
-def _from_predictions():
+def _from_predictions() -> list[str]:
     "Names of the stages that can be computed from `predictions.csv` without torch"
     paths = stage_paths()
-    return [
-        name
-        for name, stage in STAGES.items()
-        if '02_training' in stage.reads and name in paths and _is_light(paths[name])
-    ]
+    after_training = [name for name, stage in STAGES.items() if '02_training' in stage.reads]
+    return [name for name in after_training if name in paths and _is_light(paths[name])]
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #371d9533
-def _recompute(
-    old, out, say=print
-):  # `Run`, of which predictions.csv and manifest.json are enough; folder
-    "Compute everything that follows from the predictions again; returns (rows, notes)"
-    if not old.path('predictions.csv').is_file():
-        raise StudyError(f"{old.folder} has no predictions.csv.")
-    light, values = _from_predictions(), check_options(_parameters_of(old.manifest)[0])
-    new = Run(out)
-    manifest = upgraded(old.manifest)
-    kept = {
-        name: entry
-        for name, entry in manifest['stages'].items()
-        if name not in light and name in STAGES
-    }
-    files = {
-        name: entry
-        for name, entry in manifest['artefacts'].items()
-        if entry['stage'] in kept
-        and old.path(name).is_file()
-        and sha256(old.path(name)) == entry['sha256']
-    }
-    for name in files:
-        _copy(old.path(name), new.path(name))
-    new.manifest = dict(manifest, run=Path(out).name, stages=kept, artefacts=files)
-    new.save_manifest()
-    notes = _changed_versions(
-        {'versions': {k: v for k, v in old.manifest.get('versions', {}).items() if k not in _HEAVY}}
-    )
-    for note in notes:
-        say(f"Note: {note}.")
-    known = {name: stage_key_of({'key': name} | entry) for name, entry in kept.items()}
-    new = run_stages(
-        out, values, how=RunSettings(known=known, only=frozenset(light), reuse=False, say=say)
-    )
-    return compare_runs(old, new, light), notes
-
-
-def _copy(source, target):
+def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)
 
+
+def _is_intact(run: Run, name: str, entry: dict) -> bool:
+    "Whether a file of the run exists and has the checksum of the manifest"
+    path = run.path(name)
+    return path.is_file() and sha256(path) == entry['sha256']
+
+
+def _copy_without(old: Run, out: Path, stages: list[str]) -> dict[str, dict]:
+    "Copy a run without these stages; returns the entries of the stages copied"
+    manifest = upgraded(old.manifest)
+    kept = {n: e for n, e in manifest['stages'].items() if n in STAGES and n not in stages}
+    new = Run(out)
+    files = {}
+    for name, entry in manifest['artefacts'].items():
+        if entry['stage'] in kept and _is_intact(old, name, entry):
+            _copy(old.path(name), new.path(name))
+            files[name] = entry
+    new.manifest = dict(manifest, run=Path(out).name, stages=kept, artefacts=files)
+    new.save_manifest()
+    return kept
+
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #b41096a5
+def _recompute(old: Run, out: Path, say: Callable = print) -> tuple[list[dict], list[str]]:
+    "Compute again what follows from the predictions; returns rows and notes"
+    if not old.path('predictions.csv').is_file():
+        raise StudyError(f"{old.folder} has no predictions.csv.")
+    light = _from_predictions()
+    given, _ = _parameters_of(old.manifest)
+    values = check_options(given)
+    kept = _copy_without(old, out, light)
+    then = old.manifest.get('versions', {})
+    needed = {name: version for name, version in then.items() if name not in _HEAVY}
+    notes = _changed_versions(needed, versions())
+    for note in notes:
+        say(f"Note: {note}.")
+    # Stages of old manifests have no key. Their name will do, because they do not run again.
+    known = {name: stage_key_of({'key': name} | entry) for name, entry in kept.items()}
+    settings = RunSettings(known=known, only=frozenset(light), reuse=False, say=say)
+    new = run_stages(out, values, settings=settings)
+    return compare_runs(old, new, light), notes
+
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #13615072
-_CLOSE = 1e-9  # Numbers that are this near count as reproduced
+_TOLERANCE = 1e-9  # Largest accepted difference of a number
 _RESULTS = ('predictions.csv', 'metrics.json', 'calibration.json')
 
 
-def reproduced(rows):  # From `compare_runs`
-    "Whether the results are the same"
-    results = [r for r in rows if r['artefact'] in _RESULTS]
-    return bool(results) and all(
-        r['verdict'] == 'identical' or r['apart'] is not None and r['apart'] <= _CLOSE
-        for r in results
-    )
+def _is_same(row: dict) -> bool:
+    "Whether a file is identical or differs by no more than the tolerance"
+    if row['verdict'] == 'identical':
+        return True
+    return row['apart'] is not None and row['apart'] <= _TOLERANCE
 
 
+def reproduced(
+    rows: list[dict],  # From `compare_runs`
+) -> bool:
+    "Whether the results are the same; False if there are none"
+    results = [row for row in rows if row['artefact'] in _RESULTS]
+    return bool(results) and all(_is_same(row) for row in results)
+
+# %% ../../nbs/lib/pipeline/06_reproduce.ipynb #e3a5975a
 def reproduce(
-    path, out=None, predictions=False, say=print
-):  # A run's folder; where to run again; from the predictions alone?
-    "Repeat a run; returns dict(run, reproduced, artefacts, notes, out)"
+    path: Path,  # Folder of a run
+    out: Path | None = None,  # Where to run again; None: `reproduced/` in the folder of runs
+    predictions: bool = False,  # Compute again from the predictions alone, without training
+    say: Callable = print,  # Called with a sentence about each step
+) -> dict:  # `run`, `reproduced`, `artefacts`, `notes`, `out`
+    "Repeat a run and compare its files; raises `StudyError` if `path` is not a run, or `out` is the same"
     old = Run(path, verify=False)
     if not old.manifest['stages']:
         raise StudyError(f"{path} is not a run: it has no manifest.json.")
-    out = Path(out or runs_folder() / 'reproduced' / old.manifest['run'])
-    if (out / 'manifest.json').exists() and out.resolve() != Path(path).resolve():
+    name = old.manifest['run']
+    out = Path(out or runs_folder() / 'reproduced' / name)
+    if out.resolve() == Path(path).resolve():
+        raise StudyError(f"{out} is the run itself: choose another folder, with --out.")
+    if (out / 'manifest.json').exists():
         shutil.rmtree(out)
-    rows, notes = (_recompute if predictions else _rerun)(old, check_writable(out), say)
-    return dict(
-        run=old.manifest['run'],
-        reproduced=reproduced(rows),
-        artefacts=rows,
-        notes=notes,
-        out=str(out),
-    )
+    check_writable(out)
+    repeat = _recompute if predictions else _rerun
+    rows, notes = repeat(old, out, say)
+    return dict(run=name, reproduced=reproduced(rows), artefacts=rows, notes=notes, out=str(out))

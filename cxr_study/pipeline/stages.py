@@ -1,4 +1,4 @@
-"""The stage notebooks, in order, into one run folder. What has been computed before is not computed again.
+"""Run the stage notebooks in order into one run folder, and reuse what was computed before.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/stages.html.md"""
 
@@ -21,8 +21,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import papermill
@@ -31,7 +32,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from ..core.options import RESNETS, STAGES, OptionError, check_options
+from ..core.options import RESNETS, STAGES, OptionError, Stage, check_options
 from ..core.run import Run, StudyError, digest, file_sha256, root, to_json, upgraded
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #1a10bd86
@@ -40,119 +41,154 @@ def _library_folder() -> Path:
     return Path(importlib.util.find_spec('cxr_study').origin).parent
 
 
+def _has_stages(folder: Path) -> bool:
+    "Whether a folder holds at least one stage notebook"
+    return any((folder / f'{stage}.ipynb').is_file() for stage in STAGES)
+
+
 def _notebooks_folder() -> Path:
-    "The folder of the stage notebooks: `nbs` of a checkout, else those that came with the installed package"
-    for folder in (root() / 'nbs', _library_folder() / 'notebooks'):
-        if any((folder / f'{stage}.ipynb').is_file() for stage in STAGES):
+    "The folder of the stage notebooks: `nbs` of a checkout, else the copy in the installed package"
+    checkout = root() / 'nbs'
+    installed = _library_folder() / 'notebooks'
+    for folder in (checkout, installed):
+        if _has_stages(folder):
             return folder
     raise StudyError(
-        f"There are no stage notebooks in {root() / 'nbs'} nor in the installed package. Install cxr-study again, or run this inside a checkout."
+        f"There are no stage notebooks in {checkout} nor in the installed package. "
+        "Install cxr-study again, or run this inside a checkout."
     )
 
-
-def stage_paths(folder: Path | None = None) -> dict[str, Path]:  # Default: `_notebooks_folder()`
-    "Name -> path of the stage notebooks that are there, in the order in which they run"
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #929716de
+def stage_paths(
+    folder: Path | None = None,  # Of the notebooks; None: `nbs` or the installed copy
+) -> dict[str, Path]:  # Stage -> path
+    "The stage notebooks that exist, in the order in which they run"
     folder = Path(folder or _notebooks_folder())
-    paths = {name: folder / f'{name}.ipynb' for name in STAGES}
-    return {name: path for name, path in paths.items() if path.is_file()}
+    paths = {}
+    for stage in STAGES:
+        path = folder / f'{stage}.ipynb'
+        if path.is_file():
+            paths[stage] = path
+    return paths
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #839c1709
-def _without_docstrings(tree):
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_MAGIC_LINES = re.compile(r'^\s*[%!?].*$', re.M)  # IPython's own syntax, such as `%time`
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    "The same tree, its docstrings removed in place"
     for node in ast.walk(tree):
-        body = getattr(node, 'body', None)
-        is_docstring = (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(getattr(body[0].value, 'value', None), str)
-        )
-        if is_docstring:
-            node.body = body[1:] or [ast.Pass()]
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     return tree
 
 
 def _parse_code(source: str) -> ast.Module:
-    "Syntax tree of a cell or module without docstrings; lines of IPython's own, such as `%time`, are left out"
-    return _without_docstrings(ast.parse(re.sub(r'^\s*[%!?].*$', '', source, flags=re.M)))
+    "Syntax tree of a cell or a module, without docstrings and IPython's magic lines"
+    python = _MAGIC_LINES.sub('', source)
+    return _without_docstrings(ast.parse(python))
+
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #85d0b0a8
+class _Parsed(NamedTuple):
+    "A module of the library as it is on disk"
+
+    tree: ast.Module
+    text: str  # Of the tree: without comments and docstrings
 
 
 @functools.lru_cache(maxsize=256)
-def _parsed_version(path, modified):
+def _parse_version(path: str, modified: int) -> _Parsed:
+    "Parse a file; `modified`, its time of change in ns, is there for the cache alone"
     tree = _parse_code(Path(path).read_text())
-    return tree, ast.unparse(tree)
+    return _Parsed(tree, ast.unparse(tree))
 
 
-def _parsed(path):
-    "(syntax tree, its text) of a module as it now lies on disk"
-    return _parsed_version(str(path), path.stat().st_mtime_ns)
+def _parsed(path: Path) -> _Parsed:
+    "The `_Parsed` of a module's file"
+    return _parse_version(str(path), path.stat().st_mtime_ns)
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #b75113ff
-def _imported(
-    tree, package
-):  # Syntax tree; the package it lies in, such as `cxr_study.train`, for relative imports
-    "Names of everything that is imported: modules, and names in modules, which may be modules too"
-    found = set()
+def _imported_names(
+    tree: ast.Module,
+    package: str,  # In which the code lies, such as `cxr_study.train`; for relative imports
+) -> set[str]:
+    "Full names of everything imported: modules, and names in modules, which may be modules too"
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name('.' * node.level + (node.module or ''), package)
-            found |= {base, *(f'{base}.{alias.name}' for alias in node.names)}
-    return found
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = '.' * node.level + (node.module or '')
+            module = importlib.util.resolve_name(relative, package)
+            names.add(module)
+            names.update(f'{module}.{alias.name}' for alias in node.names)
+    return names
 
 
-def _module_file(name):
-    "The file of a module of this library; None for other names and for packages, whose own files hold no code"
+def _module_file(name: str) -> Path | None:
+    "The file of a module of this library; None for any other name and for packages, which hold no code"
     first, *rest = name.split('.')
+    if first != 'cxr_study' or not rest:
+        return None
     path = _library_folder().joinpath(*rest).with_suffix('.py')
-    return path if first == 'cxr_study' and rest and path.is_file() else None
+    return path if path.is_file() else None
 
-
-def import_closure(tree: ast.Module, package: str = '') -> dict[str, Path]:
-    "Module -> its file, of every module of this library that the code imports, directly or through others"
-    found, waiting = {}, [(tree, package)]
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #5ed7f581
+def import_closure(
+    tree: ast.Module,
+    package: str = '',  # In which the code lies, for its relative imports
+) -> dict[str, Path]:  # Name of a module -> its file
+    "Every module of this library that the code imports, directly or through other modules"
+    files = {}
+    waiting = [(tree, package)]
     while waiting:
-        for name in _imported(*waiting.pop()):
+        tree, package = waiting.pop()
+        for name in _imported_names(tree, package):
             path = _module_file(name)
-            if path is None or name in found:
+            if path is None or name in files:
                 continue
-            found[name] = path
-            waiting.append((_parsed(path)[0], name.rpartition('.')[0]))
-    return dict(sorted(found.items()))
+            files[name] = path
+            parent = name.rpartition('.')[0]
+            waiting.append((_parsed(path).tree, parent))
+    return dict(sorted(files.items()))
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #9183f457
-_FIGURE, _NOT_READ = 'figure', 'not_read'  # Tags of cells
+_FIGURE = 'figure'
+_NOT_READ = 'not_read'
 
 
 @functools.lru_cache(maxsize=64)
-def _notebook_version(path, modified):
+def _notebook_version(path: Path, modified: int) -> nbformat.NotebookNode:
+    "Read a notebook; `modified`, its time of change in ns, is there for the cache alone"
     return nbformat.read(path, 4)
 
 
 def _read_notebook(path: Path) -> nbformat.NotebookNode:
-    "A notebook as it now lies on disk; not to be changed"
-    return _notebook_version(str(path), Path(path).stat().st_mtime_ns)
+    "A notebook as it is on disk; do not change what is returned"
+    return _notebook_version(path, Path(path).stat().st_mtime_ns)
 
-
-def stage_tree(path: Path, without: tuple = (_FIGURE,)) -> ast.Module:
-    "Syntax tree of the code of a stage, without its parameters cell and the cells with these tags"
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #8398a311
+def stage_tree(
+    path: Path,  # Of a stage notebook
+    without: tuple[str, ...] = (_FIGURE,),  # Tags of cells to leave out
+) -> ast.Module:
+    "Syntax tree of a stage's code, without its parameters cell and the cells with these tags"
     left_out = {'parameters', *without}
-    cells = [
-        cell
-        for cell in _read_notebook(path).cells
-        if cell.cell_type == 'code' and not left_out & set(cell.metadata.get('tags', []))
-    ]
-    return ast.Module(
-        [statement for cell in cells for statement in _parse_code(cell.source).body], []
-    )
+    statements = []
+    for cell in _read_notebook(path).cells:
+        tags = set(cell.metadata.get('tags', []))
+        if cell.cell_type == 'code' and not tags & left_out:
+            statements += _parse_code(cell.source).body
+    return ast.Module(statements, [])
 
 
-def _code_digest(path: Path, without: tuple = (_FIGURE,)) -> str:
-    "Digest of the code that a stage runs, the modules that it imports included"
+def _code_digest(path: Path, without: tuple[str, ...] = (_FIGURE,)) -> str:
+    "Digest of the code that a stage runs, including the modules it imports"
     tree = stage_tree(path, without)
-    return digest(
-        [ast.unparse(tree), {name: _parsed(file)[1] for name, file in import_closure(tree).items()}]
-    )
+    closure = import_closure(tree)
+    modules = {name: _parsed(file).text for name, file in closure.items()}
+    return digest([ast.unparse(tree), modules])
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #6d58f382
 @dataclasses.dataclass(frozen=True)
@@ -160,84 +196,86 @@ class StageKey:
     "What a stage of a run is computed from"
 
     values: dict  # Its options: name -> value
-    key: str  # Digest of all that its result follows from
-    passed: str  # The same for what later stages read of it
+    key: str  # Digest of everything its result depends on
+    passed: str  # Digest of everything that later stages read of it depends on
 
 
-def _combined(*parts):
-    return digest(list(parts))
+def _stage_key(stage: Stage, path: Path, values: dict, read: list[str] | str | None) -> StageKey:
+    "The key of one stage; `read` holds the digests of what it reads"
+    own = {option.name: values[option.name] for option in stage.options}
+    later = {option.name: values[option.name] for option in stage.options if option.read_later}
+    code = _code_digest(path)
+    code_read_later = _code_digest(path, (_FIGURE, _NOT_READ))
+    return StageKey(own, digest([code, own, read]), digest([code_read_later, later, read]))
 
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #e3677338
 def stage_keys(
-    values: dict,  # Name -> value, complete
-    inputs: str | None = None,  # What the first stage depends on: the files of the data set
-    known: dict | None = None,  # Stage -> `StageKey` that is taken as it is
-    folder: Path | None = None,
+    values: dict,  # Name -> value of all options, from `check_options`
+    inputs: str | None = None,  # Digest of the data set's files, from `check_run`
+    known: dict[str, StageKey] | None = None,  # Keys to use as they are
+    folder: Path | None = None,  # Of the notebooks
 ) -> dict[str, StageKey]:
-    "Name -> `StageKey` of each stage"
-    found, known = {}, known or {}
+    "The key of each stage"
+    keys = {}
+    known = known or {}
     for name, path in stage_paths(folder).items():
-        own = {option.name: values[option.name] for option in STAGES[name].options}
-        later = {
-            option.name: values[option.name] for option in STAGES[name].options if option.read_later
-        }
-        read = [found[stage].passed for stage in STAGES[name].reads if stage in found]
-        key = _combined(_code_digest(path), own, read or inputs)
-        passed = _combined(_code_digest(path, (_FIGURE, _NOT_READ)), later, read or inputs)
-        found[name] = known.get(name) or StageKey(own, key, passed)
-    return found
+        if name in known:
+            keys[name] = known[name]
+            continue
+        stage = STAGES[name]
+        read = [keys[earlier].passed for earlier in stage.reads if earlier in keys]
+        keys[name] = _stage_key(stage, path, values, read or inputs)
+    return keys
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #3dbf7048
-_QUIET = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress'  # Of packages, for the kernel
-
-
 @contextlib.contextmanager
-def _local_kernel():
-    "Configuration of a kernel that talks through files in a folder of its own; so kernels at a time cannot meet"
+def _local_kernel() -> Iterator[Config]:
+    "Configuration of a kernel that is connected through files in a private folder"
+    if os.name != 'posix':
+        yield Config()
+        return
     with tempfile.TemporaryDirectory(prefix='cxr-', ignore_cleanup_errors=True) as private:
-        yield (
-            Config(dict(KernelManager=dict(transport='ipc', ip=f'{private}/k')))
-            if os.name == 'posix'
-            else Config()
-        )
+        connection = dict(transport='ipc', ip=f'{private}/k')
+        yield Config(dict(KernelManager=connection))
 
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #b6b35c86
 class StageFailed(StudyError):
-    "A stage that ended with an error; `stage` and `notebook` say where"
+    "A stage ended with an error; `stage` is its name and `notebook` the executed notebook"
 
-    exit_code = 1  # Of the command: it ran, and failed
+    exit_code = 1  # Of the command line, which uses 2 for wrong input
 
     def __init__(self, stage: str, notebook: Path, message: str):
         super().__init__(message)
-        self.stage, self.notebook = stage, notebook
+        self.stage = stage
+        self.notebook = notebook
 
 
-def _stage_error(stage, notebook, error):
-    "The `StageFailed` for a notebook: the error itself, and where to look"
-    said = "Its kernel died; most often that means that the memory was used up."
+def _stage_failed(stage: str, notebook: Path, error: Exception) -> StageFailed:
+    "The `StageFailed` for an error of papermill"
     if hasattr(error, 'ename'):
-        said = f"{error.ename}: {error.evalue}"
-    return StageFailed(
-        stage,
-        notebook,
-        f"Stage {stage} failed. {said}\nThe executed notebook shows where: {notebook}",
-    )
+        reason = f"{error.ename}: {error.evalue}"
+    else:
+        reason = "Its kernel died, most likely because it ran out of memory."
+    message = f"Stage {stage} failed. {reason}\nThe executed notebook shows where: {notebook}"
+    return StageFailed(stage, notebook, message)
+
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #a6fb346f
+_IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress'
 
 
 def _execute(path: Path, run_folder: Path, values: dict, progress: bool = True) -> Path:
-    "Run one stage into `run_folder`; returns the executed notebook, which lies in its `notebooks/`"
-    out = Path(run_folder) / 'notebooks' / path.name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
+    "Run one stage notebook into `run_folder`; returns the path of the executed notebook"
+    executed = Path(run_folder) / 'notebooks' / path.name
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    executed.unlink(missing_ok=True)
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    os.environ.setdefault('PYTHONWARNINGS', _QUIET)
-    given = dict(values, run_dir=str(Path(run_folder).resolve()))
+    os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
     try:
         with _local_kernel() as config:
             papermill.execute_notebook(
                 path,
-                out,
-                given,
+                executed,
+                dict(values, run_dir=str(Path(run_folder).resolve())),
                 kernel_name='python3',
                 cwd=path.parent,
                 config=config,
@@ -246,131 +284,140 @@ def _execute(path: Path, run_folder: Path, values: dict, progress: bool = True) 
                 stderr_file=sys.stderr if progress else None,
             )
     except (PapermillExecutionError, DeadKernelError) as error:
-        raise _stage_error(path.stem, out, error) from None
-    return out
+        raise _stage_failed(path.stem, executed, error) from None
+    return executed
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #88c299ff
-def _in_order(entries):
+def _in_order(entries: dict) -> dict:
     return dict(sorted(entries.items()))
 
 
-def _sign(run_folder, path, key):  # ...; path of the stage's notebook; its `StageKey`
-    "Enter the executed notebook and the stage's key into the manifest; returns the seconds the stage took"
-    run, name = Run(run_folder), f"notebooks/{path.name}"
-    if path.stem not in run.manifest['stages']:
+def _enter_key(run_folder: Path, path: Path, key: StageKey) -> float:
+    "Enter a stage's key and executed notebook into the manifest; returns the seconds the stage took"
+    run = Run(run_folder)
+    stages = run.manifest['stages']
+    if path.stem not in stages:
         raise StudyError(f"{path.stem} ran, but did not call run.finish().")
-    run.manifest['stages'][path.stem] |= dict(key=key.key, passed=key.passed)
-    run.manifest['artefacts'][name] = dict(sha256=file_sha256(run.path(name)), stage=path.stem)
+    stages[path.stem] |= dict(key=key.key, passed=key.passed)
+    notebook = f"notebooks/{path.name}"
+    entry = dict(sha256=file_sha256(run.path(notebook)), stage=path.stem)
+    run.manifest['artefacts'][notebook] = entry
     for part in ('stages', 'artefacts', 'parameters'):
         run.manifest[part] = _in_order(run.manifest[part])
     run.save_manifest()
-    return run.manifest['stages'][path.stem]['seconds']
+    return stages[path.stem]['seconds']
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #9b2afd7c
-def _set_aside(run_folder, stage):
-    "Keep the entries of `stage` and later ones in the manifest's own section `set_aside` before they are forgotten"
+def _set_aside(run_folder: Path, stage: str) -> None:
+    "Move the entries of `stage` and later stages into the manifest's section `set_aside`"
     run = Run(run_folder)
     run.manifest = upgraded(run.manifest)
     aside = run.manifest.setdefault('set_aside', dict(stages={}, artefacts={}))
-    aside['stages'] |= {
-        name: dict(entry) for name, entry in run.manifest['stages'].items() if name >= stage
-    }
-    aside['artefacts'] |= {
-        name: entry for name, entry in run.manifest['artefacts'].items() if entry['stage'] >= stage
-    }
+    for name, entry in run.manifest['stages'].items():
+        if name >= stage:
+            aside['stages'][name] = dict(entry)
+    for name, entry in run.manifest['artefacts'].items():
+        if entry['stage'] >= stage:
+            aside['artefacts'][name] = entry
     run.forget(stage)
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #73f83920
 @functools.lru_cache(maxsize=4096)
-def _manifest_version(path, modified):
-    return upgraded(Run(Path(path).parent, verify=False).manifest)
+def _manifest_version(path: Path, modified: int) -> dict:
+    "Read a manifest; `modified`, its time of change in ns, is there for the cache alone"
+    return upgraded(Run(path.parent, verify=False).manifest)
 
 
-def finished_stages(runs: Path) -> dict:  # A folder of run folders
-    "(stage, key) -> (folder of the run, its manifest) of all finished stages in the runs of a folder"
+def finished_stages(
+    runs: Path,  # A folder of run folders
+) -> dict[tuple[str, str], tuple[Path, dict]]:  # (stage, key) -> (folder of a run, its manifest)
+    "All finished stages in the runs of a folder"
     found = {}
     for path in sorted(Path(runs).glob('*/manifest.json')):
-        with contextlib.suppress(OSError, ValueError):
-            manifest = _manifest_version(str(path), path.stat().st_mtime_ns)
+        with contextlib.suppress(OSError, ValueError):  # Another process may be writing it
+            manifest = _manifest_version(path, path.stat().st_mtime_ns)
             for stage, entry in manifest['stages'].items():
                 found.setdefault((stage, entry.get('key')), (path.parent, manifest))
     return found
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #48a0c643
-_LARGE = 1 << 20  # Bytes from which a file is linked instead of copied
+_LINKED_FROM = 1 << 20  # Bytes; larger files are linked instead of copied
 
 
-def _place(source, target):
-    "Let `target` be the file `source`"
+def _place(source: Path, target: Path) -> None:
+    "Make `target` the same file as `source`, or a copy of it"
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and target.samefile(source):
         return
     target.unlink(missing_ok=True)
-    if source.stat().st_size >= _LARGE:
-        with contextlib.suppress(OSError):
-            return os.link(source, target)
+    if source.stat().st_size >= _LINKED_FROM:
+        with contextlib.suppress(OSError):  # Such as two file systems
+            os.link(source, target)
+            return
     shutil.copy2(source, target)
 
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #7fe84ee2
+def _are_intact(folder: Path, artefacts: dict) -> bool:
+    "Whether all files exist and have the checksums of the manifest"
+    for name, entry in artefacts.items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != entry['sha256']:
+            return False
+    return True
 
-def _is_whole(folder, files):
-    "Whether all files are what the manifest says"
-    return all(
-        (folder / name).is_file() and file_sha256(folder / name) == entry['sha256']
-        for name, entry in files.items()
-    )
-
-
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #5485173f
 def take_over(
     run_folder: Path,
     stage: str,
-    source: Path,  # Folder of the files
-    manifest: dict,
-) -> bool:  # Of `source`, or its section `set_aside`
-    "Take a finished stage over into a run; False if its files are no longer what they were"
-    files = {
-        name: entry for name, entry in manifest['artefacts'].items() if entry['stage'] == stage
-    }
-    if not _is_whole(source, files):
+    source: Path,  # Folder of the finished run
+    manifest: dict,  # Of the finished run, or its section `set_aside`
+) -> bool:  # False if a file is missing or changed
+    "Take a finished stage over into a run"
+    artefacts = {n: a for n, a in manifest['artefacts'].items() if a['stage'] == stage}
+    if not _are_intact(source, artefacts):
         return False
-    run, entry = Run(run_folder), manifest['stages'][stage]
-    for name in files:
+    run = Run(run_folder)
+    for name in artefacts:
         _place(source / name, run.path(name))
+    entry = manifest['stages'][stage]
     run.manifest['parameters'] |= entry['parameters']
-    run.manifest |= {
-        name: manifest[name] for name in (*entry.get('facts', []), 'versions') if name in manifest
-    }
+    for section in (*entry.get('facts', []), 'versions'):
+        if section in manifest:
+            run.manifest[section] = manifest[section]
     run.manifest['stages'] = _in_order(run.manifest['stages'] | {stage: entry})
-    run.manifest['artefacts'] = _in_order(run.manifest['artefacts'] | files)
+    run.manifest['artefacts'] = _in_order(run.manifest['artefacts'] | artefacts)
     run.save_manifest()
     return True
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #d114efe4
-_HERE = 'here'
+_DONE = "done before"
 
 
-def _find(
-    run_folder, stage, key
-):  # -> HERE, the name of another run, or None if it has to be computed
-    "Take a finished stage over from where it is; returns where that was"
+def _reuse(run_folder: Path, stage: str, key: str) -> str | None:
+    "Reuse a finished stage; returns what to report, or None if the stage must be computed"
     run = Run(run_folder)
     if run.stage(stage).get('key') == key:
-        return _HERE
+        return _DONE
     aside = run.manifest.get('set_aside', dict(stages={}))
-    if aside['stages'].get(stage, {}).get('key') == key and take_over(
-        run_folder, stage, run.folder, aside
-    ):
-        return _HERE
-    folder, manifest = finished_stages(run.folder.resolve().parent).get((stage, key), (None, None))
-    if folder and take_over(run_folder, stage, folder, manifest):
-        return folder.name
+    is_aside = aside['stages'].get(stage, {}).get('key') == key
+    if is_aside and take_over(run_folder, stage, run.folder, aside):
+        return _DONE
+    finished = finished_stages(run.folder.resolve().parent)
+    if (stage, key) not in finished:
+        return None
+    folder, manifest = finished[stage, key]
+    if take_over(run_folder, stage, folder, manifest):
+        return f"taken over from {folder.name}"
     return None
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #6ed54476
 @contextlib.contextmanager
 def _locked(
-    run_folder, name, say=print
-):  # Folder of a run; what is locked; called with a sentence when it has to wait
-    "Hold the lock `name` of the folder of runs"
+    run_folder: Path,
+    name: str,  # What is computed
+    say: Callable = print,  # Called with a sentence if the lock is taken
+) -> Iterator[None]:
+    "Hold the lock `name` in the folder of runs"
     path = Path(run_folder).resolve().parent / '.locks' / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -392,127 +439,160 @@ class RunSettings:
     force: str | None = None  # First stage to run again even if it is done
     reuse: bool = True  # Whether finished stages are taken over from other runs
     only: frozenset | None = None  # Names of the stages to run; None: all
-    known: dict = dataclasses.field(default_factory=dict)  # Stage -> `StageKey` taken as it is
+    known: dict = dataclasses.field(default_factory=dict)  # Stage -> `StageKey` to use as it is
     say: Callable = print  # Called with a sentence about each stage
-    progress: bool = True  # Whether what a notebook reports is passed on
-    folder: Path | None = None  # Of the notebooks; None: `_notebooks_folder()`
+    progress: bool = True  # Whether a notebook's standard error is passed on
+    folder: Path | None = None  # Of the notebooks; None: `nbs` or the installed copy
 
 
-def check_force(stage: str | None) -> None:  # Name of a stage, or its beginning
-    "`StudyError` for a stage that does not exist"
+def check_force(
+    stage: str | None,  # Name of a stage, or its beginning
+) -> None:
+    "Raises `StudyError` if no stage has this name or a later one"
     if stage and not any(name >= stage for name in STAGES):
         raise StudyError(f"There is no stage {stage} or later. There are: {', '.join(STAGES)}.")
 
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #c0619c55
+def _reused(run_folder: Path, stage: str, key: str, settings: RunSettings) -> str | None:
+    "What to report if the stage need not run, else None"
+    if settings.force is not None and stage >= settings.force:
+        return None
+    if settings.reuse:
+        return _reuse(run_folder, stage, key)
+    is_done = Run(run_folder).stage(stage).get('key') == key
+    return _DONE if is_done else None
 
-def run_stages(
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #31834a50
+def _run_stage(
     run_folder: Path,
-    given: dict,  # Name -> value; the rest takes its default
-    inputs: str | None = None,  # What the images depend on, from `check_run`
-    how: RunSettings = RunSettings(),
-) -> Run:
-    "Run all stages in order into `run_folder`, passing over those already computed; returns the `Run`"
-    check_force(how.force)
-    keys = stage_keys(check_options(given), inputs, how.known, how.folder)
-    plan = {name: key for name, key in keys.items() if how.only is None or name in how.only}
-    with _locked(run_folder, Path(run_folder).resolve().name, how.say):
-        for i, (name, key) in enumerate(plan.items(), 1):
-            lock = (
-                _locked(run_folder, f"{name}-{key.key}", how.say)
-                if how.reuse
-                else contextlib.nullcontext()
-            )
-            with lock:
-                _run_stage(run_folder, name, key, how, f"[{i}/{len(plan)}] {name}")
-        _tidy(run_folder, {*plan, *how.known})
-    return Run(run_folder)
+    stage: str,
+    key: StageKey,
+    settings: RunSettings,
+    heading: str,  # Such as `[2/7] 02_training`
+) -> None:
+    "Reuse a stage, or compute it"
+    if reused := _reused(run_folder, stage, key.key, settings):
+        settings.say(f"{heading}: {reused}")
+        return
+    settings.say(f"{heading} ...")
+    _set_aside(run_folder, stage)
+    path = stage_paths(settings.folder)[stage]
+    _execute(path, run_folder, key.values, settings.progress)
+    seconds = _enter_key(run_folder, path, key)
+    settings.say(f"{heading}: {seconds:.0f} s")
 
-
-def _run_stage(run_folder, name, key, how, head):
-    "Take a stage over, or compute it"
-    where = None
-    if how.force is None or name < how.force:
-        if how.reuse:
-            where = _find(run_folder, name, key.key)
-        elif Run(run_folder).stage(name).get('key') == key.key:
-            where = _HERE
-    if where:
-        return how.say(
-            f"{head}: " + ("done before" if where == _HERE else f"taken over from {where}")
-        )
-    how.say(f"{head} ...")
-    _set_aside(run_folder, name)
-    path = stage_paths(how.folder)[name]
-    _execute(path, run_folder, key.values, how.progress)
-    how.say(f"{head}: {_sign(run_folder, path, key):.0f} s")
-
-
-def _tidy(run_folder, names):  # Stages that belong to the run
-    "Drop what was set aside, and stages that the project no longer has"
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #75d59214
+def _tidy(
+    run_folder: Path,
+    names: set[str],  # Stages that belong to the run
+) -> None:
+    "Drop what was set aside, and numbered stages that are not in `names`"
     run = Run(run_folder)
     before = to_json(run.manifest)
     run.manifest.pop('set_aside', None)
-    run.manifest['stages'] = {
-        name: entry
-        for name, entry in run.manifest['stages'].items()
-        if name in names or not name[0].isdigit()
-    }
-    run.manifest['artefacts'] = {
-        name: entry
-        for name, entry in run.manifest['artefacts'].items()
-        if entry['stage'] in run.manifest['stages']
-    }
+    stages = {}
+    for name, entry in run.manifest['stages'].items():
+        is_numbered = name[0].isdigit()
+        if name in names or not is_numbered:
+            stages[name] = entry
+    artefacts = run.manifest['artefacts']
+    run.manifest['stages'] = stages
+    run.manifest['artefacts'] = {n: a for n, a in artefacts.items() if a['stage'] in stages}
     if to_json(run.manifest) != before:
         run.save_manifest()
 
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #a1e69fba
+def _stage_lock(
+    run_folder: Path, stage: str, key: StageKey, settings: RunSettings
+) -> contextlib.AbstractContextManager:
+    "The lock of a stage with this key; none if the run reuses nothing"
+    if not settings.reuse:
+        return contextlib.nullcontext()
+    return _locked(run_folder, f"{stage}-{key.key}", settings.say)
+
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #e42cf98f
+def run_stages(
+    run_folder: Path,
+    given: dict,  # Name -> value of options; the others have their defaults
+    inputs: str | None = None,  # Digest of the data set's files, from `check_run`
+    settings: RunSettings = RunSettings(),
+) -> Run:
+    "Run the stages in order into `run_folder`, and reuse those already computed; raises `StageFailed`"
+    check_force(settings.force)
+    values = check_options(given)
+    keys = stage_keys(values, inputs, settings.known, settings.folder)
+    if settings.only is not None:
+        keys = {stage: key for stage, key in keys.items() if stage in settings.only}
+    with _locked(run_folder, Path(run_folder).resolve().name, settings.say):
+        for number, (stage, key) in enumerate(keys.items(), 1):
+            heading = f"[{number}/{len(keys)}] {stage}"
+            with _stage_lock(run_folder, stage, key, settings):
+                _run_stage(run_folder, stage, key, settings, heading)
+        _tidy(run_folder, {*keys, *settings.known})
+    return Run(run_folder)
+
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #680ecab7
 @functools.lru_cache(maxsize=64)
-def _check_images(name, positive):
-    "Name of the data set, and the key of its files"
+def _check_images(dataset: str, positive: str) -> tuple[str, str]:
+    "Name of the data set and the key of its files; raises `OptionError` if it cannot be loaded"
     from cxr_study.data.sets import load_dataset
 
     try:
-        found = load_dataset(name, positive)
+        found = load_dataset(dataset, positive)
     except StudyError as error:
         raise OptionError('dataset', str(error)) from error
     return found.name, found.files_key
 
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #975bb3b1
+def _needs_no_check(values: dict) -> bool:
+    "Whether network, weights and processes are known to work, so that torch need not be imported"
+    is_plain = values['arch'] in RESNETS and values['weights'] == 'none'
+    return is_plain and values['processes'] == 1
 
-def _check_network(values):
-    "`OptionError` for a network or for weights that cannot be had; weights that have to be downloaded are downloaded"
-    if values['arch'] in RESNETS and values['weights'] == 'none' and values['processes'] == 1:
-        return  # Known without importing torch
+
+def _check_network(values: dict) -> None:
+    "Download the weights if need be; raises `OptionError` for an unknown network or missing weights"
+    if _needs_no_check(values):
+        return
     with warnings.catch_warnings():  # Of packages that training imports
         warnings.simplefilter('ignore')
         from cxr_study.train.networks import check_arch, create_body, resolve_weights
         from cxr_study.train.training import check_processes
 
-        if resolve_weights(check_arch(values['arch']), values['weights']) == 'download':
+        arch = check_arch(values['arch'])
+        if resolve_weights(arch, values['weights']) == 'download':
             create_body(values['arch'], values['weights'])
         check_processes(values['processes'])
 
-
-def check_run(given: dict) -> tuple[dict, str, str]:  # Name -> value
-    "(all options, name of the data set, digest of what its images depend on); `OptionError` for anything that could not work"
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #0dc5792a
+def check_run(
+    given: dict,  # Name -> value of options
+) -> tuple[dict, str, str]:  # All options; name of the data set; digest of the data set's files
+    "Check the options of a run; raises `OptionError` for anything that cannot work"
     values = check_options(given)
     dataset, files = _check_images(values['dataset'], values['positive'])
     _check_network(values)
-    return values, dataset, digest([dataset, files])
+    inputs = digest([dataset, files])
+    return values, dataset, inputs
 
-
-def run_name(values: dict, dataset: str) -> str:  # All options; the data set that was found
+# %% ../../nbs/lib/pipeline/01_stages.ipynb #544b4eda
+def run_name(
+    values: dict,  # All options, from `check_run`
+    dataset: str,  # Name of the data set, from `check_run`
+) -> str:
     "Name of a run's folder, such as `phantom-resnet18-seed0-1a2b3c4d`"
-    return '-'.join(
-        [Path(dataset).name, values['arch'], f"seed{values['seed']}", digest(values)[:8]]
-    )
+    parts = [Path(dataset).name, values['arch'], f"seed{values['seed']}", digest(values)[:8]]
+    return '-'.join(parts)
 
 
 def check_writable(folder: Path) -> Path:
-    "`folder`, or a `StudyError` if nothing can be written there"
+    "Create `folder` if need be and return it; raises `StudyError` if nothing can be written there"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise StudyError(
-            f"{folder} cannot be written to ({error.strerror or error}): choose another folder, with --run-dir or CXR_RUNS."
+            f"{folder} cannot be written to ({error.strerror or error}): "
+            "choose another folder, with --run-dir or CXR_RUNS."
         ) from None

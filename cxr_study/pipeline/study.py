@@ -1,4 +1,4 @@
-"""All stages and the report; and the stage of calibration alone, in a run that is finished.
+"""Run all stages and write the report, or calibrate a finished run again without training.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/study.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/study.html.md"""
 __all__ = ['run_study', 'calibration_options', 'stage_key_of', 'calibrate_run']
 
 # %% ../../nbs/lib/pipeline/03_study.ipynb #877ee0e2
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from cxr_study.core.options import (
@@ -28,56 +28,72 @@ from .stages import RunSettings, StageKey, check_writable, run_stages, take_over
 def run_study(
     run_folder: Path,
     values: dict,  # All options, from `check_run`
-    inputs: str,  # What the images depend on, from `check_run`
-    how: RunSettings = RunSettings(),
-) -> Path:
-    "Run all stages and write the report; returns the path of `report.html`"
+    inputs: str,  # Digest of the data set's files, from `check_run`
+    settings: RunSettings = RunSettings(),
+) -> Path:  # Of `report.html`
+    "Run all stages and write the report"
     check_writable(run_folder)
-    return write_report(run_stages(run_folder, values, inputs, how))
+    run = run_stages(run_folder, values, inputs, settings)
+    return write_report(run)
 
 # %% ../../nbs/lib/pipeline/03_study.ipynb #f4b4de2e
 def calibration_options() -> list[Option]:
-    "The options that belong to the stage of calibration alone"
-    return [
-        option for option in CALIBRATION.options if stages_with(option.name) == [CALIBRATION.name]
-    ]
+    "The options that only the calibration stage has"
+    only_here = [CALIBRATION.name]
+    return [option for option in CALIBRATION.options if stages_with(option.name) == only_here]
 
 # %% ../../nbs/lib/pipeline/03_study.ipynb #d5b0fe5d
-def stage_key_of(entry: dict) -> StageKey:  # Entry of a stage in a manifest
-    "The `StageKey` under which a finished stage was computed"
-    return StageKey(entry['parameters'], entry['key'], entry.get('passed', entry['key']))
+def stage_key_of(
+    entry: dict,  # Of a finished stage in a manifest
+) -> StageKey:
+    "The `StageKey` under which a stage was computed"
+    key = entry['key']
+    passed = entry.get('passed', key)
+    return StageKey(entry['parameters'], key, passed)
 
 
+def _keys_to_keep(manifest: dict) -> dict[str, StageKey]:
+    "Keys of the finished stages that calibration does not change"
+    again = dependents(CALIBRATION.name)
+    keys = {}
+    for name, entry in manifest['stages'].items():
+        if name in STAGES and name not in again and 'key' in entry:
+            keys[name] = stage_key_of(entry)
+    return keys
+
+# %% ../../nbs/lib/pipeline/03_study.ipynb #a923f345
+def _values_of(manifest: dict, given: dict) -> dict:
+    "All options: those given, then those of the manifest, then the defaults; checked"
+    known = options()
+    old = {name: value for name, value in manifest['parameters'].items() if name in known}
+    return check_options(old | given)
+
+
+def _copy_stages(source: Path, target: Path, stages: dict[str, StageKey], manifest: dict) -> None:
+    "Take these stages of a run over into another folder; raises `StudyError` if files are missing"
+    check_writable(target)
+    for stage in stages:
+        if not take_over(target, stage, source, manifest):
+            raise StudyError(f"Files of {stage} in {source} are missing or have changed.")
+
+# %% ../../nbs/lib/pipeline/03_study.ipynb #8123523a
 def calibrate_run(
     run_folder: Path,  # A finished run
     given: dict,  # Name -> value of `calibration_options`
     out: Path | None = None,  # Another folder for the result; None: `run_folder`
-    say=print,
-) -> Path:
-    "Calibrate a finished run again without training; returns the path of `report.html`"
-    source, target = Path(run_folder), Path(out or run_folder)
+    say: Callable = print,  # Called with a sentence about each stage
+) -> Path:  # Of `report.html`
+    "Calibrate a finished run again without training; raises `StudyError` if the run is not finished"
+    source = Path(run_folder)
+    target = Path(out or run_folder)
     manifest = upgraded(Run(source).manifest)
     if '02_training' not in manifest['stages']:
         raise StudyError(f"{source} is not a finished run: it has no 02_training.")
-    known = options()
-    values = check_options(
-        {name: value for name, value in manifest['parameters'].items() if name in known} | given
-    )
-    again = dependents(CALIBRATION.name)
-    kept = {
-        name: stage_key_of(entry)
-        for name, entry in manifest['stages'].items()
-        if 'key' in entry and name in STAGES and name not in again
-    }
+    values = _values_of(manifest, given)
+    kept = _keys_to_keep(manifest)
     if target != source:
         _copy_stages(source, target, kept, manifest)
-    only = frozenset({*kept, CALIBRATION.name, *(again & set(manifest['stages']))})
-    return write_report(run_stages(target, values, how=RunSettings(known=kept, only=only, say=say)))
-
-
-def _copy_stages(source, target, names, manifest):
-    "Take these stages of a run over into another folder"
-    check_writable(target)
-    for stage in names:
-        if not take_over(target, stage, source, manifest):
-            raise StudyError(f"{source} has lost files of {stage}.")
+    again = dependents(CALIBRATION.name) & set(manifest['stages'])
+    only = frozenset({*kept, CALIBRATION.name, *again})
+    settings = RunSettings(known=kept, only=only, say=say)
+    return write_report(run_stages(target, values, settings=settings))

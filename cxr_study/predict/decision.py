@@ -14,48 +14,51 @@ import inspect
 
 import numpy as np
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 
 from .table import PredictionError
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #055ad497
-def sigmoid(logit):  # Numbers, any shape
-    "Probability `1 / (1 + exp(-logit))`, float64, same shape, without overflow"
+def sigmoid(logit: ArrayLike) -> np.ndarray:  # Any shape; float64 of the same shape
+    "Probability `1 / (1 + exp(-logit))`, without overflow"
     logit = np.asarray(logit, float)
     return np.exp(-np.logaddexp(0, -logit))
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #a140c576
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    "A threshold on the probability, the rule it follows, and what it reached"
+    "A threshold on the probability, the rule that chose it, and its metrics where it was chosen"
 
     name: str  # Short name, such as `sensitivity_0.98`
-    threshold: float  # Images at or above it are called pneumonia
-    rule: str  # How it was chosen, in words
+    threshold: float  # Images with at least this probability are called positive
+    rule: str  # How it was chosen, as a sentence
     chosen_on: str = 'nothing: fixed beforehand'
-    promised: dict = dataclasses.field(
-        default_factory=dict
-    )  # Metric -> value on the patients it was chosen on
+    promised: dict = dataclasses.field(default_factory=dict)  # Metric -> entry on those patients
 
-    def decide(self, logit):  # Numbers, any shape
+    def decide(self, logit: ArrayLike) -> np.ndarray:  # Any shape; bool of the same shape
         "True where the probability reaches the threshold"
         return sigmoid(logit) >= self.threshold
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #d03233bf
-def to_dict(point):
+def to_dict(point: OperatingPoint) -> dict:
+    "Plain values of an operating point, for JSON"
     return dataclasses.asdict(point)
 
 
-def _operating_point(values):  # Dictionary from `to_dict`
-    "The `OperatingPoint` of a dictionary; unknown or missing keys are refused"
+def _operating_point(values: dict) -> OperatingPoint:
+    "The operating point of a dictionary from `to_dict`; unknown or missing keys raise an error"
     try:
         return OperatingPoint(**values)
     except TypeError as e:
         raise PredictionError(f"This is no operating point: {e}.") from None
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #5867ee2c
-def log_odds(p):  # Probabilities, any shape; 0 and 1 are moved inwards by 1e-16
-    "`log(p / (1 - p))`, the inverse of `sigmoid`"
-    p = np.clip(np.asarray(p, float), 1e-16, 1 - 1e-16)
+_SMALLEST = 1e-16  # Probabilities of 0 and 1 are moved inwards by this much
+
+
+def log_odds(p: ArrayLike) -> np.ndarray:  # Probabilities of any shape
+    "`log(p / (1 - p))`, the inverse of `sigmoid`; finite for 0 and 1 too"
+    p = np.clip(np.asarray(p, float), _SMALLEST, 1 - _SMALLEST)
     return np.log(p) - np.log1p(-p)
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #88a174be
@@ -72,52 +75,67 @@ def _platt(x, slope, intercept):
 
 
 def _beta(x, a, b, c):
-    return -a * np.logaddexp(0, -x) + b * np.logaddexp(0, x) + c
+    log_p = -np.logaddexp(0, -x)
+    minus_log_one_minus_p = np.logaddexp(0, x)
+    return a * log_p + b * minus_log_one_minus_p + c
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #50cc4910
+_TILT = 1e-6  # Slope that keeps the ranking where the isotonic curve is flat
+
+
 def _isotonic(x, logits, probabilities):
-    "Log odds of the line through the knots, flat outside, with a slope of 1e-6 that keeps the ranking"
-    return log_odds(np.interp(x, logits, probabilities)) + 1e-6 * x
+    probability = np.interp(x, logits, probabilities)
+    return log_odds(probability) + _TILT * x
 
 
 CURVES = dict(none=_none, temperature=_temperature, platt=_platt, beta=_beta, isotonic=_isotonic)
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #2c03574b
+_CHECKED_LOGITS = np.linspace(-30, 30, 121)  # A calibrator must increase over these
+
+
+def _parameter_names(kind: str) -> list[str]:
+    "Names of the parameters that the curve of this kind needs"
+    return list(inspect.signature(CURVES[kind]).parameters)[1:]
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibrator:
     "An increasing function from the network's logit to a calibrated one"
 
     kind: str = 'none'  # none, temperature, platt, beta or isotonic
-    parameters: dict = dataclasses.field(default_factory=dict)  # The numbers of its curve
+    parameters: dict = dataclasses.field(default_factory=dict)  # Parameters of its curve
 
     def __post_init__(self):
-        if self.kind not in CURVES:
+        kind, parameters = self.kind, self.parameters
+        if kind not in CURVES:
             raise PredictionError(
-                f"There is no calibrator {self.kind!r}; there are {', '.join(CURVES)}."
+                f"There is no calibrator {kind!r}; there are {', '.join(CURVES)}."
             )
-        wanted = list(inspect.signature(CURVES[self.kind]).parameters)[1:]
-        if sorted(self.parameters) != sorted(wanted):
+        needed = _parameter_names(kind)
+        if sorted(parameters) != sorted(needed):
+            raise PredictionError(f"The calibrator {kind} needs {needed}, not {list(parameters)}.")
+        if not all(np.isfinite(value).all() for value in parameters.values()):
+            raise PredictionError(f"The calibrator {kind} has parameters that are not finite.")
+        steps = np.diff(self(_CHECKED_LOGITS))
+        if not (steps > 0).all():
             raise PredictionError(
-                f"The calibrator {self.kind} needs {wanted}, not {list(self.parameters)}."
-            )
-        if not all(np.isfinite(v).all() for v in self.parameters.values()):
-            raise PredictionError(f"The calibrator {self.kind} has numbers that are not finite.")
-        if not (np.diff(self(np.linspace(-30, 30, 121))) > 0).all():
-            raise PredictionError(
-                f"The calibrator {self.kind} with {self.parameters} is not increasing: "
+                f"The calibrator {kind} with {parameters} is not increasing: "
                 "it would change the ranking."
             )
 
-    def __call__(self, logit):
-        return CURVES[self.kind](np.asarray(logit, float), **self.parameters)
+    def __call__(self, logit: ArrayLike) -> np.ndarray:  # Any shape; float of the same shape
+        "Calibrated logits"
+        curve = CURVES[self.kind]
+        return curve(np.asarray(logit, float), **self.parameters)
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #60e0c64e
 def prior_shift(
-    logit,  # Calibrated logits
-    old,
-    new,
-):  # Prevalence they were calibrated at; prevalence where they are used
-    "Logits for another prevalence: the log odds move by the difference of the prior log odds"
+    logit: ArrayLike,  # Calibrated logits of any shape
+    old: float,  # Prevalence they were calibrated at
+    new: float,  # Prevalence where they are used
+) -> np.ndarray:
+    "Logits for another prevalence; raises `PredictionError` unless `new` lies between 0 and 1"
     if not 0 < new < 1:
         raise PredictionError(f"A prevalence lies between 0 and 1, not {new}.")
     return np.asarray(logit, float) + log_odds(new) - log_odds(old)
@@ -125,30 +143,25 @@ def prior_shift(
 # %% ../../nbs/lib/predict/02_decision.ipynb #41a63ece
 @dataclasses.dataclass(frozen=True)
 class ConformalSets:
-    "Which classes a logit is compatible with, each class keeping its true images with probability 1 - `alpha`"
+    "The classes a logit is compatible with; each true class is kept with probability 1 - `alpha`"
 
     alpha: float  # Share of each class that may be missed
-    highest_normal: float | None  # NORMAL is kept up to this network's logit; None: always
-    lowest_pneumonia: float | None  # PNEUMONIA is kept from this network's logit on; None: always
+    highest_normal: float | None  # The negative class is kept up to this logit; None: always
+    lowest_pneumonia: float | None  # The positive class is kept from this logit on; None: always
     n: dict = dataclasses.field(default_factory=dict)  # Images of each class it was fitted on
 
-    def __call__(self, logit):
-        "Whether NORMAL and PNEUMONIA are in the set, bool [..., 2]"
+    def __call__(self, logit: ArrayLike) -> np.ndarray:  # The network's logits [...]
+        "Whether the negative and the positive class are in the set, bool [..., 2]"
         logit = np.asarray(logit, float)
-        normal = (
-            np.ones(logit.shape, bool)
-            if self.highest_normal is None
-            else logit <= self.highest_normal
-        )
-        pneumonia = (
-            np.ones(logit.shape, bool)
-            if self.lowest_pneumonia is None
-            else logit >= self.lowest_pneumonia
-        )
-        return np.stack([normal, pneumonia], -1)
+        in_set = np.ones((*logit.shape, 2), bool)
+        if self.highest_normal is not None:
+            in_set[..., 0] = logit <= self.highest_normal
+        if self.lowest_pneumonia is not None:
+            in_set[..., 1] = logit >= self.lowest_pneumonia
+        return in_set
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #d7a061cf
-_LIMIT = 16.0  # A shown probability stays within sigmoid(±16), about 1e-7 from 0 and 1
+_LIMIT = 16.0  # Probabilities stay within sigmoid(±16), about 1e-7 from 0 and 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,74 +172,88 @@ class Calibration:
     points: tuple = ()  # `OperatingPoint`s; their thresholds are calibrated probabilities
     in_use: str = 'half'  # Name of the point that decides
     conformal: ConformalSets | None = None  # None: never abstains
-    prevalence: float | None = None  # Share of pneumonia among the images it was fitted on
+    prevalence: float | None = None  # Share of the positive class where it was fitted
 
     def logit(
-        self, logit, prevalence=None
-    ):  # The network's logits; prevalence where it is used, None: the fit's
+        self,
+        logit: ArrayLike,  # The network's logits
+        prevalence: float | None = None,  # Where it is used; None: as where it was fitted
+    ) -> np.ndarray:
         "Calibrated logits"
-        found = self.calibrator(logit)
+        calibrated = self.calibrator(logit)
         if prevalence is None:
-            return found
+            return calibrated
         if self.prevalence is None:
             raise PredictionError(
                 "The prevalence that this calibration was fitted at is not known."
             )
-        return prior_shift(found, self.prevalence, prevalence)
+        return prior_shift(calibrated, self.prevalence, prevalence)
 
-    def probability(self, logit, prevalence=None):
-        "Calibrated probability of pneumonia, never exactly 0 or 1"
-        return sigmoid(np.clip(self.logit(logit, prevalence), -_LIMIT, _LIMIT))
+    def probability(self, logit: ArrayLike, prevalence: float | None = None) -> np.ndarray:
+        "Calibrated probability of the positive class, never exactly 0 or 1"
+        calibrated = self.logit(logit, prevalence)
+        return sigmoid(np.clip(calibrated, -_LIMIT, _LIMIT))
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #c1069382
 @patch
-def point(self: Calibration, name: str = None):  # None: the one in use
-    "The operating point of that name"
-    found = {p.name: p for p in self.points}
-    if (name := name or self.in_use) not in found:
-        raise PredictionError(
-            f"There is no operating point {name!r}; there are {', '.join(found) or 'none'}."
-        )
-    return found[name]
+def point(
+    self: Calibration,
+    name: str | None = None,  # None: the one in use
+) -> OperatingPoint:
+    "The operating point of that name; raises `PredictionError` if there is none"
+    by_name = {p.name: p for p in self.points}
+    name = name or self.in_use
+    if name not in by_name:
+        available = ', '.join(by_name) or 'none'
+        raise PredictionError(f"There is no operating point {name!r}; there are {available}.")
+    return by_name[name]
 
 
 @patch
-def decide(self: Calibration, logit, name: str = None):
+def decide(
+    self: Calibration,
+    logit: ArrayLike,  # The network's logits
+    name: str | None = None,  # Operating point; None: the one in use
+) -> np.ndarray:
     "True where the calibrated probability reaches the threshold of the point"
     return self.point(name).decide(self.logit(logit))
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #615b5f9a
 _VERDICTS = np.array(
-    [['neither class', 'PNEUMONIA'], ['NORMAL', 'either class']]
-)  # [NORMAL in the set, PNEUMONIA in the set]
+    [
+        ['neither class', 'PNEUMONIA'],  # The negative class is not in the set
+        ['NORMAL', 'either class'],  # It is in the set
+    ]
+)
 
 
 @patch
-def verdict(self: Calibration, logit):  # The network's logits
-    "What the conformal set says: NORMAL, PNEUMONIA, `either class` or `neither class`; `not asked` without sets"
+def verdict(self: Calibration, logit: ArrayLike) -> np.ndarray:  # The network's logits
+    "The set as text: NORMAL, PNEUMONIA, `either class`, `neither class`; `not asked` without sets"
     if self.conformal is None:
         return np.full(np.shape(logit), 'not asked')
-    kept = self.conformal(logit).astype(int)
-    return _VERDICTS[kept[..., 0], kept[..., 1]]
+    in_set = self.conformal(logit).astype(int)
+    return _VERDICTS[in_set[..., 0], in_set[..., 1]]
 
 
 @patch
-def abstains(self: Calibration, logit):
+def abstains(self: Calibration, logit: ArrayLike) -> np.ndarray:  # The network's logits
     "True where the set does not hold exactly one class"
-    return (
-        np.zeros(np.shape(logit), bool)
-        if self.conformal is None
-        else self.conformal(logit).sum(-1) != 1
-    )
+    if self.conformal is None:
+        return np.zeros(np.shape(logit), bool)
+    return self.conformal(logit).sum(-1) != 1
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #81d120e5
+_SCHEMA = 2  # Version of the stored form
+
+
 @patch
-def to_dict(self: Calibration):
+def to_dict(self: Calibration) -> dict:  # noqa: F811
     "Plain values for `calibration.json`"
     points = [dataclasses.asdict(p) for p in self.points]
-    conformal = self.conformal and dataclasses.asdict(self.conformal)
+    conformal = dataclasses.asdict(self.conformal) if self.conformal else None
     return dict(
-        schema=2,
+        schema=_SCHEMA,
         calibrator=dataclasses.asdict(self.calibrator),
         operating_point=self.in_use,
         prevalence=self.prevalence,
@@ -236,19 +263,23 @@ def to_dict(self: Calibration):
 
 
 @patch(cls_method=True)
-def from_dict(cls: Calibration, values):  # Content of `calibration.json`
-    "The `Calibration` of a dictionary from `to_dict`; what cannot be applied is refused"
-    if values.get('schema') != 2:
+def from_dict(
+    cls: Calibration,
+    values: dict,  # Content of `calibration.json`
+) -> Calibration:
+    "The calibration of a dictionary from `to_dict`; raises `PredictionError` if it is unusable"
+    if values.get('schema') != _SCHEMA:
         raise PredictionError(
             "This calibration was written by another version: "
             "fit it again with `cxr-study calibrate`."
         )
     try:
-        points = tuple(map(_operating_point, values['operating_points']))
-        conformal = values['conformal'] and ConformalSets(**values['conformal'])
         calibrator = Calibrator(**values['calibrator'])
-        found = cls(calibrator, points, values['operating_point'], conformal, values['prevalence'])
+        points = tuple(map(_operating_point, values['operating_points']))
+        conformal = ConformalSets(**values['conformal']) if values['conformal'] else None
+        in_use = values['operating_point']
+        calibration = cls(calibrator, points, in_use, conformal, values['prevalence'])
     except (KeyError, TypeError) as e:
         raise PredictionError(f"This is no calibration: {e}.") from None
-    found.point()  # The one in use must be there
-    return found
+    calibration.point()  # Raises if the point in use is missing
+    return calibration

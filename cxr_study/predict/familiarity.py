@@ -1,4 +1,4 @@
-"""A score that says how unlike the training images a picture is, applied with NumPy alone.
+"""A score of how unlike the training images an image is (out of distribution), computed with NumPy alone.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/predict/familiarity.html.md"""
 
@@ -18,82 +18,87 @@ from .table import PredictionError
 
 # %% ../../nbs/lib/predict/03_familiarity.ipynb #916162e9
 _THUMBNAIL = 16  # Side of the thumbnail
+_LEAST_SPREAD = 1e-6  # Standard deviation below which an image counts as constant
 
 
-def _means_of(n):
-    "Weights [16, n] that average n pixels into 16, pixels on a border being shared out"
-    edges, at = np.arange(_THUMBNAIL + 1) * n / _THUMBNAIL, np.arange(n)
-    return (
-        np.clip(np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at), 0, None)
-        * _THUMBNAIL
-        / n
-    )
+def _area_weights(n: int) -> np.ndarray:  # Pixels
+    "Weights [16, n] that average n pixels into 16 areas; a pixel on a border belongs to both"
+    borders = np.arange(_THUMBNAIL + 1) * n / _THUMBNAIL
+    pixel = np.arange(n)
+    start = np.maximum(borders[:-1, None], pixel)
+    end = np.minimum(borders[1:, None], pixel + 1)
+    overlap = np.clip(end - start, 0, None)  # Of each area and pixel
+    return overlap * _THUMBNAIL / n
 
 
-def thumbnail(image):  # uint8 [..., H, W]
-    "Means of 16 x 16 areas with mean 0 and deviation 1, float [..., 256]; zeros where nothing varies"
+def thumbnail(image: np.ndarray) -> np.ndarray:  # uint8 [..., H, W]; float [..., 256]
+    "Means of 16 x 16 areas, scaled to mean 0 and standard deviation 1; zeros for a constant image"
     image = np.asarray(image, float)
-    small = _means_of(image.shape[-2]) @ image @ _means_of(image.shape[-1]).T
-    flat = small.reshape(*small.shape[:-2], -1)
+    height, width = image.shape[-2:]
+    areas = _area_weights(height) @ image @ _area_weights(width).T
+    flat = areas.reshape(*areas.shape[:-2], -1)
     flat = flat - flat.mean(-1, keepdims=True)
-    return flat / np.maximum(flat.std(-1, keepdims=True), 1e-6)
+    spread = flat.std(-1, keepdims=True)
+    return flat / np.maximum(spread, _LEAST_SPREAD)
 
 # %% ../../nbs/lib/predict/03_familiarity.ipynb #a3cb8d3c
 @dataclasses.dataclass(frozen=True, eq=False)
 class Neighbours:
-    "Descriptions of some familiar images, to be compared with"
+    "Distance from the k-th nearest of some familiar images"
 
-    bank: np.ndarray  # [n, d]
-    k: int = 3  # The distance is that from the k-th nearest
+    bank: np.ndarray  # Descriptions of the familiar images [n, d]
+    k: int = 3
     scale: float = 1.0  # Distances are given in this unit
 
     def __post_init__(self):
-        if np.ndim(self.bank) != 2 or not 1 <= self.k <= len(self.bank) or not self.scale > 0:
+        is_table = np.ndim(self.bank) == 2
+        if not is_table or not 1 <= self.k <= len(self.bank) or not self.scale > 0:
             raise PredictionError(
                 "These are no neighbours: a table of at least k descriptions and a scale above 0 "
                 "are needed."
             )
 
-    def distance(self, x):  # Descriptions [..., d]
-        "Euclidean distance from the k-th nearest [...], about 1 at the border of what is usual"
+    def distance(self, x: np.ndarray) -> np.ndarray:  # Descriptions [..., d]; float [...]
+        "Euclidean distance from the k-th nearest; about 1 at the border of what is usual"
         x = np.asarray(x, float)
-        square = (x**2).sum(-1, keepdims=True) + (self.bank**2).sum(-1) - 2 * x @ self.bank.T
-        return (
-            np.sqrt(np.maximum(np.partition(square, self.k - 1, -1)[..., self.k - 1], 0))
-            / self.scale
-        )
+        x_squared = (x**2).sum(-1, keepdims=True)
+        bank_squared = (self.bank**2).sum(-1)
+        squared = x_squared + bank_squared - 2 * x @ self.bank.T
+        nearest = np.partition(squared, self.k - 1, -1)[..., self.k - 1]
+        return np.sqrt(np.maximum(nearest, 0)) / self.scale
 
 # %% ../../nbs/lib/predict/03_familiarity.ipynb #5325a61e
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subspace:
-    "Where descriptions of familiar images lie: a mean, main directions, and the variance along and beyond them"
+    "Where descriptions of familiar images lie: a mean, main directions, and their variances"
 
     mean: np.ndarray  # [d]
-    axes: np.ndarray  # [k, d], orthonormal rows
-    variances: np.ndarray  # [k]
-    rest: float  # Variance of each direction beyond these
+    axes: np.ndarray  # Main directions [k, d], orthonormal rows
+    variances: np.ndarray  # Along the main directions [k]
+    rest: float  # Variance along every other direction
     scale: float = 1.0  # Distances are given in this unit
 
     def __post_init__(self):
         k, d = np.shape(self.axes)
-        fits = np.shape(self.mean) == (d,) and np.shape(self.variances) == (k,)
-        if not fits or not (np.min(self.variances) > 0 and self.rest > 0 and self.scale > 0):
+        shapes_fit = np.shape(self.mean) == (d,) and np.shape(self.variances) == (k,)
+        if not shapes_fit or not (np.min(self.variances) > 0 and self.rest > 0 and self.scale > 0):
             raise PredictionError(
                 "This is no subspace of familiar images: its shapes do not fit or a variance is not "
                 "above 0."
             )
 
-    def distance(self, x):  # Descriptions [..., d]
-        "Distance from the familiar ones [...], about 1 at the border of what is usual"
-        if np.shape(x)[-1] != len(self.mean):
+    def distance(self, x: np.ndarray) -> np.ndarray:  # Descriptions [..., d]; float [...]
+        "Mahalanobis distance from the mean; about 1 at the border of what is usual"
+        given, fitted = np.shape(x)[-1], len(self.mean)
+        if given != fitted:
             raise PredictionError(
-                f"The description has {np.shape(x)[-1]} numbers; "
-                f"the gate was fitted on {len(self.mean)}."
+                f"The description has {given} numbers; the familiarity check was fitted on {fitted}."
             )
-        x = np.asarray(x, float) - self.mean
-        z = x @ self.axes.T
-        beyond = np.maximum((x**2).sum(-1) - (z**2).sum(-1), 0)
-        return np.sqrt((z**2 / self.variances).sum(-1) + beyond / self.rest) / self.scale
+        centred = np.asarray(x, float) - self.mean
+        along = centred @ self.axes.T
+        beyond = (centred**2).sum(-1) - (along**2).sum(-1)
+        squared = (along**2 / self.variances).sum(-1) + np.maximum(beyond, 0) / self.rest
+        return np.sqrt(squared) / self.scale
 
 # %% ../../nbs/lib/predict/03_familiarity.ipynb #1b5bcc5e
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,77 +106,113 @@ class Familiarity:
     "Whether an image looks like those the network was trained on"
 
     image: Neighbours  # Of thumbnails
-    features: Subspace  # Of the mean of the last feature map; an ensemble's one after the other
-    threshold: float  # Scores above it are unfamiliar
+    features: Subspace  # Of the mean of the last feature map; an ensemble's are concatenated
+    threshold: float  # Images with a larger score are unfamiliar
 
     def parts(
-        self, features, image
-    ):  # Means of the last feature map [..., C]; preprocessed uint8 [..., H, W]
-        "The distance of each description: name -> [...]"
+        self,
+        features: np.ndarray,  # Means of the last feature map [..., C]
+        image: np.ndarray,  # Preprocessed images, uint8 [..., H, W]
+    ) -> dict[str, np.ndarray]:
+        "Distance of each description: name -> [...]"
         return dict(
-            image=self.image.distance(thumbnail(image)), features=self.features.distance(features)
+            image=self.image.distance(thumbnail(image)),
+            features=self.features.distance(features),
         )
 
-    def score(self, features, image):
-        "The larger of the two distances [...]; the larger, the stranger"
-        return np.maximum(*self.parts(features, image).values())
+    def score(self, features: np.ndarray, image: np.ndarray) -> np.ndarray:
+        "The larger of the two distances [...]; arguments as in `parts`"
+        distances = self.parts(features, image)
+        return np.maximum(distances['image'], distances['features'])
 
-    def unfamiliar(self, features, image):
-        "True where the image should be refused"
+    def unfamiliar(self, features: np.ndarray, image: np.ndarray) -> np.ndarray:
+        "True where the image should be rejected; arguments as in `parts`"
         return self.score(features, image) > self.threshold
 
 # %% ../../nbs/lib/predict/03_familiarity.ipynb #bcb03268
-_STEP = 32  # Steps in a unit of a stored thumbnail
+_STEPS = 32  # Steps in a unit of a stored thumbnail
+_FLOATS = '<f4'
+_BYTES = 'i1'
 
 
-def eighth_bit(x):  # Thumbnails
-    "The nearest numbers that can be stored"
-    return np.clip(np.rint(np.asarray(x) * _STEP), -127, 127) / _STEP
+def eighth_bit(x: np.ndarray) -> np.ndarray:  # Thumbnails; float of the same shape
+    "Thumbnails rounded to the values that 8 bits can store"
+    steps = np.rint(np.asarray(x) * _STEPS)
+    return np.clip(steps, -127, 127) / _STEPS
 
 
-def pack(x, kind='<f4'):
+def pack(x: np.ndarray, kind: str = _FLOATS) -> dict:
     "Shape, kind and base64 of an array, for JSON"
-    text = base64.b64encode(np.asarray(x, kind).tobytes()).decode()
-    return dict(shape=list(np.shape(x)), kind=kind, base64=text)
+    raw = np.asarray(x, kind).tobytes()
+    return dict(shape=list(np.shape(x)), kind=kind, base64=base64.b64encode(raw).decode())
 
 
-def unpack(v):
-    if v['kind'] not in ('<f4', 'i1'):
-        raise ValueError(f"numbers of kind {v['kind']}")
-    return (
-        np.frombuffer(base64.b64decode(v['base64'], validate=True), v['kind'])
-        .reshape(v['shape'])
-        .astype(float)
-    )
+def unpack(packed: dict) -> np.ndarray:
+    "The float array of a dictionary from `pack`"
+    kind = packed['kind']
+    if kind not in (_FLOATS, _BYTES):
+        raise ValueError(f"numbers of kind {kind}")
+    raw = base64.b64decode(packed['base64'], validate=True)
+    return np.frombuffer(raw, kind).reshape(packed['shape']).astype(float)
 
 # %% ../../nbs/lib/predict/03_familiarity.ipynb #31b1b0d4
-@patch
-def to_dict(self: Familiarity):
-    "Plain values for `familiarity.json`"
-    i, f = self.image, self.features
-    image = dict(bank=pack(np.rint(i.bank * _STEP), 'i1'), k=int(i.k), scale=float(i.scale))
-    features = dict(
-        mean=pack(f.mean),
-        axes=pack(f.axes),
-        variances=pack(f.variances),
-        rest=float(f.rest),
-        scale=float(f.scale),
+_SCHEMA = 1  # Version of the stored form
+
+
+def _neighbours_dict(neighbours: Neighbours) -> dict:
+    "Plain values of `Neighbours`"
+    bank = pack(np.rint(neighbours.bank * _STEPS), _BYTES)
+    return dict(bank=bank, k=int(neighbours.k), scale=float(neighbours.scale))
+
+
+def _subspace_dict(subspace: Subspace) -> dict:
+    "Plain values of a `Subspace`"
+    return dict(
+        mean=pack(subspace.mean),
+        axes=pack(subspace.axes),
+        variances=pack(subspace.variances),
+        rest=float(subspace.rest),
+        scale=float(subspace.scale),
     )
-    return dict(schema=1, threshold=float(self.threshold), image=image, features=features)
+
+
+@patch
+def to_dict(self: Familiarity) -> dict:
+    "Plain values for `familiarity.json`"
+    return dict(
+        schema=_SCHEMA,
+        threshold=float(self.threshold),
+        image=_neighbours_dict(self.image),
+        features=_subspace_dict(self.features),
+    )
+
+# %% ../../nbs/lib/predict/03_familiarity.ipynb #e40d2931
+def _neighbours(values: dict) -> Neighbours:
+    "The `Neighbours` of a dictionary from `_neighbours_dict`"
+    bank = unpack(values['bank']) / _STEPS
+    return Neighbours(bank, int(values['k']), float(values['scale']))
+
+
+def _subspace(values: dict) -> Subspace:
+    "The `Subspace` of a dictionary from `_subspace_dict`"
+    mean, axes, variances = (unpack(values[name]) for name in ('mean', 'axes', 'variances'))
+    return Subspace(mean, axes, variances, float(values['rest']), float(values['scale']))
 
 
 @patch(cls_method=True)
-def from_dict(cls: Familiarity, values):  # Content of `familiarity.json`
-    "The `Familiarity` of a dictionary from `to_dict`; what cannot be applied is refused"
-    if values.get('schema') != 1:
+def from_dict(
+    cls: Familiarity,
+    values: dict,  # Content of `familiarity.json`
+) -> Familiarity:
+    "The `Familiarity` of a dictionary from `to_dict`; raises `PredictionError` if it is unusable"
+    if values.get('schema') != _SCHEMA:
         raise PredictionError(
-            "This gate was written by another version: run the notebook 06_robustness again."
+            "This familiarity check was written by another version: "
+            "run the notebook 06_robustness again."
         )
     try:
-        i, f = values['image'], values['features']
-        image = Neighbours(unpack(i['bank']) / _STEP, int(i['k']), float(i['scale']))
-        arrays = [unpack(f[name]) for name in ('mean', 'axes', 'variances')]
-        features = Subspace(*arrays, float(f['rest']), float(f['scale']))
+        image = _neighbours(values['image'])
+        features = _subspace(values['features'])
         return cls(image, features, float(values['threshold']))
     except (KeyError, TypeError, ValueError) as e:
-        raise PredictionError(f"This is no gate for unfamiliar images: {e}.") from None
+        raise PredictionError(f"This is no familiarity check: {e}.") from None

@@ -1,4 +1,4 @@
-"""From the last feature map to the evidence in each cell, and to an overlay on the picture.
+"""From the last feature map to the evidence in each cell, and to an overlay on the image.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/predict/heat_map.html.md"""
 
@@ -12,58 +12,61 @@ import numpy as np
 
 # %% ../../nbs/lib/predict/04_heat_map.ipynb #76483e60
 def evidence(
-    features,  # The last feature map [..., C, h, w]
-    weights,
-):  # Of the linear layer [C]
-    "Logits that each cell adds to the answer [..., h, w]: their sum is the logit less the bias"
+    features: np.ndarray,  # The last feature map [..., C, h, w]
+    weights: np.ndarray,  # Of the linear layer [C]
+) -> np.ndarray:
+    "Logits that each cell adds to the answer, float32 [..., h, w]; their sum is the logit less the bias"
     features = np.asarray(features, np.float32)
-    return np.einsum('...chw,c->...hw', features, np.asarray(weights, np.float32)) / np.prod(
-        features.shape[-2:]
-    )
+    weights = np.asarray(weights, np.float32)
+    cells = np.prod(features.shape[-2:])
+    return np.einsum('...chw,c->...hw', features, weights) / cells
 
 # %% ../../nbs/lib/predict/04_heat_map.ipynb #9816c75e
-def _stretch(n, size):  # Cells; pixels
-    "Matrix [size, n] of bilinear interpolation from centres of cells to centres of pixels, flat beyond the outermost"
-    at = (np.arange(size) + 0.5) * n / size - 0.5
-    return np.stack([np.interp(at, np.arange(n), cell) for cell in np.eye(n)], 1).astype(np.float32)
+_ABOVE_ZERO = 1e-7  # Keeps the division finite where there is no evidence, as in Grad-CAM's code
+
+
+def _stretch(n: int, size: int) -> np.ndarray:  # Cells; pixels
+    "Matrix [size, n] of bilinear interpolation from cell centres to pixel centres, flat at the ends"
+    cell = np.arange(n)
+    position = (np.arange(size) + 0.5) * n / size - 0.5
+    columns = [np.interp(position, cell, one_cell) for one_cell in np.eye(n)]
+    return np.stack(columns, 1).astype(np.float32)
 
 
 def heat_map(
-    evidence,  # From `evidence` [..., h, w]
-    size,
-):  # Side of the picture, pixels
-    "Evidence from 0 (none) to 1 (the most in this image), float32 [..., size, size], normalised as Grad-CAM's"
+    evidence: np.ndarray,  # From `evidence` [..., h, w]
+    size: int,  # Side of the image in pixels
+) -> np.ndarray:
+    "Evidence from 0 (none) to 1 (the most in this image), float32 [..., size, size], as in Grad-CAM"
     h, w = evidence.shape[-2:]
-    found = _stretch(h, size) @ np.maximum(evidence, 0) @ _stretch(w, size).T
-    found = found - found.min((-2, -1), keepdims=True)
-    return (found / (found.max((-2, -1), keepdims=True) + 1e-7)).astype(np.float32)
+    positive = np.maximum(evidence, 0)
+    heat = _stretch(h, size) @ positive @ _stretch(w, size).T
+    heat = heat - heat.min((-2, -1), keepdims=True)
+    most = heat.max((-2, -1), keepdims=True)
+    return (heat / (most + _ABOVE_ZERO)).astype(np.float32)
 
 # %% ../../nbs/lib/predict/04_heat_map.ipynb #82c7a729
-_VIRIDIS = np.array(
-    [
-        list(bytes.fromhex(c))
-        for c in (
-            '440154 470d60 48186a 482374 472d7b 453681 424086 3f4989 3b528b 375a8d 33638d 2f6a8e 2c728e 297a8e 26818e 23898e 21908c '
-            '1f988b 1f9f88 21a685 28ae80 31b57b 3ebc74 4cc26c 5dc963 6ece58 82d34c 96d83f abdc32 c0df24 d5e21a eae51a fde725'
-        ).split()
-    ]
+_VIRIDIS_HEX = (
+    '440154 470d60 48186a 482374 472d7b 453681 424086 3f4989 3b528b 375a8d 33638d '
+    '2f6a8e 2c728e 297a8e 26818e 23898e 21908c 1f988b 1f9f88 21a685 28ae80 31b57b '
+    '3ebc74 4cc26c 5dc963 6ece58 82d34c 96d83f abdc32 c0df24 d5e21a eae51a fde725'
 )
+_VIRIDIS = np.array([list(bytes.fromhex(colour)) for colour in _VIRIDIS_HEX.split()])
 
 
-def colours(values):  # 0 to 1, any shape
-    "uint8 colours [..., 3] of these values"
-    at = np.linspace(0, 1, len(_VIRIDIS))
-    return np.rint(np.stack([np.interp(values, at, channel) for channel in _VIRIDIS.T], -1)).astype(
-        np.uint8
-    )
+def colours(values: np.ndarray) -> np.ndarray:  # 0 to 1, any shape; uint8 [..., 3]
+    "Viridis colours of these values"
+    position = np.linspace(0, 1, len(_VIRIDIS))
+    channels = [np.interp(values, position, channel) for channel in _VIRIDIS.T]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
 
 # %% ../../nbs/lib/predict/04_heat_map.ipynb #a735599a
 def overlay(
-    image,  # uint8 [H, W]
-    heat,  # 0 to 1 [H, W], from `heat_map`
-    alpha=0.4,
-):  # Share of the colours
-    "The radiograph in grey under the colours of the heat map: uint8 [H, W, 3]"
-    return np.rint(
-        (1 - alpha) * np.asarray(image, float)[..., None] + alpha * colours(heat)
-    ).astype(np.uint8)
+    image: np.ndarray,  # uint8 [H, W]
+    heat: np.ndarray,  # 0 to 1 [H, W], from `heat_map`
+    alpha: float = 0.4,  # Share of the colours
+) -> np.ndarray:
+    "The radiograph in grey under the colours of the heat map, uint8 [H, W, 3]"
+    grey = np.asarray(image, float)[..., None]
+    mixed = (1 - alpha) * grey + alpha * colours(heat)
+    return np.rint(mixed).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""One row an image: who, which split, the label, the logit. Everything after training is computed from it.
+"""One row per image: image, patient, split, label and logit. Everything after training is computed from this table.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/predict/table.html.md"""
 
@@ -8,10 +8,16 @@ Docs: https://cxr-study.github.io/cxr_study/lib/predict/table.html.md"""
 __all__ = ['COLUMNS', 'PredictionError', 'check_predictions', 'write_predictions', 'read_predictions']
 
 # %% ../../nbs/lib/predict/01_table.ipynb #68128e94
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from ..core.classes import CLASSES
+from ..core.classes import CLASSES  # noqa: F401 (other modules import it from here)
 from ..core.run import TABLES, StudyError, atomic_write, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/lib/predict/01_table.ipynb #f3f29f20
 COLUMNS = tuple(TABLES['predictions.csv'])
@@ -19,61 +25,67 @@ _SPLITS = ('train', 'val', 'test')
 
 
 class PredictionError(StudyError):
-    "A table of predictions that cannot be evaluated; the message names the rows or columns at fault"
+    "Predictions, or a calibration of them, that cannot be used; the message says what is wrong"
 
 # %% ../../nbs/lib/predict/01_table.ipynb #32ea68a5
-def _problems(table):  # DataFrame
-    "What is wrong with a table of predictions, a sentence each; empty if nothing is"
-    if missing := [c for c in COLUMNS if c not in table]:
-        return [f"the column {', '.join(missing)} is missing"]
-    if not len(table):
-        return ["the table has no rows"]
-    checks = {
-        "the image_id {} stands in several rows": table.image_id[table.image_id.duplicated()],
-        "the split {} is none of train, val, test": table.split[~table.split.isin(_SPLITS)],
-        "the label {} is neither 0 nor 1": table.label[~table.label.isin((0, 1))],
-        "the logit of {} is not a finite number": table.image_id[
-            ~np.isfinite(table.logit.astype(float))
-        ],
-        "the patient {} stands in several splits": _shared_patients(table),
-    }
-    return [
-        text.format(', '.join(map(str, list(dict.fromkeys(bad))[:5])))
-        for text, bad in checks.items()
-        if len(bad)
-    ]
+_LISTED = 5  # Values at fault that a message names
 
 
-def _shared_patients(table):
-    "Patients who stand in more than one split"
+def _shared_patients(table: 'pd.DataFrame') -> 'pd.Series':
+    "Patients with images in more than one split"
     pairs = table[['patient_id', 'split']].drop_duplicates()
     return pairs.patient_id[pairs.patient_id.duplicated()]
 
+
+def _problems(table: 'pd.DataFrame') -> list[str]:
+    "What is wrong with a table of predictions, one sentence each; empty if nothing is"
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        return [f"the column {', '.join(missing)} is missing"]
+    if not len(table):
+        return ["the table has no rows"]
+    finite = np.isfinite(table.logit.astype(float))
+    at_fault = {
+        "the image_id {} stands in several rows": table.image_id[table.image_id.duplicated()],
+        "the split {} is none of train, val, test": table.split[~table.split.isin(_SPLITS)],
+        "the label {} is neither 0 nor 1": table.label[~table.label.isin((0, 1))],
+        "the logit of {} is not a finite number": table.image_id[~finite],
+        "the patient {} stands in several splits": _shared_patients(table),
+    }
+    problems = []
+    for sentence, values in at_fault.items():
+        if len(values):
+            listed = values.drop_duplicates()[:_LISTED]
+            problems.append(sentence.format(', '.join(map(str, listed))))
+    return problems
+
 # %% ../../nbs/lib/predict/01_table.ipynb #4276c623
 def check_predictions(
-    table,  # DataFrame
-    source="The table",
-):  # What to call it in the message
-    "The same table, or `PredictionError` with everything that is wrong with it"
-    if wrong := _problems(table):
-        raise PredictionError(f"{source} cannot be evaluated: {'; '.join(wrong)}.")
+    table: 'pd.DataFrame',  # Table of predictions
+    source: str = "The table",  # Name of the table in the message
+) -> 'pd.DataFrame':
+    "The same table; raises `PredictionError` with everything that is wrong with it"
+    problems = _problems(table)
+    if problems:
+        raise PredictionError(f"{source} cannot be evaluated: {'; '.join(problems)}.")
     return table
 
 # %% ../../nbs/lib/predict/01_table.ipynb #3b79965c
-def write_predictions(table, path):
-    "Check a table of predictions and write it whole as csv"
+def write_predictions(table: 'pd.DataFrame', path: Path | str) -> None:
+    "Check a table of predictions and write it as csv; the file is complete or absent"
     check_predictions(table, f"What should become {path}")
     with atomic_write(path) as f:
         table.to_csv(f, index=False)
 
 
-def read_predictions(path):
-    "Read a table of predictions and check it; ids are text, logits round-trip exactly"
+def read_predictions(path: Path | str) -> 'pd.DataFrame':
+    "Read and check a table of predictions; raises `PredictionError` if it is missing or unusable"
     try:
-        return check_predictions(read_table(path, TABLES['predictions.csv']), str(path))
+        table = read_table(path, TABLES['predictions.csv'])
+        return check_predictions(table, str(path))
     except FileNotFoundError:
         raise PredictionError(
-            f"{path} is not there. A run's stage 02_training writes predictions.csv."
+            f"{path} does not exist. A run's stage 02_training writes predictions.csv."
         ) from None
     except ValueError as e:
         raise PredictionError(f"{path} cannot be read as a table of predictions: {e}") from None

@@ -1,4 +1,4 @@
-"""Thirteen ways to spoil a radiograph at five strengths each, one published yardstick, and a network trained with other artefacts.
+"""Thirteen published corruptions at five severities, and how many errors they add.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/robust/corruptions.html.md"""
 
@@ -15,11 +15,13 @@ import io
 import json
 import os
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
@@ -33,7 +35,7 @@ from ..evaluate.evaluation import quote
 from ..evaluate.intervals import bootstrap_weights
 from ..evaluate.metrics import HALF, scored
 from ..predict.decision import Calibration
-from ..train.networks import load_model
+from ..train.networks import Classifier, Ensemble, load_model
 from ..train.training import predict_logits
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #58335743
@@ -55,79 +57,103 @@ CORRUPTIONS = dict(
 )  # Exponent
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #36eef990
-GREY = np.arange(256, dtype=np.float32)
+GREY = np.arange(256, dtype=np.float32)  # All grey levels
 
 
-def cut(x):
-    return np.clip(x, 0, 255).astype(np.uint8)
+def cut(levels: np.ndarray) -> np.ndarray:
+    "The levels as uint8: clipped to 0 to 255, fractions truncated"
+    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def _brightness(x, factor, rng=None):
-    return cut(np.float32(factor) * GREY)[x]
+def _brightness(image, factor, rng=None):
+    table = cut(np.float32(factor) * GREY)
+    return table[image]
 
 
-def _gamma_correction(x, exponent, rng=None):
-    return (255.999 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[x]
+def _gamma_correction(image, exponent, rng=None):
+    levels = np.arange(256) / 255
+    table = (255.999 * levels**exponent).astype(np.uint8)
+    return table[image]
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #79cd84ab
-def _contrast(x, factor, rng=None):
-    mean = np.float32(int(x.mean() + 0.5))
-    return cut(mean + np.float32(factor) * (GREY - mean))[x]
+def _contrast(image, factor, rng=None):
+    mean = np.float32(int(image.mean() + 0.5))
+    table = cut(mean + np.float32(factor) * (GREY - mean))
+    return table[image]
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #dfa4ef2c
-def _pixelate(x, share, rng=None):
-    h, w = x.shape
-    small = Image.fromarray(x).resize((int(w * share), int(h * share)), Image.Resampling.BOX)
-    return np.asarray(small.resize((w, h), Image.Resampling.BOX))
+def _pixelate(image, share, rng=None):
+    height, width = image.shape
+    size = int(width * share), int(height * share)
+    small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    return np.asarray(small.resize((width, height), Image.Resampling.BOX))
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #74fc67fa
-def jpeg(x, quality, rng=None):
-    Image.fromarray(x).save(packed := io.BytesIO(), 'JPEG', quality=quality)
+def jpeg(
+    image: np.ndarray,  # uint8 [H, W]
+    quality: int,  # 1 to 100
+    rng=None,  # Not used; every corruption takes it
+) -> np.ndarray:
+    "The image after JPEG compression"
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, 'JPEG', quality=quality)
     return np.asarray(Image.open(packed))
 
 
-def _blur(x, kernel, rng=None):
-    return np.rint(
-        gaussian_filter(
-            x.astype(np.float32), 0.15 * kernel + 0.35, radius=kernel // 2, mode='mirror'
-        )
-    ).astype(np.uint8)
+def _blur(image, kernel, rng=None):
+    deviation = 0.15 * kernel + 0.35  # As in torchvision
+    blurred = gaussian_filter(
+        image.astype(np.float32), deviation, radius=kernel // 2, mode='mirror'
+    )
+    return np.rint(blurred).astype(np.uint8)
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #05beaf80
-def _to_grey(rgb):  # Integers [H, W, 3]
-    "Grey levels [H, W] of a colour picture with Pillow's weights and rounding"
-    return ((rgb @ np.array([19595, 38470, 7471], np.int32) + 32768) >> 16).astype(np.uint8)
+_GREY_WEIGHTS = np.array(
+    [19595, 38470, 7471], np.int32
+)  # Of red, green and blue in Pillow, times 65,536
 
 
-def _colour(x):
-    return np.repeat(x[..., None], 3, -1)
+def _to_grey(colour):
+    "Grey levels [H, W] of integers [H, W, 3], with Pillow's weights and rounding"
+    return ((colour @ _GREY_WEIGHTS + 32768) >> 16).astype(np.uint8)
+
+
+def _to_colour(grey):
+    "Three equal channels: [H, W] -> [H, W, 3]"
+    return np.repeat(grey[..., None], 3, -1)
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #536c812b
-def _levels(x):
-    return np.clip(255 * x, 0, 255).astype(np.int32)
+def _as_levels(values):
+    "Integers from 0 to 255 of values from 0 to 1"
+    return np.clip(255 * values, 0, 255).astype(np.int32)
 
 
-def _normal(x, rng):
-    return rng.standard_normal((*x.shape, 3), np.float32)
+def _normal_noise(image, rng):
+    return rng.standard_normal((*image.shape, 3), np.float32)
 
 
-def _gaussian_noise(x, sd, rng):
-    return _to_grey(_levels(_colour(x / np.float32(255)) + np.float32(sd) * _normal(x, rng)))
+def _gaussian_noise(image, deviation, rng):
+    values = _to_colour(image / np.float32(255))
+    noise = np.float32(deviation) * _normal_noise(image, rng)
+    return _to_grey(_as_levels(values + noise))
 
 
-def _speckle_noise(x, sd, rng):
-    return _to_grey(_levels(_colour(x / np.float32(255)) * (1 + np.float32(sd) * _normal(x, rng))))
+def _speckle_noise(image, deviation, rng):
+    values = _to_colour(image / np.float32(255))
+    noise = np.float32(deviation) * _normal_noise(image, rng)
+    return _to_grey(_as_levels(values * (1 + noise)))
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #a7574a4e
-def _shot_noise(x, photons, rng):
-    return _to_grey(_levels(rng.poisson(_colour(x / 255 * photons)) / photons))
+def _shot_noise(image, photons, rng):
+    expected = _to_colour(image / 255 * photons)
+    return _to_grey(_as_levels(rng.poisson(expected) / photons))
 
 
-def _impulse_noise(x, share, rng):
-    drawn = rng.random((*x.shape, 3), np.float32)
-    return _to_grey(
-        np.where(drawn < share, np.where(drawn < share / 2, 0, 255), _colour(x)).astype(np.int32)
-    )
+def _impulse_noise(image, share, rng):
+    drawn = rng.random((*image.shape, 3), np.float32)
+    impulse = np.where(drawn < share / 2, 0, 255)
+    colour = np.where(drawn < share, impulse, _to_colour(image))
+    return _to_grey(colour.astype(np.int32))
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #aa1c6aec
 _CHANGES = dict(
@@ -148,57 +174,63 @@ _CHANGES = dict(
 
 
 def corrupt(
-    images,  # uint8 [N, H, W]
-    name,
-    severity,  # One of `CORRUPTIONS`, 1 to 5
-    seed=0,
-    keys=None,
-):  # A whole number for each image; default: its position
-    "The images, corrupted: uint8 [N, H, W]"
+    images: np.ndarray,  # uint8 [N, H, W]
+    name: str,  # One of `CORRUPTIONS`
+    severity: int,  # 1 to 5
+    seed: int = 0,
+    keys: list[int] | None = None,  # A whole number for each image; default: its position
+) -> np.ndarray:
+    "The images, corrupted: uint8 [N, H, W]. Raises `StudyError` for an unknown corruption or severity."
     if name not in CORRUPTIONS or severity not in SEVERITIES:
         raise StudyError(
-            f"There is no corruption {name!r} of severity {severity}; there are {', '.join(CORRUPTIONS)} at 1 to 5."
+            f"There is no corruption {name!r} of severity {severity}; "
+            f"there are {', '.join(CORRUPTIONS)} at 1 to 5."
         )
-    change, amount, made = (
-        _CHANGES[name],
-        CORRUPTIONS[name][severity - 1],
-        (seed, zlib.crc32(name.encode()), severity),
-    )
+    change = _CHANGES[name]
+    amount = CORRUPTIONS[name][severity - 1]
+    entropy = seed, zlib.crc32(name.encode()), severity
 
-    def one(x, key):
-        return change(np.asarray(x), amount, np.random.default_rng((*made, int(key))))
+    def corrupted(image, key):
+        rng = np.random.default_rng((*entropy, int(key)))
+        return change(np.asarray(image), amount, rng)
 
+    keys = range(len(images)) if keys is None else keys
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(one, images, range(len(images)) if keys is None else keys)))
+        return np.stack(list(pool.map(corrupted, images, keys)))
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #839f456b
 _PUBLISHED_SIZE = 224  # Side of MedMNIST-C's images, pixels
 
 
 def decoded_split(
-    run, at=_PUBLISHED_SIZE, split='test'
-):  # `Run` after its stage 01_data; side in pixels
-    "(uint8 [n, at, at], their rows of split.csv) of a split of the run, decoded from their sources"
-    asked, table = run.stage('01_data')['parameters'], run.read('split.csv')
-    part = table[table.split == split].reset_index(drop=True)
-    images, spec = (
-        sample_patients(
-            load_dataset(asked['dataset'], asked['positive']), asked['limit'], asked['seed']
-        ),
-        Preprocess.from_dict(run.read('preprocess.json')),
-    )
-    if list(images.table.image_id.iloc[part.row]) != list(part.image_id):
-        raise StudyError(f"The data set at hand is not the one of {run.folder}. Run 01_data again.")
-    large = Preprocess(at, spec.geometry, spec.antialias)
-    return np.stack([large(images.source(i)) for i in part.row]), part
+    run: Run,  # After its stage 01_data
+    at: int = _PUBLISHED_SIZE,  # Side, pixels
+    split: str = 'test',
+) -> tuple[np.ndarray, pd.DataFrame]:  # uint8 [n, at, at]; their rows of split.csv
+    "The images of a split, decoded from their sources. Raises `StudyError` if the data set has changed."
+    requested = run.stage('01_data')['parameters']
+    image_set = load_dataset(requested['dataset'], requested['positive'])
+    image_set = sample_patients(image_set, requested['limit'], requested['seed'])
+    table = run.read('split.csv')
+    rows = table[table.split == split].reset_index(drop=True)
+    if list(image_set.table.image_id.iloc[rows.row]) != list(rows.image_id):
+        raise StudyError(f"The data set is not the one of {run.folder}. Run 01_data again.")
+    spec = Preprocess.from_dict(run.read('preprocess.json'))
+    decode = Preprocess(at, spec.geometry, spec.antialias)
+    return np.stack([decode(image_set.source(i)) for i in rows.row]), rows
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #f36f4f5f
-def settings():
+def settings() -> list[str]:
     "Names of all settings: `clean`, and `pixelate/1` to `gamma_corr_down/5`"
-    return ['clean'] + [f"{name}/{s}" for name in CORRUPTIONS for s in SEVERITIES]
+    corrupted = [f"{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
+    return ['clean', *corrupted]
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #cb917a85
-def variant(images, setting, seed=0):  # uint8 [N, H, W]
+def variant(
+    images: np.ndarray,  # uint8 [N, H, W]
+    setting: str,  # One of `settings`
+    seed: int = 0,
+) -> np.ndarray:
     "The images under a setting"
     if setting == 'clean':
         return images
@@ -206,60 +238,70 @@ def variant(images, setting, seed=0):  # uint8 [N, H, W]
     return corrupt(images, name, int(severity), seed)
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #e9c1e546
+def _resized(images, spec):
+    "The images in the network's size"
+    if images.shape[-1] == spec.size:
+        return images
+    return np.stack([resize(image, spec.size, 'squish', spec.antialias) for image in images])
+
+
 def logits_under(
-    model, images, names, change, bs=64
-):  # `Classifier` or `Ensemble`; uint8 [n, H, W]; setting names; (images, setting) -> images
-    "Logits [n] under each setting: name -> float32; images that differ from the network's size are resized by its preprocessing"
-
-    def at_size(x):
-        return (
-            x
-            if x.shape[-1] == model.spec.size
-            else np.stack([resize(i, model.spec.size, 'squish', model.spec.antialias) for i in x])
-        )
-
-    return {
-        name: predict_logits(model, at_size(change(images, name)), np.arange(len(images)), bs)
-        for name in names
-    }
+    model: Classifier | Ensemble,
+    images: np.ndarray,  # uint8 [n, H, W]
+    names: list[str],  # Settings
+    change: Callable,  # (images, setting) -> images
+    bs: int = 64,
+) -> dict[str, np.ndarray]:  # Setting -> float32 [n]
+    "Logits under each setting; images of another size are resized by the network's preprocessing"
+    rows = np.arange(len(images))
+    logits = {}
+    for name in names:
+        changed = _resized(change(images, name), model.spec)
+        logits[name] = predict_logits(model, changed, rows, bs)
+    return logits
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #c0e90815
+_AT_HALF = Calibration(points=(HALF,))
+
+
 def _write_logits(
-    file, table, logits, calibration=Calibration(points=(HALF,))
-):  # Table of the images; setting -> logits; `Calibration` of the network
-    "Write labels, patients, logits (as float16) of all settings and the calibration to one .npz"
+    file,  # .npz
+    table,  # Of the images
+    logits,  # Setting -> logits
+    calibration=_AT_HALF,
+):
+    "Write labels, patients, logits (float16) of all settings and the network's calibration to one file"
+    contents = dict(
+        calibration=to_json(calibration.to_dict()),
+        image_id=table.image_id.to_numpy(str),
+        patient_id=table.patient_id.to_numpy(str),
+        label=table.label.to_numpy(np.int8),
+        setting=np.array(list(logits)),
+        logit=np.stack(list(logits.values())).astype(np.float16),
+    )
     with atomic_write(file) as f, open(f, 'wb') as out:
-        np.savez_compressed(
-            out,
-            calibration=to_json(calibration.to_dict()),
-            image_id=table.image_id.to_numpy(str),
-            patient_id=table.patient_id.to_numpy(str),
-            label=table.label.to_numpy(np.int8),
-            setting=np.array(list(logits)),
-            logit=np.stack(list(logits.values())).astype(np.float16),
-        )
+        np.savez_compressed(out, **contents)
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #d5210980
-def read_logits(file):
-    "(table of image_id, patient_id, label; setting -> logits) of such a file"
-    import pandas as pd
-
-    with np.load(file) as z:
-        table = pd.DataFrame(
-            dict(
-                image_id=z['image_id'],
-                patient_id=z['patient_id'],
-                split='test',
-                label=z['label'].astype(int),
-            )
+def read_logits(
+    file: str | Path,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    "(table of image_id, patient_id, label; setting -> float32 [n])"
+    with np.load(file) as arrays:
+        columns = dict(
+            image_id=arrays['image_id'],
+            patient_id=arrays['patient_id'],
+            split='test',
+            label=arrays['label'].astype(int),
         )
-        return table, dict(zip(z['setting'].tolist(), z['logit'].astype(np.float32)))
+        logits = dict(zip(arrays['setting'].tolist(), arrays['logit'].astype(np.float32)))
+    return pd.DataFrame(columns), logits
 
 
-def read_calibration(file):
-    "The `Calibration` of the network of such a file"
-    with np.load(file) as z:
-        return Calibration.from_dict(json.loads(str(z['calibration'])))
+def read_calibration(file: str | Path) -> Calibration:
+    "The `Calibration` of the network"
+    with np.load(file) as arrays:
+        return Calibration.from_dict(json.loads(str(arrays['calibration'])))
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #b01d22b1
 ALEXNET_CLEAN = 0.10085
@@ -283,173 +325,209 @@ ALEXNET = dict(
 _HARMFUL = [name for name, error in ALEXNET.items() if error > ALEXNET_CLEAN]
 
 
-def balanced_errors(label, logit, weights):  # Bool [n]; float [settings, n]; float [replicates, n]
-    "One minus the balanced accuracy at a probability of one half: [replicates, settings]"
+def _share_wrong(wrong, of_class, weights):
+    "Weighted share of the images of a class that are wrong: [replicates, settings]"
+    class_weights = weights * of_class
+    return class_weights @ wrong.T / class_weights.sum(1, keepdims=True)
+
+
+def balanced_errors(
+    label: np.ndarray,  # Bool [n]
+    logit: np.ndarray,  # [settings, n]
+    weights: np.ndarray,  # [replicates, n]
+) -> np.ndarray:  # [replicates, settings]
+    "One minus the balanced accuracy at a probability of 0.5"
     called = logit >= 0
-
-    def share(wrong, mine):
-        return (weights * mine) @ wrong.T / (weights * mine).sum(1, keepdims=True)
-
-    return (share(~called, label) + share(called, ~label)) / 2
+    missed = _share_wrong(~called, label, weights)
+    false_alarms = _share_wrong(called, ~label, weights)
+    return (missed + false_alarms) / 2
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #97706667
-def summary_of(errors):  # [replicates, 66], in the order of `settings`
-    "Clean error, mean error, BE and rBE: name -> [replicates]; and the mean error of each corruption"
-    clean, each = (
-        errors[:, 0],
-        dict(zip(CORRUPTIONS, errors[:, 1:].reshape(len(errors), 13, 5).mean(-1).T)),
+def summary_of(
+    errors: np.ndarray,  # [replicates, 66], in the order of `settings`
+) -> tuple[dict, dict, dict]:
+    "Clean error, mean error, BE and rBE: name -> [replicates]; then error and BE of each corruption"
+    clean = errors[:, 0]
+    by_corruption = errors[:, 1:].reshape(len(errors), len(CORRUPTIONS), len(SEVERITIES))
+    error = dict(zip(CORRUPTIONS, by_corruption.mean(-1).T))
+    be = {}
+    rbe = {}
+    for name, e in error.items():
+        be[name] = e / ALEXNET[name]
+        rbe[name] = (e - clean) / (ALEXNET[name] - ALEXNET_CLEAN)
+    whole = dict(
+        clean=clean,
+        corrupted=np.mean(list(error.values()), 0),
+        be=np.mean(list(be.values()), 0),
+        rbe=np.mean(list(rbe.values()), 0),
+        rbe_harmful=np.mean([rbe[name] for name in _HARMFUL], 0),
     )
-    be = {name: e / ALEXNET[name] for name, e in each.items()}
-    rbe = {name: (e - clean) / (ALEXNET[name] - ALEXNET_CLEAN) for name, e in each.items()}
-    return (
-        dict(
-            clean=clean,
-            corrupted=np.mean(list(each.values()), 0),
-            be=np.mean(list(be.values()), 0),
-            rbe=np.mean(list(rbe.values()), 0),
-            rbe_harmful=np.mean([rbe[n] for n in _HARMFUL], 0),
-        ),
-        each,
-        be,
-    )
+    return whole, error, be
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #2a15fb5c
-def corruption_scores(table, logits, replicates=1000, seed=0):  # From `read_logits`
-    "Figures of one network with 95 % percentile intervals over patients: (name -> entry, corruption -> entries of error and BE)"
-    s, z = scored(table.assign(logit=0.0)), np.stack([logits[name] for name in settings()])
-    point = summary_of(balanced_errors(s.label, z, s.ones))
-    draws = summary_of(
-        np.concatenate(
-            [balanced_errors(s.label, z, w) for w in bootstrap_weights(s, replicates, seed)]
-        )
-    )
-    words = f"percentile bootstrap of {'patients' if s.clustered else 'images (patients not known)'}, {replicates} replicates"
+_LEVELS = (0.025, 0.975)  # Bounds of a 95 % interval
 
-    def entry(value, drawn):
-        lower, upper = np.quantile(drawn, [0.025, 0.975])
-        return dict(
-            value=float(value[0]),
-            lower=float(lower),
-            upper=float(upper),
-            method=words,
-            n=len(table),
-            patients=int(s.patients),
-        )
 
-    whole, each, be = (
-        {k: entry(v, draws[part][k]) for k, v in point[part].items()} for part in range(3)
-    )
-    return whole, {name: dict(error=each[name], be=be[name]) for name in CORRUPTIONS}
+def _entries(values, draws, common):
+    "Name -> entry of each value with its percentile interval; `common`: what all entries share"
+    entries = {}
+    for name, value in values.items():
+        lower, upper = np.quantile(draws[name], _LEVELS)
+        bounds = dict(value=float(value[0]), lower=float(lower), upper=float(upper))
+        entries[name] = bounds | common
+    return entries
+
+
+def corruption_scores(
+    table: pd.DataFrame,  # From `read_logits`
+    logits: dict[str, np.ndarray],
+    replicates: int = 1000,
+    seed: int = 0,
+) -> tuple[dict, dict]:  # name -> entry; corruption -> entries of `error` and `be`
+    "Figures of one network with 95 % percentile intervals over patients"
+    s = scored(table.assign(logit=0.0))
+    stack = np.stack([logits[name] for name in settings()])
+    drawn = [
+        balanced_errors(s.label, stack, weights)
+        for weights in bootstrap_weights(s, replicates, seed)
+    ]
+    values = summary_of(balanced_errors(s.label, stack, s.ones))
+    draws = summary_of(np.concatenate(drawn))
+    unit = 'patients' if s.clustered else 'images (patients not known)'
+    method = f"percentile bootstrap of {unit}, {replicates} replicates"
+    common = dict(method=method, n=len(table), patients=int(s.patients))
+    whole, error, be = (_entries(v, d, common) for v, d in zip(values, draws))
+    return whole, {name: dict(error=error[name], be=be[name]) for name in CORRUPTIONS}
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #73ad40a8
-def corruption_table(each):  # From `corruption_scores`
+def corruption_table(
+    each: dict,  # From `corruption_scores`
+) -> pd.DataFrame:
     "Balanced error and BE of each corruption with intervals, beside AlexNet's error"
-    import pandas as pd
-
-    rows = [
-        dict(
+    rows = []
+    for name, entries in each.items():
+        row = dict(
             corruption=name.replace('_', ' '),
-            error=quote(e['error']),
+            error=quote(entries['error']),
             AlexNet=f"{ALEXNET[name]:.3f}",
-            BE=quote(e['be'], 2),
+            BE=quote(entries['be'], 2),
         )
-        for name, e in each.items()
-    ]
+        rows.append(row)
     return pd.DataFrame(rows).set_index('corruption')
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #4fa853a1
-def auc_under(table, logits):
-    "Mean AUC over the severities of each corruption, and the clean one"
-    from sklearn.metrics import roc_auc_score
-
-    found = {name: roc_auc_score(table.label, z) for name, z in logits.items()}
-    return dict(clean=found['clean']) | {
-        name: float(np.mean([found[f"{name}/{s}"] for s in SEVERITIES])) for name in CORRUPTIONS
-    }
+def auc_under(
+    table: pd.DataFrame,  # From `read_logits`
+    logits: dict[str, np.ndarray],
+) -> dict[str, float]:
+    "The clean AUC, and the mean AUC over the severities of each corruption"
+    auc = {name: roc_auc_score(table.label, logit) for name, logit in logits.items()}
+    means = dict(clean=auc['clean'])
+    for name in CORRUPTIONS:
+        means[name] = float(np.mean([auc[f"{name}/{severity}"] for severity in SEVERITIES]))
+    return means
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #f06ca408
-def _error_grid(files):  # Pairs from `read_logits`, one a seed
-    "Balanced error [13, 6]: clean and the five severities, mean over the seeds"
+def _grid_of(table, logits):
+    "Balanced error [13, 6] of one network: clean and the five severities"
+    stack = np.stack([logits[name] for name in settings()])
+    label = table.label.to_numpy() == 1
+    clean, *corrupted = balanced_errors(label, stack, np.ones((1, len(label))))[0]
+    grid = np.reshape(corrupted, (len(CORRUPTIONS), len(SEVERITIES)))
+    return np.hstack([np.full((len(CORRUPTIONS), 1), clean), grid])
 
-    def one(table, logits):
-        z, label = np.stack([logits[name] for name in settings()]), table.label.to_numpy() == 1
-        errors = balanced_errors(label, z, np.ones((1, len(label))))[0]
-        return np.hstack([np.full((13, 1), errors[0]), errors[1:].reshape(13, 5)])
 
-    return np.mean([one(*f) for f in files], 0)
+def _error_grid(pairs):  # From `read_logits`, one for each seed
+    "Mean of `_grid_of` over the seeds"
+    return np.mean([_grid_of(*pair) for pair in pairs], 0)
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #498b3f33
+def _readable(name: str) -> str:
+    return name.replace('_', ' ')
+
+
 def error_heat_map(
-    cases, words
-):  # Name of the panel -> list of pairs from `read_logits`; the finding
-    "Heat maps of the balanced error, a panel a case"
+    cases: dict[str, list],  # Title of a panel -> pairs from `read_logits`, one for each seed
+    finding: str,  # Title of the figure
+) -> Figure:
+    "Heat maps of the balanced error, a panel for each case"
     import seaborn as sns
 
+    look = dict(
+        annot=True,
+        fmt='.2f',
+        annot_kws=dict(size=7),
+        cmap=MAPS['amount'],
+        vmin=0,
+        vmax=0.55,
+        cbar=False,
+        linewidths=1,
+        xticklabels=['clean', *map(str, SEVERITIES)],
+        yticklabels=[_readable(name) for name in CORRUPTIONS],
+    )
     fig, axes = figure(len(cases), width='wide', height=3.9, sharey=True, squeeze=False)
-    for ax, (name, files) in zip(axes[0], cases.items()):
-        sns.heatmap(
-            _error_grid(files),
-            annot=True,
-            fmt='.2f',
-            cmap=MAPS['amount'],
-            vmin=0,
-            vmax=0.55,
-            cbar=False,
-            linewidths=1,
-            ax=ax,
-            annot_kws=dict(size=7),
-            xticklabels=['clean', *map(str, SEVERITIES)],
-            yticklabels=[n.replace('_', ' ') for n in CORRUPTIONS],
-        )
+    for ax, (name, pairs) in zip(axes[0], cases.items()):
+        sns.heatmap(_error_grid(pairs), ax=ax, **look)
         ax.set_title(name, weight='normal')
         ax.set_xlabel("severity")
-    fig.suptitle(words, x=0.01, ha='left', weight='bold', size=10)
+    fig.suptitle(finding, x=0.01, ha='left', weight='bold', size=10)
     return fig
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #ffc6e390
 def worst_words(
-    files, whose=''
-):  # Pairs from `read_logits`, one a seed; of which panel, such as 'plain: '
-    "The finding of `_error_grid` in words: the two corruptions that raise the error most, by how much"
-    grid = _error_grid(files)
+    pairs: list,  # From `read_logits`, one for each seed
+    whose: str = '',  # Panel that the sentence is about, such as `plain: `
+) -> str:
+    "The two corruptions that raise the balanced error most, and by how much"
+    grid = _error_grid(pairs)
     rise = grid[:, 1:].mean(1) - grid[:, 0]
-    first, second = np.argsort(-rise)[:2]
-    name = lambda i: f"{list(CORRUPTIONS)[i].replace('_', ' ')} ({rise[i]:+.3f})"
-    return f"Balanced error; {whose}most is added by {name(first)}, then {name(second)}"
+    names = list(CORRUPTIONS)
+    first, second = [f"{_readable(names[i])} ({rise[i]:+.3f})" for i in np.argsort(-rise)[:2]]
+    return f"Balanced error; {whose}most is added by {first}, then {second}"
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #0c0e3c7e
-def find_runs(runs=None, **wanted):  # Folder of runs; parameters that a run must have
-    "seed -> `Run` of the finished trainings with these parameters"
+def find_runs(
+    runs: str | Path | None = None,  # Folder of runs
+    **wanted,  # Parameters that a run must have
+) -> dict[int, Run]:
+    "Seed -> `Run` of the finished trainings with these parameters"
     found = {}
     for path in sorted(Path(runs or runs_folder()).glob('*/manifest.json')):
         manifest = json.loads(path.read_text())
-        asked = manifest['parameters'] | dict(dataset=manifest['data'].get('dataset'))
-        if '02_training' in upgraded(manifest)['stages'] and all(
-            asked.get(k) == v for k, v in wanted.items()
-        ):
-            found.setdefault(asked['seed'], Run(path.parent))
+        if '02_training' not in upgraded(manifest)['stages']:
+            continue
+        parameters = manifest['parameters'] | dict(dataset=manifest['data'].get('dataset'))
+        if all(parameters.get(name) == value for name, value in wanted.items()):
+            found.setdefault(parameters['seed'], Run(path.parent))
     return found
 
 
-def calibration_of(run):  # A `Run` with predictions
-    "The run's `Calibration`; where there is none that can be read, it is fitted on the validation rows here"
+def calibration_of(
+    run: Run,  # With predictions
+) -> Calibration:
+    "The run's `Calibration`; if it has none that can be read, one fitted on its validation rows"
     try:
         return Calibration.from_dict(run.read('calibration.json'))
     except StudyError:
         predictions = run.read('predictions.csv')
-    return fit_calibration(predictions[predictions.split == 'val'], replicates=100)[0]
+    calibration, _ = fit_calibration(predictions[predictions.split == 'val'], replicates=100)
+    return calibration
 
-
+# %% ../../nbs/lib/robust/01_corruptions.ipynb #cc4be7a4
 def kept_logits(
-    file, run, names, change, at=_PUBLISHED_SIZE
-):  # .npz; `Run` or None; setting names; (images, setting) -> images; None: the network's size
-    "`read_logits` of the file, which is made first if the run is at hand; else None with a sentence"
+    file: str | Path,  # .npz
+    run: Run | None,
+    names: list[str],  # Settings
+    change: Callable,  # (images, setting) -> images
+    at: int | None = _PUBLISHED_SIZE,  # Side at which images are changed; None: the network's
+) -> tuple[pd.DataFrame, dict] | None:
+    "`read_logits` of the file, which is computed first if only the run exists; without both, None and a message"
     if not Path(file).exists():
         if run is None:
-            return print(
-                f"{Path(file).name}: neither the file nor a run to make it from is at hand."
-            )
-        model, calibration = load_model(run), calibration_of(run)
+            print(f"{Path(file).name} is missing, and there is no run to compute it from.")
+            return None
+        model = load_model(run)
         images, table = decoded_split(run, at or model.spec.size)
-        _write_logits(file, table, logits_under(model, images, names, change), calibration)
+        logits = logits_under(model, images, names, change)
+        _write_logits(file, table, logits, calibration_of(run))
     return read_logits(file)

@@ -1,4 +1,4 @@
-"""A gate that says "this is not what I was trained on", fitted on training images, set on validation images, applied with NumPy alone.
+"""Fit the check for unfamiliar images on training images, set its threshold on validation images, and measure what it rejects.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/robust/familiarity_fit.html.md"""
 
@@ -10,11 +10,14 @@ __all__ = ['fit_subspace', 'fit_familiarity', 'features_and_images', 'fit_gate',
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #9a0dcbe5
 import dataclasses
+import gzip
 import string
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
@@ -28,7 +31,7 @@ from ..data.sets import phantom
 from ..evaluate.evaluation import quote
 from ..evaluate.intervals import wilson
 from ..predict.familiarity import Familiarity, Neighbours, Subspace, eighth_bit, thumbnail
-from ..train.networks import on_device
+from ..train.networks import Classifier, Ensemble, on_device
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #214537c3
 def _pooled(
@@ -37,250 +40,299 @@ def _pooled(
     bs=64,
 ):
     "(means of the last feature map [n, C], logits [n]), float32; an ensemble's members one after the other"
-    members, found = getattr(model, 'members', [model]), []
+    members = getattr(model, 'members', [model])
+    features = []
+    logits = []
     with on_device(model) as device, torch.inference_mode():
-        for _, x in batches(images, bs):
-            x = torch.from_numpy(x)[:, None].to(device).float() / 255
-            maps = [m.maps(x) for m in members]
-            logit = torch.stack([m.head(z) for m, z in zip(members, maps)]).mean(0)
-            found.append(
-                torch.cat([*(z.mean((-2, -1)) for z in maps), logit], 1).float().cpu().numpy()
-            )
-    found = np.concatenate(found)
-    return found[:, :-1], found[:, -1]
+        for _, batch in batches(images, bs):
+            x = torch.from_numpy(batch)[:, None].to(device).float() / 255
+            maps = [member.maps(x) for member in members]
+            means = [m.mean((-2, -1)) for m in maps]
+            logit = torch.stack([member.head(m) for member, m in zip(members, maps)]).mean(0)
+            features.append(torch.cat(means, 1).float().cpu().numpy())
+            logits.append(logit[:, 0].float().cpu().numpy())
+    return np.concatenate(features), np.concatenate(logits)
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #e0efef25
+def _rounded(values):
+    "Numbers that float32 can hold, as float64"
+    return np.asarray(values, np.float32).astype(float)
+
+
+_SMALLEST = 1e-9  # Variance of a direction that is dropped, relative to the largest
+
+
 def fit_subspace(
-    x,  # Descriptions [n, d]
-    components=64,
-):  # Main directions, fewer where there are few images
-    "The `Subspace` around these descriptions, in units of its own"
-    pca = PCA(min(components, min(x.shape) - 1)).fit(x)
-    keep = pca.explained_variance_ > 1e-9 * pca.explained_variance_[0]
-    if not keep.any() or not pca.explained_variance_[0] > 0:
+    features: np.ndarray,  # [n, d]
+    components: int = 64,  # Main directions; fewer if there are few images
+) -> Subspace:
+    "The `Subspace` around these features. Raises `StudyError` if they do not vary."
+    pca = PCA(min(components, min(features.shape) - 1)).fit(features)
+    variance = pca.explained_variance_
+    largest = variance[0]
+    kept = variance > _SMALLEST * largest
+    if not kept.any() or not largest > 0:
         raise StudyError(
-            "The descriptions of the training images do not vary: no gate can be fitted."
+            "The features of the training images do not vary, so the familiarity check cannot be fitted."
         )
-    f32 = lambda v: np.asarray(v, np.float32).astype(float)
+    noise = max(pca.noise_variance_, 1e-6 * largest)
     return Subspace(
-        f32(pca.mean_),
-        f32(pca.components_[keep]),
-        f32(pca.explained_variance_[keep]),
-        float(max(pca.noise_variance_, 1e-6 * pca.explained_variance_[0])),
+        _rounded(pca.mean_),
+        _rounded(pca.components_[kept]),
+        _rounded(variance[kept]),
+        float(noise),
     )
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #c8f89803
 _BANK = 500  # Thumbnails that an image is compared with
+_NEIGHBOUR = 3  # The distance to this nearest thumbnail counts
 
 
 def fit_familiarity(
-    train,
-    val,  # Pairs (features [n, C], images uint8 [n, H, W])
-    refuse=0.01,
-):  # Share of validation images that may be refused
+    train: tuple[np.ndarray, np.ndarray],  # Features [n, C] and images uint8 [n, H, W]
+    val: tuple[np.ndarray, np.ndarray],
+    refuse: float = 0.01,  # Share of validation images that may be rejected
+) -> Familiarity:
     "The `Familiarity` of these training images, its threshold set on validation images"
+    features, images = train
+    bank = eighth_bit(thumbnail(images[:_BANK]))
     parts = dict(
-        image=Neighbours(eighth_bit(thumbnail(train[1][:_BANK])), min(3, len(train[1]))),
-        features=fit_subspace(train[0]),
+        image=Neighbours(bank, min(_NEIGHBOUR, len(images))),
+        features=fit_subspace(features),
     )
-    usual = Familiarity(**parts, threshold=1.0).parts(*val)
-    parts = {
-        name: dataclasses.replace(p, scale=float(np.quantile(usual[name], 1 - refuse)))
-        for name, p in parts.items()
-    }
-    score = Familiarity(**parts, threshold=1.0).score(*val)
-    return Familiarity(**parts, threshold=float(np.quantile(score, 1 - refuse, method='higher')))
+    distances = Familiarity(**parts, threshold=1.0).parts(*val)
+    for name, part in parts.items():
+        usual = float(np.quantile(distances[name], 1 - refuse))
+        parts[name] = dataclasses.replace(part, scale=usual)
+    scores = Familiarity(**parts, threshold=1.0).score(*val)
+    threshold = np.quantile(scores, 1 - refuse, method='higher')
+    return Familiarity(**parts, threshold=float(threshold))
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #47bbecbf
-def features_and_images(model, images, rows):  # Rows of an array uint8 [N, H, W]
-    "(features, images) of some rows"
-    chosen = np.stack([images[r] for r in rows])
-    return _pooled(model, chosen)[0], chosen
+def features_and_images(
+    model: Classifier | Ensemble,
+    images: np.ndarray,  # uint8 [N, H, W]
+    rows: np.ndarray,  # Rows of the array
+) -> tuple[np.ndarray, np.ndarray]:  # Features [n, C]; images uint8 [n, H, W]
+    "What `Familiarity` judges: the features and pixels of some rows"
+    chosen = np.stack([images[row] for row in rows])
+    features, _ = _pooled(model, chosen)
+    return features, chosen
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #8e7be745
 def fit_gate(
-    model,
-    images,
-    table,  # uint8 [N, H, W]; split.csv
-    refuse=0.01,
-    most=2000,
-    seed=0,
-):  # `most`: training images it is fitted on
-    "The `Familiarity` of a network: at most `most` training images drawn at random, and all of validation"
-    train, val = (table.row[table.split == s].to_numpy() for s in ('train', 'val'))
+    model: Classifier | Ensemble,
+    images: np.ndarray,  # uint8 [N, H, W]
+    table: pd.DataFrame,  # split.csv
+    refuse: float = 0.01,  # Share of validation images that may be rejected
+    most: int = 2000,  # Training images on which it is fitted, drawn at random
+    seed: int = 0,
+) -> Familiarity:
+    "The `Familiarity` of a network. Raises `StudyError` if train or val has no images."
+    train = table.row[table.split == 'train'].to_numpy()
+    val = table.row[table.split == 'val'].to_numpy()
     if not len(train) or not len(val):
-        raise StudyError("The gate is fitted on train and set on val; one of them has no images.")
-    drawn = np.random.default_rng(seed).choice(train, min(most, len(train)), replace=False)
+        raise StudyError(
+            "The familiarity check is fitted on train and set on val; one of them has no images."
+        )
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(train, min(most, len(train)), replace=False)
     return fit_familiarity(
-        features_and_images(model, images, drawn), features_and_images(model, images, val), refuse
+        features_and_images(model, images, drawn),
+        features_and_images(model, images, val),
+        refuse,
     )
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #20ba2860
-def _pictures():
-    "Name -> uint8 [h, w] of the sample pictures of scikit-image, scikit-learn and matplotlib"
-    import gzip
+_SMALLEST_SIDE = 60  # Pixels
 
+
+def _sample_folders():
     import matplotlib
     import skimage.data
     import sklearn.datasets
 
-    folders = [
+    return (
         Path(skimage.data.__file__).parent,
         Path(sklearn.datasets.__file__).parent / 'images',
         Path(matplotlib.get_data_path()) / 'sample_data',
-    ]
-    found = {
-        f.stem: np.asarray(Image.open(f).convert('L'))
-        for folder in folders
-        for f in sorted(folder.iterdir())
-        if f.suffix in ('.png', '.jpg')
-    }
-    scan = folders[2] / 's1045.ima.gz'
-    if scan.exists():
-        found['brain'] = np.minimum(
-            np.frombuffer(gzip.open(scan).read(), '>u2').reshape(256, 256) // 4, 255
-        ).astype(np.uint8)
-    return {name: x for name, x in found.items() if min(x.shape) >= 60}
+    )
+
+
+def _brain_slice(file):
+    "matplotlib's slice by magnetic resonance: 256 x 256 big-endian numbers of 16 bits"
+    values = np.frombuffer(gzip.open(file).read(), '>u2').reshape(256, 256)
+    return np.minimum(values // 4, 255).astype(np.uint8)
+
+
+def _sample_images():
+    "Name -> uint8 [h, w] of the sample images of scikit-image, scikit-learn and matplotlib"
+    images = {}
+    for folder in _sample_folders():
+        for file in sorted(folder.iterdir()):
+            if file.suffix in ('.png', '.jpg'):
+                images[file.stem] = np.asarray(Image.open(file).convert('L'))
+    brain = _sample_folders()[-1] / 's1045.ima.gz'
+    if brain.exists():
+        images['brain'] = _brain_slice(brain)
+    return {name: x for name, x in images.items() if min(x.shape) >= _SMALLEST_SIDE}
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #62129038
-def _square(x, share, rng):  # uint8 [h, w]; side of the square as a share of the shorter side
-    "A random square of a picture"
-    n = int(min(x.shape) * share)
-    top, left = (int(rng.integers(0, size - n + 1)) for size in x.shape)
-    return x[top : top + n, left : left + n]
+def _square(image, share, rng):  # uint8 [h, w]; side of the square as a share of the shorter side
+    "A random square of an image"
+    side = int(min(image.shape) * share)
+    top, left = (int(rng.integers(0, size - side + 1)) for size in image.shape)
+    return image[top : top + side, left : left + side]
 
 
 def _photographs(size, rng, each=3):
-    "uint8 [n, size, size]: each picture whole, and `each` random squares of it"
-    found = [
-        y
-        for x in _pictures().values()
-        for y in [x] + [_square(x, rng.uniform(0.4, 1), rng) for _ in range(each)]
-    ]
-    return np.stack([resize(x, size) for x in found])
+    "uint8 [n, size, size]: each sample image whole, and `each` random squares of it"
+    photographs = []
+    for image in _sample_images().values():
+        squares = [_square(image, rng.uniform(0.4, 1), rng) for _ in range(each)]
+        photographs += [image, *squares]
+    return np.stack([resize(x, size) for x in photographs])
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #4322b169
+_LETTERS = list(string.ascii_letters + ' ' * 12)
+
+
 def _page(rng, size):
     "A page of random words, black on white or white on black"
-    ink, paper = (255, 0) if rng.random() < 0.3 else (0, 255)
-    picture = Image.new('L', (size, size), paper)
-    draw, height = ImageDraw.Draw(picture), int(rng.integers(10, 24))
+    white_on_black = rng.random() < 0.3
+    ink, paper = (255, 0) if white_on_black else (0, 255)
+    page = Image.new('L', (size, size), paper)
+    draw = ImageDraw.Draw(page)
+    height = int(rng.integers(10, 24))
     for y in range(5, size - height, int(height * 1.5)):
-        words = ''.join(
-            rng.choice(
-                list(string.ascii_letters + ' ' * 12), int(rng.integers(5, 3 * size // height))
-            )
-        )
-        draw.text((5, y), words, ink, font_size=height)
-    return np.asarray(picture)
+        length = int(rng.integers(5, 3 * size // height))
+        line = ''.join(rng.choice(_LETTERS, length))
+        draw.text((5, y), line, ink, font_size=height)
+    return np.asarray(page)
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #eda0706e
 def _plot(rng, size):
     "Lines, bars or points in axes"
-    picture = Image.new('L', (size, size), 255)
-    draw, at, n = ImageDraw.Draw(picture), lambda a: tuple(map(float, a)), int(rng.integers(5, 30))
-    draw.line(
-        [
-            at((0.1 * size, 0.05 * size)),
-            at((0.1 * size, 0.9 * size)),
-            at((0.95 * size, 0.9 * size)),
-        ],
-        0,
-        2,
-    )
-    x, y, kind = (
-        np.linspace(0.12, 0.93, n) * size,
-        rng.uniform(0.1, 0.88, n) * size,
-        rng.integers(3),
-    )
-    if kind == 0:
-        draw.line([at(p) for p in zip(x, y)], int(rng.integers(0, 120)), 2)
-    for a, b in zip(x, y) if kind else ():
-        draw.rectangle(
-            [*at((a, b)), *at((a + 0.5 * size / n, 0.9 * size if kind == 1 else b + 4))],
-            int(rng.integers(0, 160)),
-        )
-    return np.asarray(picture)
+    plot = Image.new('L', (size, size), 255)
+    draw = ImageDraw.Draw(plot)
+    n = int(rng.integers(5, 30))
+    left, bottom = 0.1 * size, 0.9 * size
+    draw.line([(left, 0.05 * size), (left, bottom), (0.95 * size, bottom)], 0, 2)
+    x = (np.linspace(0.12, 0.93, n) * size).tolist()
+    y = (rng.uniform(0.1, 0.88, n) * size).tolist()
+    kind = ('line', 'bars', 'points')[rng.integers(3)]
+    if kind == 'line':
+        draw.line(list(zip(x, y)), int(rng.integers(0, 120)), 2)
+        return np.asarray(plot)
+    for a, b in zip(x, y):
+        foot = bottom if kind == 'bars' else b + 4
+        draw.rectangle([a, b, a + 0.5 * size / n, foot], int(rng.integers(0, 160)))
+    return np.asarray(plot)
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #29cb7da2
-def _texture(rng, size):
-    "Stripes, checks, clouds of a random roughness, or a Julia set"
-    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    kind, a, f = rng.integers(4), rng.uniform(0, np.pi), rng.uniform(2, 20)
-    if kind == 0:
-        return np.uint8(127 + 127 * np.sin(f * np.pi * (x * np.cos(a) + y * np.sin(a))))
-    if kind == 1:
-        return np.uint8(255 * ((np.floor(f * x / 2) + np.floor(f * y / 2)) % 2))
-    if kind == 2:
-        return _grey(
-            sum(clouds(rng, size, n) / n ** rng.uniform(0, 1.5) for n in (2, 4, 8, 16, 32))
-        )
-    z, c, steps = 1.5 * (x + 1j * y), 0.75 * np.exp(1j * rng.uniform(1.7, 3.1)), np.zeros(x.shape)
+def _stretched(values):
+    "The values as grey levels from 0 to 255"
+    return np.uint8(255 * (values - values.min()) / max(np.ptp(values), 1e-6))
+
+
+def _julia_set(x, y, angle):
+    "Steps, at most 40, after which z -> z^2 + c leaves the circle of radius 2"
+    z = 1.5 * (x + 1j * y)
+    c = 0.75 * np.exp(1j * angle)
+    steps = np.zeros(x.shape)
     for _ in range(40):
         inside = abs(z) < 2
         z = np.where(inside, z**2 + c, z)
         steps += inside
-    return _grey(steps)
+    return steps
 
 
-def _grey(x):
-    return np.uint8(255 * (x - x.min()) / max(np.ptp(x), 1e-6))
+def _texture(rng, size):
+    "Stripes, checks, clouds of a random roughness, or a Julia set"
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    kind = ('stripes', 'checks', 'clouds', 'fractal')[rng.integers(4)]
+    angle = rng.uniform(0, np.pi)
+    frequency = rng.uniform(2, 20)
+    if kind == 'stripes':
+        across = x * np.cos(angle) + y * np.sin(angle)
+        return np.uint8(127 + 127 * np.sin(frequency * np.pi * across))
+    if kind == 'checks':
+        squares = np.floor(frequency * x / 2) + np.floor(frequency * y / 2)
+        return np.uint8(255 * (squares % 2))
+    if kind == 'clouds':
+        layers = [clouds(rng, size, n) / n ** rng.uniform(0, 1.5) for n in (2, 4, 8, 16, 32)]
+        return _stretched(sum(layers))
+    return _stretched(_julia_set(x, y, rng.uniform(1.7, 3.1)))
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #b4f0843a
 def _noise(rng, size):
     "White noise: uniform, normal around a grey, or salt and pepper"
-    kind = rng.integers(3)
-    if kind == 0:
+    kind = ('uniform', 'normal', 'salt and pepper')[rng.integers(3)]
+    if kind == 'uniform':
         return rng.integers(0, 256, (size, size)).astype(np.uint8)
-    if kind == 1:
-        return np.clip(
-            rng.normal(rng.uniform(60, 200), rng.uniform(5, 60), (size, size)), 0, 255
-        ).astype(np.uint8)
-    return np.uint8(255 * (rng.random((size, size)) < rng.uniform(0.05, 0.95)))
+    if kind == 'normal':
+        mean, deviation = rng.uniform(60, 200), rng.uniform(5, 60)
+        values = rng.normal(mean, deviation, (size, size))
+        return np.clip(values, 0, 255).astype(np.uint8)
+    is_white = rng.random((size, size)) < rng.uniform(0.05, 0.95)
+    return np.uint8(255 * is_white)
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #a1743ecb
+def _ellipses(rng, size):
+    image = Image.new('L', (size, size), int(rng.integers(0, 256)))
+    draw = ImageDraw.Draw(image)
+    for _ in range(int(rng.integers(1, 6))):
+        corners = np.sort(rng.uniform(0, size, (2, 2)), 0)
+        draw.ellipse(corners.ravel().tolist(), int(rng.integers(0, 256)))
+    return np.asarray(image)
+
+
 def _shapes(rng, size):
     "A grey area, a ramp, or ellipses"
-    kind = rng.integers(3)
-    if kind == 0:
+    kind = ('area', 'ramp', 'ellipses')[rng.integers(3)]
+    if kind == 'area':
         return np.full((size, size), rng.integers(0, 256), np.uint8)
-    if kind == 1:
-        return _grey(
-            np.outer(np.linspace(0, 1, size), rng.uniform(-1, 1, 1))
-            + np.linspace(0, rng.uniform(-1, 1), size)
-        )
-    picture = Image.new('L', (size, size), int(rng.integers(0, 256)))
-    for _ in range(int(rng.integers(1, 6))):
-        a, b = np.sort(rng.uniform(0, size, (2, 2)), 0)
-        ImageDraw.Draw(picture).ellipse([*a.tolist(), *b.tolist()], int(rng.integers(0, 256)))
-    return np.asarray(picture)
+    if kind == 'ramp':
+        down = np.outer(np.linspace(0, 1, size), rng.uniform(-1, 1, 1))
+        right = np.linspace(0, rng.uniform(-1, 1), size)
+        return _stretched(down + right)
+    return _ellipses(rng, size)
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #1ea6059c
 _DRAWN = dict(page=_page, plot=_plot, texture=_texture, noise=_noise, shapes=_shapes)
+_DRAWN_SIDE = 224  # Pixels
 
 
-def strangers(size, seed=0, each=100):  # Side of the network's images; images of each drawn kind
-    "Kind -> uint8 [n, size, size] of things that are no radiographs, the same for a seed"
+def strangers(
+    size: int,  # Side of the network's images
+    seed: int = 0,
+    each: int = 100,  # Images of each drawn kind
+) -> dict[str, np.ndarray]:  # Kind -> uint8 [n, size, size]
+    "Images that are not radiographs, the same for a seed"
     rng = np.random.default_rng(seed)
-    found = dict(photograph=_photographs(size, rng))
+    images = dict(photograph=_photographs(size, rng))
     for kind, draw in _DRAWN.items():
-        found[kind] = np.stack([resize(draw(rng, 224), size) for _ in range(each)])
-    return found
+        images[kind] = np.stack([resize(draw(rng, _DRAWN_SIDE), size) for _ in range(each)])
+    return images
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #8d2fa71a
-def phantoms(size, n=100):
-    "uint8 [n, size, size] of drawn thoraxes: a caricature of what is familiar, which a gate may let pass"
+def phantoms(
+    size: int,  # Side, pixels
+    n: int = 100,
+) -> np.ndarray:  # uint8 [n, size, size]
+    "Drawn chest images, which the check may accept"
     drawn = phantom(images=n)
     return np.stack([resize(drawn.source(i), size) for i in range(n)])
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #6e07a1e4
-def _crops(images, seed=0, low=0.35, high=0.5):  # Side of the squares as a share of the film's
+def _crops(images, seed=0, low=0.35, high=0.5):  # Sides of the squares as shares of the film's
     "A random square of each film, enlarged to its size"
     rng = np.random.default_rng(seed)
-    return np.stack([resize(_square(x, rng.uniform(low, high), rng), x.shape[-1]) for x in images])
+    squares = [_square(film, rng.uniform(low, high), rng) for film in images]
+    return np.stack([resize(square, images.shape[-1]) for square in squares])
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #ffb96943
-_SPOILT = dict(
+_FAULTS = dict(
     inverted=lambda x: 255 - x,
     turned_90=lambda x: np.rot90(x, 1, (1, 2)),
     turned_270=lambda x: np.rot90(x, 3, (1, 2)),
@@ -291,134 +343,144 @@ _SPOILT = dict(
 )
 
 
-def spoilt(images):  # uint8 [n, H, W]
-    "Kind -> the images, spoilt"
-    return {kind: np.ascontiguousarray(change(images)) for kind, change in _SPOILT.items()}
+def spoilt(
+    images: np.ndarray,  # uint8 [n, H, W]
+) -> dict[str, np.ndarray]:
+    "Kind of fault -> the images with it"
+    return {kind: np.ascontiguousarray(change(images)) for kind, change in _FAULTS.items()}
+
+# %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #efbe9006
+def _auroc(
+    scores,  # Kind -> scores
+    kind,
+):
+    "Probability that an image of this kind has a higher score than a good one"
+    good, other = scores['good'], scores[kind]
+    label = np.repeat([0, 1], [len(good), len(other)])
+    return float(roc_auc_score(label, np.concatenate([good, other])))
+
+
+def _share_entry(rejected, patient):
+    "Share rejected, with Wilson's interval on the effective sample size"
+    lower, upper = wilson(rejected, patient)
+    return dict(
+        value=float(rejected.mean()),
+        lower=lower,
+        upper=upper,
+        n=len(rejected),
+        patients=len(np.unique(patient)),
+        method="Wilson, effective sample size",
+    )
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #72b5add1
 def familiarity_results(
-    gate, model, good, kinds, patients=None
-):  # Good images uint8 [n, H, W]; kind -> uint8; patient of each good image
-    "(kind -> share refused with its interval, AUROC of the gate and of max-softmax against the good images; kind -> scores), `good` first"
-    scores, found, doubt = {}, {}, {}
+    gate: Familiarity,
+    model: Classifier | Ensemble,
+    good: np.ndarray,  # uint8 [n, H, W]
+    kinds: dict[str, np.ndarray],  # Kind -> uint8 [n, H, W]
+    patients: np.ndarray | None = None,  # Patient of each good image
+) -> tuple[dict, dict]:  # Kind -> `refused`, `auroc` and `auroc_softmax`; kind -> scores
+    "Share rejected and AUROC of each kind, `good` first, which has no AUROC"
+    scores = {}
+    uncertainty = {}
+    results = {}
     for kind, images in (dict(good=good) | kinds).items():
         features, logit = _pooled(model, images)
-        who = (
-            np.unique(patients, return_inverse=True)[1]
-            if kind == 'good' and patients is not None
-            else np.arange(len(images))
-        )
-        scores[kind], doubt[kind], refused = (
-            gate.score(features, images),
-            -abs(logit),
-            gate.unfamiliar(features, images),
-        )
-        lower, upper = wilson(refused, who)
-        found[kind] = dict(
-            refused=dict(
-                value=float(refused.mean()),
-                lower=lower,
-                upper=upper,
-                n=len(refused),
-                patients=len(np.unique(who)),
-                method="Wilson, effective sample size",
-            )
-        )
+        scores[kind] = gate.score(features, images)
+        uncertainty[kind] = -abs(logit)
+        patient = np.arange(len(images))
+        if kind == 'good' and patients is not None:
+            _, patient = np.unique(patients, return_inverse=True)
+        rejected = gate.unfamiliar(features, images)
+        results[kind] = dict(refused=_share_entry(rejected, patient))
         if kind != 'good':
-            found[kind] |= dict(auroc=_auroc(scores, kind), auroc_softmax=_auroc(doubt, kind))
-    return found, scores
-
-# %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #efbe9006
-def _auroc(scores, kind):  # Kind -> scores
-    "Probability that an image of this kind scores higher than a good one"
-    return float(
-        roc_auc_score(
-            np.r_[np.zeros(len(scores['good'])), np.ones(len(scores[kind]))],
-            np.r_[scores['good'], scores[kind]],
-        )
-    )
+            results[kind]['auroc'] = _auroc(scores, kind)
+            results[kind]['auroc_softmax'] = _auroc(uncertainty, kind)
+    return results, scores
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #16f62e14
-def familiarity_table(found):  # From `familiarity_results`
-    "Images, share refused with its interval, and both AUROCs of each kind"
-    import pandas as pd
+def _number(results, name):
+    return f"{results[name]:.3f}" if name in results else ''
 
-    def number(m, name):
-        return f"{m[name]:.3f}" if name in m else ''
 
-    rows = [
-        dict(
-            kind=k,
-            images=m['refused']['n'],
-            refused=quote(m['refused']),
-            auroc=number(m, 'auroc'),
-            max_softmax=number(m, 'auroc_softmax'),
+def familiarity_table(
+    found: dict,  # From `familiarity_results`
+) -> pd.DataFrame:
+    "Images, share rejected with its interval, and both AUROCs of each kind"
+    rows = []
+    for kind, results in found.items():
+        row = dict(
+            kind=kind,
+            images=results['refused']['n'],
+            refused=quote(results['refused']),
+            auroc=_number(results, 'auroc'),
+            max_softmax=_number(results, 'auroc_softmax'),
         )
-        for k, m in found.items()
-    ]
+        rows.append(row)
     return pd.DataFrame(rows).set_index('kind')
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #12b18458
-def goal_sentence(found):  # From `familiarity_results`
-    "Whether at least 95 % of non-radiographs and of inverted films and at most 5 % of good films are refused"
-    strange = [found[k]['refused'] for k in ('photograph', *_DRAWN) if k in found]
-    share = sum(e['value'] * e['n'] for e in strange) / sum(e['n'] for e in strange)
-    met = (
-        share >= 0.95
-        and found['inverted']['refused']['value'] >= 0.95
-        and found['good']['refused']['value'] <= 0.05
-    )
+def _shares_of_goal(found):
+    "Share rejected of images that are not radiographs (and their number), of inverted films and of good films"
+    strange = [found[kind]['refused'] for kind in ('photograph', *_DRAWN) if kind in found]
+    n = sum(entry['n'] for entry in strange)
+    rejected = sum(entry['value'] * entry['n'] for entry in strange)
+    inverted = found['inverted']['refused']['value']
+    good = found['good']['refused']['value']
+    return rejected / n, n, inverted, good
+
+
+def _goal_figures(found):
+    strange, n, inverted, good = _shares_of_goal(found)
     return (
-        f"Refused: {share:.1%} of {sum(e['n'] for e in strange)} non-radiographs, {found['inverted']['refused']['value']:.1%} of inverted films, "
-        f"{found['good']['refused']['value']:.1%} of good ones: the goal (at least 95 %, at least 95 %, at most 5 %) is {'met' if met else 'NOT met'}."
+        f"Rejected: {strange:.1%} of {n} images that are not radiographs, "
+        f"{inverted:.1%} of inverted films, {good:.1%} of good films"
     )
 
+
+def goal_sentence(
+    found: dict,  # From `familiarity_results`
+) -> str:
+    "Whether the goals are met, with the shares"
+    strange, _, inverted, good = _shares_of_goal(found)
+    met = 'met' if strange >= 0.95 and inverted >= 0.95 and good <= 0.05 else 'NOT met'
+    return f"{_goal_figures(found)}: the goal (at least 95 %, at least 95 %, at most 5 %) is {met}."
+
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #78761b95
+def _draw_scores(ax, y, score, colour, rng):
+    "Points at a height, moved a little up and down so that they can be seen"
+    shown = np.clip(score, 0.2, 200)
+    heights = y + rng.uniform(-0.28, 0.28, len(shown))
+    ax.scatter(shown, heights, s=3, lw=0, alpha=0.5, color=colour)
+
+
 def gate_figure(
-    scores, threshold, found
-):  # Kind -> scores, `good` first; from `familiarity_results`
-    "Scores of each kind as points, the threshold as a line, the share refused beside them"
+    scores: dict[str, np.ndarray],  # Kind -> scores, `good` first
+    threshold: float,
+    found: dict,  # From `familiarity_results`
+) -> Figure:
+    "Scores of each kind as points, the threshold as a line, the share rejected on the right"
     from matplotlib.ticker import LogLocator
 
     fig, ax = figure(width='wide', height=0.7 + 0.26 * len(scores))
+    beside = ax.get_yaxis_transform()
     rng = np.random.default_rng(0)
     for y, (kind, score) in enumerate(scores.items()):
-        shown = np.clip(score, 0.2, 200)
-        ax.scatter(
-            shown,
-            y + rng.uniform(-0.28, 0.28, len(shown)),
-            s=3,
-            lw=0,
-            alpha=0.5,
-            color=COLOURS['val' if kind == 'good' else 'PNEUMONIA'],
-        )
-        ax.text(
-            1.01,
-            y,
-            f"{found[kind]['refused']['value']:.0%}",
-            transform=ax.get_yaxis_transform(),
-            va='center',
-            size=8,
-        )
+        colour = COLOURS['val' if kind == 'good' else 'PNEUMONIA']
+        _draw_scores(ax, y, score, colour, rng)
+        share = found[kind]['refused']['value']
+        ax.text(1.01, y, f"{share:.0%}", transform=beside, va='center', size=8)
+    ax.text(1.01, -0.6, "rejected", transform=beside, va='bottom', size=8, weight='bold')
     ax.axvline(threshold, color='black', lw=1, ls='--')
     ax.text(threshold, -0.6, "threshold", ha='center', va='bottom', size=8)
-    ax.set(
-        xscale='log',
-        xlabel="score (1: the border of what is usual on validation, for one description alone)",
-        ylim=(len(scores) - 0.5, -0.5),
+    ax.set_xscale('log')
+    ax.set_xlabel(
+        "Score (1: what the given share of validation images exceeds in one of the two distances)"
     )
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter('{x:g}')
     ax.minorticks_off()
-    ax.set_yticks(range(len(scores)), [k.replace('_', ' ') for k in scores])
-    ax.text(
-        1.01,
-        -0.6,
-        "refused",
-        transform=ax.get_yaxis_transform(),
-        va='bottom',
-        size=8,
-        weight='bold',
-    )
-    ax.set_title(goal_sentence(found).split(': the goal')[0], size=9, pad=18)
+    ax.set_ylim(len(scores) - 0.5, -0.5)
+    ax.set_yticks(range(len(scores)), [kind.replace('_', ' ') for kind in scores])
+    ax.set_title(_goal_figures(found), size=9, pad=18)
     return fig

@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from ..calibrate.transfer import promised_and_got, promises_figure
+from ..calibrate.transfer import validation_to_test, validation_to_test_figure
 from ..core.run import Run, StudyError, sha256, upgraded
 from ..core.style import figure, save_figure
 from ..data.cache import decoded
@@ -20,7 +20,7 @@ from ..data.images import Preprocess
 from ..data.sets import load_dataset
 from ..evaluate.evaluation import entry, evaluate_at, quote, undefined
 from ..evaluate.figures import forest_axes
-from ..evaluate.intervals import bootstrap_weights
+from ..evaluate.intervals import bootstrap_weights, interval
 from ..evaluate.metrics import HALF, areas, curve, scored
 from ..predict.table import check_predictions, read_predictions, write_predictions
 from .corruptions import calibration_of
@@ -99,15 +99,15 @@ def within_entry(table, column, replicates=1000, seed=0):
         [_auc_within(s, w, groups) for w in bootstrap_weights(s, replicates, seed)]
     )
     words = f"percentile bootstrap of {'patients' if s.clustered else 'images (patients not known)'}, {replicates} replicates"
-    return entry(value, draws, None, len(table), s.patients, 'percentile', words, 0.95)
+    return entry(value, interval(value, draws), s.patient, words)
 
 # %% ../../nbs/lib/robust/03_other_hospital.ipynb #0fe36300
 def _carried_over(run, table, replicates=1000, seed=0, cost=9.0):
-    "Rows of `promised_and_got`: the run's promises, kept or broken by the other data set"
+    "Rows of `validation_to_test`: the run's promises, kept or broken by the other data set"
     import pandas as pd
 
     val = read_predictions(run.path('predictions.csv')).query("split == 'val'")
-    return promised_and_got(
+    return validation_to_test(
         calibration_of(run),
         pd.concat([val, table], ignore_index=True),
         'test',
@@ -134,7 +134,7 @@ def external_report(run, table, replicates=1000, seed=0):  # `Run`; from `_exter
     ready, figures = table.assign(logit=calibration.logit(table.logit)), {}
     for name, mine in _strata(table).items():
         for point in {p.name: p for p in (HALF, calibration.point())}.values():
-            found = evaluate_at(ready[mine], point, 'test', replicates, seed)
+            found = evaluate_at(ready[mine], point, 'test', replicates=replicates, seed=seed)
             figures |= {
                 f"{name}.{m}" + ("" if m in ('auc', 'brier') else f"@{point.name}"): found[m]
                 for m in _SHOWN
@@ -245,7 +245,7 @@ def external(
     save_figure(
         run,
         f'figures/external-{name}-promises',
-        promises_figure(
+        validation_to_test_figure(
             [report['promises']],
             f"{image_set.name} keeps {sum(broken)} of {len(broken)} promises of validation",
         ),

@@ -1,4 +1,4 @@
-"""Bytes in, an answer out: the study's own decoding and decisions around the network in ONNX Runtime.
+"""From the bytes of an image to its answer, with the study's decoding and decisions and the network in ONNX Runtime.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/serve/predictor.html.md"""
 
@@ -9,47 +9,51 @@ __all__ = ['Predictor', 'predict_files']
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #083550b5
 import csv
+import functools
 import io
 import os
 import time
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #f9c49345
-os.environ['ORT_DISABLE_TELEMETRY'] = os.environ.get(
-    'ORT_DISABLE_TELEMETRY', '1'
-)  # Before ONNX Runtime is loaded
+if 'ORT_DISABLE_TELEMETRY' not in os.environ:  # Must be set before ONNX Runtime is imported
+    os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #518983d4
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import onnxruntime
 from fastcore.basics import patch
 from PIL import Image
 
+from ..core.classes import CLASSES
 from ..core.run import NOTICE, StudyError, sha256, write_error
 from ..data.formats import CorruptImage, ImageError, Limits, read_bytes, sniff
 from ..data.images import read_picture
+from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
 from ..predict.heat_map import colours, evidence, heat_map, overlay
-from ..predict.table import CLASSES
 from .bundle import Bundle, BundleError, find_bundle, load_bundle
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #a0d51d55
 onnxruntime.disable_telemetry_events()
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #65d67819
-def _png(x: np.ndarray) -> bytes:  # uint8 [H, W] or [H, W, 3]
+def _png(pixels: np.ndarray) -> bytes:  # uint8 [H, W] or [H, W, 3]
     "The bytes of a PNG"
     buffer = io.BytesIO()
-    Image.fromarray(x).save(buffer, 'PNG')
+    Image.fromarray(pixels).save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../../nbs/lib/serve/02_predictor.ipynb #0c0ab809
-def _network_bytes(bundle):
-    "The bytes of the bundle's network, read once and verified; `BundleError` if they are not those that were sealed"
+# %% ../../nbs/lib/serve/02_predictor.ipynb #b48f7259
+def _verified_network(bundle: Bundle) -> bytes:
+    "The bytes of the bundle's network. Raises `BundleError` if their hash is not the recorded one."
     content = bundle.onnx.read_bytes()
-    if sha256(content) != bundle.facts['files']['model.onnx']['sha256']:
+    recorded = bundle.facts['files']['model.onnx']['sha256']
+    if sha256(content) != recorded:
         raise BundleError(
             f"The bundle {bundle.folder.name} was changed after it was loaded: model.onnx. "
             "Copy it again, or make it again with `cxr-study bundle`."
@@ -57,237 +61,284 @@ def _network_bytes(bundle):
     return content
 
 
-def _gate_of(bundle):
-    "The bundle's gate for unfamiliar pictures, or None"
-    values = bundle.facts.get('familiarity')
-    return None if values is None else Familiarity.from_dict(values)
+def _session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
+    "ONNX Runtime's session for a network"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # Errors only
+    return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
 
-
+# %% ../../nbs/lib/serve/02_predictor.ipynb #0c0ab809
 class Predictor:
-    "A bundle, ready to answer; may be called from several threads at once"
+    "A bundle with its network, ready to predict. Several threads may use it at once."
 
     def __init__(
         self,
-        bundle: Bundle | Path | str = None,  # None: the one at hand
-        threads: int = 1,  # Of one call
-        limits: Limits = Limits(),
+        bundle: Bundle | Path | str | None = None,  # None: see `find_bundle`
+        threads: int = 1,  # Threads of one call
+        limits: Limits = Limits(),  # The largest image that is accepted
     ):
-        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(find_bundle(bundle))
+        if not isinstance(bundle, Bundle):
+            bundle = load_bundle(find_bundle(bundle))
+        self.bundle = bundle
         self.limits = limits
-        self.gate = _gate_of(self.bundle)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        content = _network_bytes(self.bundle)
-        self.session = onnxruntime.InferenceSession(
-            content, options, providers=['CPUExecutionProvider']
-        )
-        self.network(np.zeros((self.bundle.spec.size,) * 2, np.uint8))
+        self.familiarity = None  # The familiarity check, if the bundle has one
+        if bundle.facts.get('familiarity') is not None:
+            self.familiarity = Familiarity.from_dict(bundle.facts['familiarity'])
+        self.session = _session(_verified_network(bundle), threads)
+        size = bundle.spec.size
+        self.network(np.zeros((size, size), np.uint8))  # The first run is slow
 
     def network(
         self,
         grey: np.ndarray,  # uint8 [size, size]
-        outputs=('logit', 'features'),
+        outputs: tuple = ('logit', 'features'),  # Also `maps`
     ) -> list[np.ndarray]:
-        "These outputs of the network for one picture"
-        return [x[0] for x in self.session.run(list(outputs), dict(image=grey[None, None]))]
+        "These outputs of the network for one preprocessed image"
+        batch = grey[None, None]
+        values = self.session.run(list(outputs), dict(image=batch))
+        return [value[0] for value in values]
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #c2070635
-_COLOURED = 12.0  # Mean difference of the channels, grey levels; fixed beforehand
-_SEEN_AS = dict(image="Its appearance", features="What the network makes of it")
+_COLOURED = 12.0  # Mean difference between the channels, grey levels; fixed in advance
+_COMPARED = dict(image="Its appearance is", features="Its features are")
 
 
 @patch
-def unfamiliar(
-    self: Predictor, picture, grey, features
-):  # `Picture`; uint8 [size, size]; pooled features [C]
-    "(True, False or None if there is no gate; the reason)"
-    if picture.colourfulness() > _COLOURED:
-        return True, "The picture is in colour; radiographs are grey."
-    if self.gate is None:
-        return None, self.bundle.facts.get('familiarity_reason') or "No gate was fitted."
-    return self.gate_verdict(grey, features)
-
-
-@patch
-def gate_verdict(self: Predictor, grey, features):
-    "The verdict of the bundle's gate: (is it unfamiliar, why)"
-    parts, limit = self.gate.parts(features, grey), self.gate.threshold
-    name = max(parts, key=parts.get)
-    if parts[name] <= limit:
+def _check_familiarity(
+    self: Predictor,
+    colourfulness: float,  # Mean difference between the channels, grey levels
+    grey: np.ndarray,  # uint8 [size, size]
+    features: np.ndarray,  # [channels]
+) -> tuple[bool | None, str | None]:
+    "Whether the image is unfamiliar, and why. None if it cannot be checked."
+    if colourfulness > _COLOURED:
+        return True, "The image is in colour; radiographs are grey."
+    if self.familiarity is None:
+        reason = self.bundle.facts.get('familiarity_reason')
+        return None, reason or "No familiarity check was fitted."
+    distances = self.familiarity.parts(features, grey)
+    limit = self.familiarity.threshold
+    farthest = max(distances, key=distances.get)
+    if distances[farthest] <= limit:
         return False, None
+    ratio = distances[farthest] / limit
+    compared = _COMPARED[farthest]
     return (
         True,
-        f"{_SEEN_AS[name]} is {parts[name] / limit:.1f} times as far from the training pictures as is accepted.",
+        f"{compared} {ratio:.1f} times as far from the training images as the limit allows.",
     )
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #b8484f4b
+def _of_100(share: float) -> str:
+    "A share as a count of 100, such as `83`"
+    if share < 0.005:
+        return 'fewer than 1'
+    if share > 0.995:
+        return 'more than 99'
+    return str(round(100 * share))
+
+
 def _frequency(
     probability: float,  # Calibrated
-    prevalence: float = None,
-) -> str:  # Share of pneumonia it holds for
+    prevalence: float | None = None,  # Share of pneumonia that the probability assumes
+) -> str:
     "The probability as a sentence in natural frequencies"
-    count = f"about {round(100 * probability)}"
-    if probability < 0.005:
-        count = "fewer than 1"
-    if probability > 0.995:
-        count = "more than 99"
-    sentence = f"Of 100 such pictures with this answer, {count} would show pneumonia"
+    count = _of_100(probability)
+    if count.isdigit():
+        count = f"about {count}"
+    sentence = f"Of 100 images with this probability, {count} would show pneumonia"
     if prevalence is None:
         return f"{sentence}."
-    have_it = 'fewer than 1' if prevalence < 0.005 else round(100 * prevalence)
-    return f"{sentence}, where {have_it} of 100 have it."
+    return f"{sentence}, if {_of_100(prevalence)} of 100 images show it overall."
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #6be81b9c
 _REASONS = {
-    'either class': "The picture is compatible with both answers.",
-    'neither class': "The picture is unlike those of both classes.",
-    'unfamiliar': "The picture is unlike those that the model was trained on.",
+    'either class': "The image is compatible with both classes.",
+    'neither class': "The image is compatible with neither class.",
+    'unfamiliar': "The image is unlike the training images.",
 }
 
 
-def _point_facts(point):  # `OperatingPoint`
-    "What the answer says of the operating point that decided"
-    promised = {name: point.promised.get(name) for name in ('sensitivity', 'specificity')}
+def _reasons_to_abstain(unfamiliar: bool | None, verdict: str) -> list[str]:
+    "Why the model abstains; empty if it does not"
+    reasons = []
+    if unfamiliar:
+        reasons.append(_REASONS['unfamiliar'])
+    if verdict in _REASONS:
+        reasons.append(_REASONS[verdict])
+    return reasons
+
+
+def _point_facts(point: OperatingPoint) -> dict:
+    "The part of an answer that describes its operating point"
     return dict(
         name=point.name,
         threshold=point.threshold,
         rule=point.rule,
         chosen_on=point.chosen_on,
-        promised=promised,
+        promised=dict(
+            sensitivity=point.promised.get('sensitivity'),
+            specificity=point.promised.get('specificity'),
+        ),
     )
 
-
+# %% ../../nbs/lib/serve/02_predictor.ipynb #51f6e704
 @patch
 def answer(
     self: Predictor,
-    logit,  # The network's, a number
-    unfamiliar=None,
-    why=None,  # From `Predictor.unfamiliar`
-    point=None,
-    prevalence=None,
-) -> dict:  # Name of an operating point; share of pneumonia where it is used
-    "What the service says of one picture, apart from the picture"
-    calibration, logit = self.bundle.calibration, float(logit)
-    at, verdict = calibration.point(point), str(calibration.verdict(logit))
-    reasons = [_REASONS['unfamiliar']] if unfamiliar else []
-    if verdict in _REASONS:
-        reasons.append(_REASONS[verdict])
+    logit: float,  # The network's
+    unfamiliar: bool | None = None,  # None: not checked
+    unfamiliar_reason: str | None = None,
+    point: str | None = None,  # Name of an operating point; None: the one in use
+    prevalence: float
+    | None = None,  # Share of pneumonia where it is used; None: that of the calibration data
+) -> dict:
+    "The answer for a logit: probability, decision, verdict and reasons to abstain"
+    logit = float(logit)
+    calibration = self.bundle.calibration
+    operating_point = calibration.point(point)
+    verdict = str(calibration.verdict(logit))
     probability = float(calibration.probability(logit, prevalence))
-    used_at = calibration.prevalence if prevalence is None else prevalence
+    if prevalence is None:
+        prevalence = calibration.prevalence
+    label = int(calibration.decide(logit, operating_point.name))
+    reasons = _reasons_to_abstain(unfamiliar, verdict)
     return dict(
         probability=probability,
-        frequency=_frequency(probability, used_at),
-        decision=CLASSES[int(calibration.decide(logit, at.name))],
+        frequency=_frequency(probability, prevalence),
+        decision=CLASSES[label],
         abstains=bool(reasons),
         reason=' '.join(reasons) or None,
         verdict=verdict,
         unfamiliar=unfamiliar,
-        unfamiliar_reason=why,
-        operating_point=_point_facts(at),
+        unfamiliar_reason=unfamiliar_reason,
+        operating_point=_point_facts(operating_point),
         logit=logit,
     )
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #6054e150
 @patch
 def identity(self: Predictor) -> dict:
-    "Name, version and hash of the model, how pictures are prepared for it, and the notice: part of every answer"
-    b = self.bundle
+    "The part of every answer that identifies the model: name, version, hash, preprocessing and notice"
+    facts = self.bundle.facts
     model = dict(
-        name=b.name,
-        version=b.facts['version'],
-        sha256=b.sha256,
-        precision=b.facts['network']['precision'],
-        synthetic=bool(b.facts['data'].get('synthetic')),
+        name=self.bundle.name,
+        version=facts['version'],
+        sha256=self.bundle.sha256,
+        precision=facts['network']['precision'],
+        synthetic=bool(facts['data'].get('synthetic')),
     )
-    return dict(model=model, preprocessing=b.spec.to_dict(), notice=NOTICE)
-
-
-@patch
-def look(self: Predictor, source):  # Path or bytes
-    "(bytes, `Picture`, uint8 [size, size]) of a picture that can be used; `ImageError` says why not"
-    content, spec = read_bytes(source, self.limits), self.bundle.spec
-    picture = read_picture(content, spec.at_least, self.limits)
-    return content, picture, spec(picture.grey)
+    return dict(model=model, preprocessing=self.bundle.spec.to_dict(), notice=NOTICE)
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #18b3638c
 @patch
-def __call__(
+def _explanation(
     self: Predictor,
-    source,  # Path or bytes of a JPEG, PNG or DICOM file
-    point=None,
-    prevalence=None,  # See `answer`
-    explain=False,
-) -> dict:  # Also return the picture, heat map and overlay
-    "The answer for one picture as plain values"
-    start = time.perf_counter()
-    content, picture, grey = self.look(source)
-    decoded = time.perf_counter()
-    outputs = ('logit', 'features', 'maps') if explain else ('logit', 'features')
-    logit, features, *maps = self.network(grey, outputs)
-    if not np.isfinite(logit[0]):
-        raise CorruptImage("The network gives no number for this picture. Is it empty?")
-    ran = time.perf_counter()
-    unfamiliar, why = self.unfamiliar(picture, grey, features)
-    found = self.answer(logit[0], unfamiliar, why, point, prevalence)
-    if explain:
-        found |= self.drawn(grey, maps[0])
-    timing = dict(decode=decoded - start, network=ran - decoded, total=time.perf_counter() - start)
-    file = dict(format=picture.format, bytes=len(content), sha256=sha256(content))
-    return (
-        found
-        | self.identity()
-        | dict(image=file, timing_ms={k: round(1000 * v, 2) for k, v in timing.items()})
-    )
-
-
-@patch
-def drawn(self: Predictor, grey, maps) -> dict:  # uint8 [size, size]; feature map [C, h, w]
-    "The picture as the model sees it, the heat map, and both together, as bytes and numbers"
-    cells = evidence(maps, self.bundle.weight)
-    heat = heat_map(cells, len(grey))
+    grey: np.ndarray,  # uint8 [size, size]
+    maps: np.ndarray,  # Last feature map [channels, h, w]
+) -> dict:
+    "The part of an answer that explains it: heat map, the image as the network sees it, and both together"
+    squares = evidence(maps, self.bundle.weight)
+    heat = heat_map(squares, len(grey))
     return dict(
-        heat=np.round(cells.astype(float), 5).tolist(),
+        heat=np.round(squares.astype(float), 5).tolist(),
         bias=self.bundle.facts['head']['bias'],
         seen_png=_png(grey),
         heat_png=_png(colours(heat)),
         overlay_png=_png(overlay(grey, heat)),
     )
 
+# %% ../../nbs/lib/serve/02_predictor.ipynb #4cf38b48
+@patch
+def _outputs(
+    self: Predictor,
+    grey: np.ndarray,  # uint8 [size, size]
+    explain: bool,  # Also the feature maps
+) -> dict[str, np.ndarray]:
+    "Outputs of the network by name. Raises `CorruptImage` if the logit is not finite."
+    names = ['logit', 'features']
+    if explain:
+        names.append('maps')
+    values = self.network(grey, names)
+    outputs = dict(zip(names, values))
+    if not np.isfinite(outputs['logit'][0]):
+        raise CorruptImage("The network gives no number for this image. Is it empty?")
+    return outputs
+
+
+def _milliseconds(start: float, end: float) -> float:
+    return round(1000 * (end - start), 2)
+
+
+@patch
+def __call__(
+    self: Predictor,
+    source: Path | str | bytes,  # A JPEG, PNG or DICOM file, or its content
+    point: str | None = None,  # Name of an operating point; None: the one in use
+    prevalence: float
+    | None = None,  # Share of pneumonia where it is used; None: that of the calibration data
+    explain: bool = False,  # Add the heat map
+) -> dict:
+    "The answer for one image as plain values. Raises `ImageError` if the image cannot be used."
+    start = time.perf_counter()
+    content = read_bytes(source, self.limits)
+    picture = read_picture(content, self.bundle.spec.at_least, self.limits)
+    grey = self.bundle.spec(picture.grey)
+    decoded = time.perf_counter()
+    outputs = self._outputs(grey, explain)
+    computed = time.perf_counter()
+    colourfulness = picture.colourfulness()
+    unfamiliar, reason = self._check_familiarity(colourfulness, grey, outputs['features'])
+    answer = self.answer(outputs['logit'][0], unfamiliar, reason, point, prevalence)
+    if explain:
+        answer |= self._explanation(grey, outputs['maps'])
+    finished = time.perf_counter()
+    answer |= self.identity()
+    answer['image'] = dict(format=picture.format, bytes=len(content), sha256=sha256(content))
+    answer['timing_ms'] = dict(
+        decode=_milliseconds(start, decoded),
+        network=_milliseconds(decoded, computed),
+        total=_milliseconds(start, finished),
+    )
+    return answer
+
 # %% ../../nbs/lib/serve/02_predictor.ipynb #f4250a9c
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')
 
 
-def _looks_like_a_picture(path):
-    "Whether a file's name or its first bytes are those of a JPEG, PNG or DICOM file"
+def _looks_like_an_image(path: Path) -> bool:
+    "Whether a file's suffix or first bytes are those of JPEG, PNG or DICOM"
     if not path.is_file():
         return False
     if path.suffix.lower() in _SUFFIXES:
         return True
     try:
-        with open(path, 'rb') as f:
-            sniff(f.read(132))
-        return True
+        with open(path, 'rb') as file:
+            sniff(file.read(132))  # DICOM's mark ends at byte 132
     except (OSError, ImageError):
         return False
+    return True
 
 
-def _files_in(paths):  # Files and folders
-    "The pictures among them, in order, each once"
-    found = {}
+def _image_files(paths: list) -> list[Path]:  # Files and folders
+    "The image files among them, in order, without duplicates. Raises `StudyError` if there are none."
+    files = []
     for path in map(Path, paths):
         if not path.exists():
-            raise StudyError(f"{path} is not there.")
-        files = sorted(filter(_looks_like_a_picture, path.rglob('*'))) if path.is_dir() else [path]
-        found.update(dict.fromkeys(files))
-    if not found:
-        raise StudyError(
-            "There is no JPEG, PNG or DICOM file in " + ', '.join(map(str, paths)) + "."
-        )
-    return list(found)
+            raise StudyError(f"{path} does not exist.")
+        if path.is_dir():
+            files += sorted(filter(_looks_like_an_image, path.rglob('*')))
+        else:
+            files.append(path)
+    if not files:
+        names = ', '.join(map(str, paths))
+        raise StudyError(f"There is no JPEG, PNG or DICOM file in {names}.")
+    return list(dict.fromkeys(files))
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #e441e319
+_FROM_ANSWER = ('probability', 'decision', 'abstains', 'reason', 'unfamiliar', 'logit')
 _COLUMNS = (
     'file',
     'probability',
@@ -304,86 +355,107 @@ _COLUMNS = (
 
 
 def _row_of(
-    predictor,
-    path,  # `Predictor`; file
-    also=None,
-    **how,
-):  # Called with path and answer, such as to write a report; to the predictor
+    path: Path,
+    predictor: Predictor,
+    on_answer: Callable | None = None,  # Called with path and answer, for example to write a report
+    options: dict | None = None,  # `point` and `prevalence` of `Predictor`
+) -> dict:
     "The row of one file"
-    row = dict(file=str(path), model=predictor.bundle.sha256[:16])
+    row = dict(file=str(path), model=_model_key(predictor))
     try:
-        found = predictor(path, **how)
-        row |= {k: found[k] for k in _COLUMNS if k in found and k != 'model'}
-        row |= dict(
-            operating_point=found['operating_point']['name'], sha256=found['image']['sha256']
-        )
-        if also:
-            also(path, found)
-    except ImageError as e:
-        row['error'] = str(e)
-    except Exception as e:
-        row['error'] = f"The file could not be processed ({type(e).__name__})."
+        answer = predictor(path, **(options or {}))
+        for name in _FROM_ANSWER:
+            row[name] = answer[name]
+        row['operating_point'] = answer['operating_point']['name']
+        row['sha256'] = answer['image']['sha256']
+        if on_answer:
+            on_answer(path, answer)
+    except ImageError as error:
+        row['error'] = str(error)
+    except Exception as error:
+        row['error'] = f"The file could not be processed ({type(error).__name__})."
     return row
 
+
+def _model_key(predictor: Predictor) -> str:
+    "The first 16 digits of the bundle's hash, which identify the model in the table"
+    return predictor.bundle.sha256[:16]
+
 # %% ../../nbs/lib/serve/02_predictor.ipynb #8c7186f3
-def _done_before(out, model):  # The csv file; beginning of the bundle's hash
-    "Names of the files that `out` has; half a last line is cut off"
+def _remove_incomplete_line(out: Path) -> str:
+    "The text of a csv file whose last line is complete; the file is shortened if it is not"
     content = out.read_bytes() if out.exists() else b''
-    if not content:
+    complete = content[: content.rfind(b'\n') + 1]
+    if complete != content:
+        out.write_bytes(complete)
+    return complete.decode()
+
+
+def _finished_files(out: Path, model: str) -> set[str]:  # Table; key of the model
+    "The files that the table already has. Raises `StudyError` if another model wrote it."
+    text = _remove_incomplete_line(out)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows:
         return set()
-    if not content.endswith(b'\n'):
-        content = content[: content.rfind(b'\n') + 1]
-        out.write_bytes(content)
-    rows = list(csv.DictReader(io.StringIO(content.decode())))
-    if rows and (set(rows[0]) != set(_COLUMNS) or {r['model'] for r in rows} != {model}):
+    models = {row['model'] for row in rows if 'model' in row}
+    if set(rows[0]) != set(_COLUMNS) or models != {model}:
         raise StudyError(
-            f"{out} was written by another model or program. Name another file with --out, or delete it."
+            f"{out} was written by another model or program. "
+            "Name another file with --out, or delete it."
         )
-    return {r['file'] for r in rows}
+    return {row['file'] for row in rows}
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #033e73ee
-def _append_to(out):
-    "The csv file opened for more rows, and its writer; the header is written if it is new"
+def _open_table(out: Path) -> tuple[TextIO, csv.DictWriter]:
+    "The csv file, opened to append rows, and its writer. A new file begins with the names of the columns."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sink = open(out, 'a', newline='')
-    except OSError as e:
-        raise write_error(out, e) from e
-    writer = csv.DictWriter(sink, _COLUMNS, lineterminator='\n')
-    if not sink.tell():
+        file = open(out, 'a', newline='')
+    except OSError as error:
+        raise write_error(out, error) from error
+    writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
+    if file.tell() == 0:
         writer.writeheader()
-    return sink, writer
+    return file, writer
 
 
-def predict_files(
-    paths,
-    out,  # Files and folders; csv file to write
-    predictor: Predictor,
-    workers: int = None,  # Threads; None: one a core
-    also=None,
-    say=print,
-    **how,
-) -> dict:  # Called with path and answer; told the result; see `Predictor`
-    "Predict every picture and write a row each; continues where it was interrupted; returns dict(done, failed, before)"
+def _write_rows(rows, total: int, file: TextIO, writer: csv.DictWriter) -> int:
+    "Write each row as soon as it is known, with a progress bar. Returns how many hold an error."
     from tqdm import tqdm
 
-    out, files = Path(out), _files_in(paths)
-    before = _done_before(out, predictor.bundle.sha256[:16])
-    todo = [f for f in files if str(f) not in before]
     failed = 0
-    sink, writer = _append_to(out)
-    with sink, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        rows = pool.map(lambda f: _row_of(predictor, f, also, **how), todo)
+    for row in tqdm(rows, total=total, unit='image', disable=None):
+        writer.writerow(row)
+        file.flush()
+        if 'error' in row:
+            failed += 1
+    return failed
+
+# %% ../../nbs/lib/serve/02_predictor.ipynb #05c7339a
+def predict_files(
+    paths: list,  # Files and folders
+    out: Path | str,  # Table to write, csv
+    predictor: Predictor,
+    workers: int | None = None,  # Threads; None: one a core
+    on_answer: Callable | None = None,  # Called with path and answer, for example to write a report
+    say: Callable = print,  # Called with a summary
+    **options,  # `point` and `prevalence` of `Predictor`
+) -> dict:  # Number of files that are done, failed, and done before
+    "Predict image files and write a row for each; continue a table that was interrupted"
+    out = Path(out)
+    files = _image_files(paths)
+    finished = _finished_files(out, _model_key(predictor))
+    remaining = [path for path in files if str(path) not in finished]
+    row_of = functools.partial(_row_of, predictor=predictor, on_answer=on_answer, options=options)
+    file, writer = _open_table(out)
+    with file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        rows = pool.map(row_of, remaining)
         try:
-            for row in tqdm(rows, total=len(todo), unit='image', disable=None):
-                writer.writerow(row)
-                sink.flush()
-                failed += 'error' in row
+            failed = _write_rows(rows, len(remaining), file, writer)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    result = dict(done=len(todo) - failed, failed=failed, before=len(files) - len(todo))
-    say(
-        f"{result['done']} predicted, {failed} could not be read, {result['before']} done before: {out}"
-    )
-    return result
+    before = len(files) - len(remaining)
+    done = len(remaining) - failed
+    say(f"{done} predicted, {failed} could not be read, {before} done before: {out}")
+    return dict(done=done, failed=failed, before=before)
