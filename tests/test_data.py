@@ -1,4 +1,4 @@
-"""Data sets, caches, splits and the audit: what a user does wrong, what a machine does wrong, and what a publisher did wrong."""
+"""Data sets, caches, splits and the audit: mistakes of users, failures of machines, and faults in published data."""
 
 import errno
 import hashlib
@@ -48,10 +48,10 @@ def real(name, monkeypatch=None):
     try:
         return load_dataset(name)
     except MissingData:
-        pytest.skip(f"{name} is not at hand: set CXR_DATA to a folder that holds it")
+        pytest.skip(f"{name} is not available: set CXR_DATA to a folder that holds it")
 
 
-def picture(path, seed=0, size=40):
+def write_image(path, seed=0, size=40):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size), np.uint8)).save(path)
     return path
@@ -61,11 +61,13 @@ def folder(root, n=6, splits=('',), classes=('NORMAL', 'PNEUMONIA')):
     for s, split in enumerate(splits):
         for c, name in enumerate(classes):
             for i in range(n):
-                picture(root / split / name / f'{split}{name}{i}.png', seed=100 * s + 10 * c + i)
+                write_image(
+                    root / split / name / f'{split}{name}{i}.png', seed=100 * s + 10 * c + i
+                )
     return root
 
 
-# --- One's own folder ---
+# --- A folder of your own ---
 
 
 def test_two_class_folders_are_split_into_three_parts(tmp_path):
@@ -86,7 +88,7 @@ def test_own_splits_are_kept_less_copies(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'spoil,said',
+    'spoil,message',
     [
         (lambda f: shutil.rmtree(f / 'NORMAL') or (f / 'NORMAL').mkdir(), 'NORMAL holds no image'),
         (
@@ -94,7 +96,7 @@ def test_own_splits_are_kept_less_copies(tmp_path):
             "The classes are COVID and PNEUMONIA. Say which one is positive: --positive",
         ),
         (lambda f: shutil.rmtree(f / 'NORMAL'), 'Two classes are needed'),
-        (lambda f: picture(f / 'TUBERCULOSIS' / 'a.png'), "'TUBERCULOSIS' is neither"),
+        (lambda f: write_image(f / 'TUBERCULOSIS' / 'a.png'), "'TUBERCULOSIS' is neither"),
         (
             lambda f: [shutil.rmtree(f / c) for c in ('NORMAL', 'PNEUMONIA')],
             'neither two class folders',
@@ -124,58 +126,77 @@ def test_own_splits_are_kept_less_copies(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said_before_anything_is_decoded(tmp_path, spoil, said):
+def test_errors_in_a_folder_are_found_before_anything_is_decoded(tmp_path, spoil, message):
     own = folder(tmp_path / 'own', 2)
     spoil(own)
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(StudyError, match=message):
         load_dataset(own)
 
 
 @pytest.mark.parametrize(
-    'spoil,said',
+    'name,meant',
+    [
+        ('PneumoniaMNIST ', 'pneumoniamnist'),
+        ('chestxray', 'chest_xray'),
+        ('phantoms', 'phantom'),
+        ('nih-chestxray14', 'nih_chestxray14'),
+        ('rnsa', 'rsna'),
+        ('Auto', 'auto'),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(name, meant):
+    with pytest.raises(DataError, match=f"Did you mean '{meant}'"):
+        load_dataset(name)
+
+
+def test_a_path_that_does_not_exist_gets_no_suggestion(tmp_path):
+    with pytest.raises(DataError, match='nor the path of a folder or csv file.$'):
+        load_dataset(tmp_path / 'lost')
+
+
+@pytest.mark.parametrize(
+    'spoil,message',
     [
         (lambda f: f.write_text('hello'), 'neither JPEG nor PNG'),
         (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
         (lambda f: f.write_bytes(b''), 'empty'),
     ],
 )
-def test_a_file_that_is_no_image_is_named_and_nothing_is_left(tmp_path, spoil, said):
+def test_a_file_that_is_not_an_image_is_named_and_nothing_is_left(tmp_path, spoil, message):
     own = folder(tmp_path / 'own', 3)
     spoil(own / 'PNEUMONIA' / 'PNEUMONIA1.png')
-    with pytest.raises(DataError, match=f'PNEUMONIA/PNEUMONIA1.png: .*{said}'):
+    with pytest.raises(DataError, match=f'PNEUMONIA/PNEUMONIA1.png: .*{message}'):
         decoded(load_dataset(own), SPEC)
     assert [p.name for p in (tmp_path / 'cache').iterdir() if not p.name.endswith('.lock')] == []
 
 
-def test_names_that_do_not_speak_for_themselves(tmp_path):
+def test_other_class_names_need_the_positive_one(tmp_path):
     own = folder(tmp_path / 'own', 2, classes=('krank', 'gesund'))
     with pytest.raises(
         DataError, match="gesund and krank. Say which one is positive: --positive NAME"
     ):
         load_dataset(own)
-    assert load_dataset(own, 'krank').table.groupby(
-        lambda i: load_dataset(own, 'krank').table.image_id[i].split('/')[0]
-    ).label.mean().to_dict() == dict(gesund=0, krank=1)
+    table = load_dataset(own, 'krank').table
+    class_folder = table.image_id.str.split('/').str[0]
+    assert table.groupby(class_folder).label.mean().to_dict() == dict(gesund=0, krank=1)
 
 
 def test_csv_with_patients_and_split(tmp_path):
     for i in range(4):
-        picture(tmp_path / 'x' / f'{i}.png', i)
+        write_image(tmp_path / 'x' / f'{i}.png', i)
     (tmp_path / 'x' / 'list.csv').write_text(
         'file,label,patient,split,age\n0.png,NORMAL,007,train,4\n1.png,PNEUMONIA,007,train,4\n2.png,NORMAL,8,val,5\n3.png,PNEUMONIA,,test,6\n'
     )
     table = load_dataset(tmp_path / 'x' / 'list.csv').table
-    assert (
-        list(table.patient_id) == ['007', '007', '8', '3.png']
-        and list(table.official) == ['train', 'train', 'val', 'test']
-        and list(table.age) == [4, 4, 5, 6]
-    )
+    assert list(table.patient_id) == ['007', '007', '8', '3.png']
+    assert list(table.official) == ['train', 'train', 'val', 'test']
+    assert list(table.age) == [4, 4, 5, 6]
 
 
 def test_nih_official_test_list(tmp_path):
     names = [f'0000000{i}_00{j}.png' for i in range(1, 4) for j in range(2)]
     for k, n in enumerate(names):
-        picture(tmp_path / 'nih' / f'images_00{k % 2 + 1}' / 'images' / n, k)
+        write_image(tmp_path / 'nih' / f'images_00{k % 2 + 1}' / 'images' / n, k)
     pd.DataFrame(
         {
             'Image Index': names,
@@ -198,12 +219,11 @@ def test_nih_official_test_list(tmp_path):
     ).to_csv(tmp_path / 'nih' / 'Data_Entry_2017.csv', index=False)
     (tmp_path / 'nih' / 'test_list.txt').write_text('\n'.join(names[4:]))
     got = load_dataset(tmp_path / 'nih')
-    assert got.name == 'nih_chestxray14' and got.provenance['left_out'] == {'other findings': 1}
-    assert (
-        list(got.table.label) == [0, 1, 0, 1, 0]
-        and list(got.table.official) == ['train'] * 4 + ['test']
-        and got.table.patient_id.nunique() == 3
-    )
+    assert got.name == 'nih_chestxray14'
+    assert got.provenance['left_out'] == {'other findings': 1}
+    assert list(got.table.label) == [0, 1, 0, 1, 0]
+    assert list(got.table.official) == ['train'] * 4 + ['test']
+    assert got.table.patient_id.nunique() == 3
     assert decoded(got, SPEC)[0].shape == (5, 32, 32)
 
 
@@ -228,8 +248,8 @@ class Publisher(http.server.BaseHTTPRequestHandler):
         half = len(whole) // 2
         self.wfile.write(whole[:half])
         time.sleep(self.slow)
+        self.sent.append(len(whole))  # Before the client can see the end
         self.wfile.write(whole[half:])
-        self.sent.append(len(whole))
 
     def log_message(self, *args):
         pass
@@ -237,12 +257,10 @@ class Publisher(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def publisher():
-    Publisher.content, Publisher.cut, Publisher.slow, Publisher.sent = (
-        os.urandom(300_000),
-        None,
-        0,
-        [],
-    )
+    Publisher.content = os.urandom(300_000)
+    Publisher.cut = None
+    Publisher.slow = 0
+    Publisher.sent = []
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Publisher)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/file'
@@ -254,7 +272,8 @@ def left_in(folder):
 
 
 def test_a_download_that_was_cut_off_leaves_nothing_and_starts_again(tmp_path, publisher):
-    Publisher.cut, md5 = 100_000, hashlib.md5(Publisher.content).hexdigest()
+    Publisher.cut = 100_000
+    md5 = hashlib.md5(Publisher.content).hexdigest()
     with pytest.raises(OSError):
         data._download(publisher, tmp_path / 'd' / 'file', md5)
     assert left_in(tmp_path / 'd') == []
@@ -271,11 +290,9 @@ _download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
 
 
 def test_a_download_that_was_killed_starts_again_without_what_it_left(tmp_path, publisher):
-    Publisher.slow, md5, path = (
-        60,
-        hashlib.md5(Publisher.content).hexdigest(),
-        tmp_path / 'd' / 'file',
-    )
+    Publisher.slow = 60
+    md5 = hashlib.md5(Publisher.content).hexdigest()
+    path = tmp_path / 'd' / 'file'
     killed = subprocess.Popen(
         [sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL
     )
@@ -285,32 +302,27 @@ def test_a_download_that_was_killed_starts_again_without_what_it_left(tmp_path, 
     killed.wait()
     assert left_in(tmp_path / 'd') == ['file.part']
     Publisher.slow = 0
-    assert data._download(publisher, path, md5).read_bytes() == Publisher.content and left_in(
-        tmp_path / 'd'
-    ) == ['file']
+    assert data._download(publisher, path, md5).read_bytes() == Publisher.content
+    assert left_in(tmp_path / 'd') == ['file']
 
 
 def test_two_processes_download_a_file_once(tmp_path, publisher):
-    Publisher.slow, md5, path = (
-        1,
-        hashlib.md5(Publisher.content).hexdigest(),
-        tmp_path / 'd' / 'file',
-    )
+    Publisher.slow = 1
+    md5 = hashlib.md5(Publisher.content).hexdigest()
+    path = tmp_path / 'd' / 'file'
     both = [
         subprocess.Popen(
             [sys.executable, '-c', DOWNLOAD, publisher, path, md5], stderr=subprocess.DEVNULL
         )
         for _ in range(2)
     ]
-    assert (
-        [p.wait(timeout=60) for p in both] == [0, 0]
-        and path.read_bytes() == Publisher.content
-        and len(Publisher.sent) == 1
-    )
+    assert [p.wait(timeout=60) for p in both] == [0, 0]
+    assert path.read_bytes() == Publisher.content
+    assert len(Publisher.sent) == 1
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_is_left(tmp_path, publisher):
-    with pytest.raises(DataError, match='has not the MD5'):
+def test_a_wrong_checksum_is_rejected_and_nothing_is_left(tmp_path, publisher):
+    with pytest.raises(DataError, match='does not have the MD5'):
         data._download(publisher, tmp_path / 'd' / 'file', '0' * 32)
     assert left_in(tmp_path / 'd') == []
 
@@ -323,12 +335,12 @@ def test_no_network_and_no_data_fails_quickly_with_places_and_ways(tmp_path, mon
     with pytest.raises(MissingData) as missing:
         load_dataset('pneumoniamnist')
     assert time.time() - start < 5
-    assert str(tmp_path / 'none') in str(missing.value) and all(
-        f'\n  {k}. ' in str(missing.value) for k in (1, 2, 3)
-    )
+    message = str(missing.value)
+    assert str(tmp_path / 'none') in message
+    assert all(f'\n  {way}. ' in message for way in (1, 2, 3))
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+def test_a_server_that_never_answers_is_abandoned(tmp_path, monkeypatch):
     import socket
 
     monkeypatch.setattr(data, '_PATIENCE', 1)
@@ -341,7 +353,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         assert time.time() - start < 3 and left_in(tmp_path) == []
 
 
-def test_auto_says_loudly_that_it_takes_phantoms(tmp_path, monkeypatch, capsys):
+def test_auto_warns_that_it_takes_phantoms(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('CXR_DATA', str(tmp_path))
     monkeypatch.setitem(data.PNEUMONIAMNIST, 'url', 'http://127.0.0.1:9/x')
     assert load_dataset('auto').synthetic and 'SYNTHETIC' in capsys.readouterr().out
@@ -371,29 +383,38 @@ cache.decoded(p, Preprocess(32))
 """
 
 
+def wait_for_index_lines(cache_folder, lines):
+    "Wait until the index of the partial cache in a folder has so many lines"
+    while True:
+        index = next(cache_folder.glob('*.part/index.csv'), None)
+        if index and index.read_text().count('\n') >= lines:
+            return
+        time.sleep(0.02)
+
+
 def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     build = subprocess.Popen(
         [sys.executable, '-c', BUILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     build.stdout.readline()
-    part = lambda: next((tmp_path / 'cache').glob('*.part/index.csv'), None)
-    while not part() or part().read_text().count('\n') < 60:
-        time.sleep(0.02)
+    wait_for_index_lines(tmp_path / 'cache', 60)
     build.send_signal(signal.SIGKILL)
     build.wait()
-    p = phantom(images=600)
-    before = cache.images_done(part().parent, (600, 32, 32))
+    part = next((tmp_path / 'cache').glob('*.part'))
+    before = cache.images_done(part, (600, 32, 32))
     assert 50 <= before < 600
-    drawn, draw = [], p.source
+    p = phantom(images=600)
+    draw = p.source
+    drawn = []
     p.source = lambda i: drawn.append(i) or draw(i)
     images, index, _ = decoded(p, SPEC)
-    assert min(drawn) == before and len(drawn) == 600 - before
-    assert all((images[i] == SPEC(draw(i))).all() for i in range(0, 600, 37)) and list(
-        index.image_id
-    ) == list(p.table.image_id)
+    assert min(drawn) == before
+    assert len(drawn) == 600 - before
+    assert all((images[i] == SPEC(draw(i))).all() for i in range(0, 600, 37))
+    assert list(index.image_id) == list(p.table.image_id)
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_nothing_is_left(tmp_path, monkeypatch):
     fill = cache.fill
 
     def full(*args):
@@ -417,11 +438,10 @@ decoded(phantom(images=400), Preprocess(32))
 """
 
 
-def test_a_write_that_the_system_refuses_half_way(tmp_path):
+def test_a_write_that_fails_half_way(tmp_path):
     done = subprocess.run([sys.executable, '-c', LIMITED], capture_output=True, text=True)
-    assert 'StudyError: Cannot write' in done.stderr and not list(
-        (tmp_path / 'cache').glob('*.part')
-    )
+    assert 'StudyError: Cannot write' in done.stderr
+    assert not list((tmp_path / 'cache').glob('*.part'))
 
 
 def test_two_processes_build_once(tmp_path):
@@ -444,7 +464,7 @@ def test_another_file_or_size_is_another_cache(tmp_path):
         for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))
     }
     assert cache.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
-    picture(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
+    write_image(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
     paths.add(cache.cache_path(load_dataset(own), SPEC))
     assert len(paths) == 4
 
@@ -461,21 +481,19 @@ def test_folds_are_disjoint_by_patient_and_copy_over_many_random_sets():
         hashes = [hashlib.sha256(str(h).encode()).hexdigest() for h in rng.integers(0, 1000, 200)]
         table, _ = make_split(p, hashes, fold=seed % 3, val_folds=3, seed=seed)
         used = table[table.split != '']
-        assert (
-            used.groupby('patient_id').split.nunique().max() == 1
-            and used.groupby('image_hash').split.nunique().max() == 1
-        )
+        assert used.groupby('patient_id').split.nunique().max() == 1
+        assert used.groupby('image_hash').split.nunique().max() == 1
         if seed % 2:
             assert (table.split == 'test').equals(table.official == 'test')
 
 
-def test_open_data_refuses_a_leak(tmp_path):
+def test_open_data_rejects_a_leak(tmp_path):
     run = leaky_run(tmp_path)
     open_data(run)
     table = run.read('split.csv')
-    table.loc[table.index[table.split == 'train'][0], 'patient_id'] = table.patient_id[
-        table.split == 'test'
-    ].iloc[0]
+    first_in_train = table.index[table.split == 'train'][0]
+    test_patients = table.patient_id[table.split == 'test']
+    table.loc[first_in_train, 'patient_id'] = test_patients.iloc[0]
     run.begin('01_data')
     run.write('split.csv', table)
     run.write('data.json', run.facts)
@@ -485,7 +503,8 @@ def test_open_data_refuses_a_leak(tmp_path):
 
 
 def leaky_run(tmp_path):
-    p, run = phantom(images=100), Run(tmp_path / 'run').begin('01_data')
+    p = phantom(images=100)
+    run = Run(tmp_path / 'run').begin('01_data')
     _, index, meta = decoded(p, SPEC)
     table, tolerated = make_split(p, index.sha256)
     run.facts = dict(
@@ -599,7 +618,7 @@ def test_second_start_takes_less_than_two_seconds():
 
 
 def test_interval_of_the_auc_covers():
-    "Cluster bootstrap: patients with two correlated images; the true AUC of two normals one deviation apart is Phi(1/sqrt 2)"
+    "Cluster bootstrap of patients with two correlated images; two normals one deviation apart have AUC Phi(1/sqrt 2)"
     truth, hits = 0.7602, 0
     for seed in range(100):
         rng = np.random.default_rng(seed)

@@ -8,15 +8,18 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/cache.html.md"""
 __all__ = ['cache_path', 'images_done', 'fill', 'build_cache', 'open_cache', 'decoded', 'batches']
 
 # %% ../../nbs/lib/data/06_cache.ipynb #d877cee3
+import functools
 import io
 import json
 import mmap
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -30,14 +33,25 @@ from cxr_study.core.run import (
     write_error,
 )
 from .formats import ImageError, read_bytes
-from .sets import DataError
+from .images import Preprocess
+from .sets import DataError, ImageSet
 
 # %% ../../nbs/lib/data/06_cache.ipynb #9e04665c
-def cache_path(image_set, spec, cache=None):  # Folder of caches; `cache_folder()` if not given
+_CACHE_FORMAT = 2  # Another number makes all older caches stale
+
+
+def cache_path(
+    image_set: ImageSet,
+    spec: Preprocess,
+    cache: Path | None = None,  # Folder of caches; None: `cache_folder()`
+) -> Path:
     "Folder of the decoded images; standardisation does not change the pixels, so it is not in the name"
-    pixels = {k: v for k, v in spec.to_dict().items() if k != 'standardise'}
-    key = digest([2, image_set.name, image_set.files_key, list(image_set.table.image_id), pixels])
-    return (cache or cache_folder()) / f"{image_set.name}-{spec.size}px-{key}"
+    pixels = spec.to_dict()
+    del pixels['standardise']
+    ids = list(image_set.table.image_id)
+    key = digest([_CACHE_FORMAT, image_set.name, image_set.files_key, ids, pixels])
+    folder = cache or cache_folder()
+    return folder / f"{image_set.name}-{spec.size}px-{key}"
 
 # %% ../../nbs/lib/data/06_cache.ipynb #4bc84542
 def _read_image(image_set, spec, i):
@@ -46,127 +60,191 @@ def _read_image(image_set, spec, i):
         source = image_set.source(i)
         if isinstance(source, Path):
             source = read_bytes(source)
-        content = source if isinstance(source, bytes) else np.ascontiguousarray(source).data
+        if isinstance(source, bytes):
+            content = source
+        else:
+            content = np.ascontiguousarray(source).data
         return spec(source), sha256(content)
-    except ImageError as e:
-        return e
+    except ImageError as error:
+        return error
 
 # %% ../../nbs/lib/data/06_cache.ipynb #795b73b9
 def _npy_header(shape):
-    "The first bytes of an uint8 array file of this shape"
+    "The first bytes of a uint8 array file of this shape"
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, dict(descr='|u1', fortran_order=False, shape=tuple(shape))
-    )
+    layout = dict(descr='|u1', fortran_order=False, shape=tuple(shape))
+    np.lib.format.write_array_header_1_0(buffer, layout)
     return buffer.getvalue()
 
-# %% ../../nbs/lib/data/06_cache.ipynb #b172816c
-def images_done(part, shape):
-    "How many images a partial cache holds for certain; both of its files are cut to that"
-    header, index, pixels = _npy_header(shape), part / 'index.csv', part / 'images.npy'
-    image_bytes = shape[1] * shape[2]
-    part.mkdir(parents=True, exist_ok=True)
+# %% ../../nbs/lib/data/06_cache.ipynb #4218f7fa
+_INDEX_HEADER = b'image_id,sha256\n'
+
+
+def _index_lines(index):
+    "(lines of a partial index, number of complete lines without the header)"
     lines = index.read_bytes().splitlines(keepends=True) if index.exists() else []
-    whole = sum(line.endswith(b'\n') for line in lines)
-    stored = (pixels.stat().st_size - len(header)) // image_bytes if pixels.exists() else 0
-    done = max(0, min(whole - 1, stored))
-    if not done:
-        index.write_bytes(b'image_id,sha256\n')
+    complete = sum(line.endswith(b'\n') for line in lines)
+    return lines, complete - 1
+
+
+def _images_stored(pixels, shape):
+    "Number of images whose pixels are complete in a partial array file"
+    if not pixels.exists():
+        return 0
+    _, height, width = shape
+    pixel_bytes = pixels.stat().st_size - len(_npy_header(shape))
+    return pixel_bytes // (height * width)
+
+# %% ../../nbs/lib/data/06_cache.ipynb #b172816c
+def images_done(
+    part: Path,  # Folder of a partial cache; made if it is not there
+    shape: tuple,  # Of the finished array: (images, height, width)
+) -> int:
+    "How many images a partial cache holds for certain; cuts both of its files to these"
+    index = part / 'index.csv'
+    pixels = part / 'images.npy'
+    header = _npy_header(shape)
+    part.mkdir(parents=True, exist_ok=True)
+    lines, indexed = _index_lines(index)
+    done = min(indexed, _images_stored(pixels, shape))
+    if done <= 0:
+        index.write_bytes(_INDEX_HEADER)
         pixels.write_bytes(header)
         return 0
     index.write_bytes(b''.join(lines[: done + 1]))
-    os.truncate(pixels, len(header) + done * image_bytes)
+    _, height, width = shape
+    os.truncate(pixels, len(header) + done * height * width)
     return done
 
 # %% ../../nbs/lib/data/06_cache.ipynb #b1f68582
+_MOST_NAMED = 5  # Bad files that an error names
+
+
 def _check_images(ids, results):
-    "`DataError` that names the images that cannot be used"
-    bad = [f"{i}: {result}" for i, result in zip(ids, results) if isinstance(result, ImageError)]
-    if not bad:
-        return
-    raise DataError(
-        f"{len(bad)} of {len(results)} images just read cannot be used:\n  "
-        + '\n  '.join(bad[:5])
-        + "\nReplace these files or take them out of the data set."
-    )
+    "Raise a `DataError` that names the images that cannot be used"
+    bad = []
+    for image_id, result in zip(ids, results):
+        if isinstance(result, ImageError):
+            bad.append(f"{image_id}: {result}")
+    if bad:
+        named = '\n  '.join(bad[:_MOST_NAMED])
+        raise DataError(
+            f"{len(bad)} of {len(results)} images just read cannot be used:\n  {named}\n"
+            "Replace these files or take them out of the data set."
+        )
 
 
-def fill(image_set, spec, part, chunk=256, workers=None):
-    "Decode the images that a partial cache lacks, in threads, a chunk at a time"
-    n, ids = len(image_set), list(image_set.table.image_id)
-    done = images_done(part, (n, spec.size, spec.size))
-    bar = tqdm(
-        total=n,
+def _append(part, ids, results):
+    "Append decoded images to both files of a partial cache, the pixels first"
+    with open(part / 'images.npy', 'ab') as pixels:
+        for image, _ in results:
+            pixels.write(image.tobytes())
+    with open(part / 'index.csv', 'a') as index:
+        for image_id, (_, source_sha256) in zip(ids, results):
+            index.write(f"{json.dumps(image_id)},{source_sha256}\n")
+
+# %% ../../nbs/lib/data/06_cache.ipynb #7e7db0bc
+_QUIET_BELOW = 1000  # Smaller data sets show no progress bar
+
+
+def _progress(image_set, done):
+    "A progress bar that starts at `done`"
+    return tqdm(
+        total=len(image_set),
         initial=done,
         desc=f"decoding {image_set.name}",
         unit="img",
         mininterval=1,
-        disable=n < 1000,
+        disable=len(image_set) < _QUIET_BELOW,
     )
+
+
+def fill(
+    image_set: ImageSet,
+    spec: Preprocess,
+    part: Path,  # Folder of the partial cache
+    chunk: int = 256,  # Images that are decoded before they are written
+    workers: int | None = None,  # Threads; None: as many as processors
+) -> None:
+    "Decode the images that a partial cache lacks. Raises a `DataError` that names bad files"
+    ids = list(image_set.table.image_id)
+    n = len(image_set)
+    done = images_done(part, (n, spec.size, spec.size))
+    read = functools.partial(_read_image, image_set, spec)
     threads = ThreadPoolExecutor(workers or os.cpu_count())
-    with (
-        open(part / 'images.npy', 'ab') as pixels,
-        open(part / 'index.csv', 'a') as index,
-        threads as pool,
-        bar,
-    ):
+    with threads, _progress(image_set, done) as bar:
         for start in range(done, n, chunk):
             rows = range(start, min(start + chunk, n))
-            results = list(pool.map(lambda i: _read_image(image_set, spec, i), rows))
-            _check_images([ids[i] for i in rows], results)
-            pixels.write(b''.join(x.tobytes() for x, _ in results))
-            pixels.flush()
-            index.write(
-                ''.join(f"{json.dumps(ids[i])},{source}\n" for i, (_, source) in zip(rows, results))
-            )
-            index.flush()
+            results = list(threads.map(read, rows))
+            chunk_ids = [ids[i] for i in rows]
+            _check_images(chunk_ids, results)
+            _append(part, chunk_ids, results)
             bar.update(len(rows))
 
 # %% ../../nbs/lib/data/06_cache.ipynb #fb71d809
-def build_cache(image_set, spec, folder):
+def _finish(image_set, spec, part, folder):
+    "Write `meta.json` of a complete cache and give the folder its final name"
+    meta = dict(
+        dataset=image_set.name,
+        shape=[len(image_set), spec.size, spec.size],
+        spec=spec.to_dict(),
+        images_sha256=sha256(part / 'images.npy'),
+        index_sha256=sha256(part / 'index.csv'),
+    )
+    (part / 'meta.json').write_text(to_json(meta))
+    os.replace(part, folder)
+
+
+def build_cache(image_set: ImageSet, spec: Preprocess, folder: Path) -> None:
     "Decode a whole data set into `folder`; resumes a build that was killed"
     part = folder.with_name(f"{folder.name}.part")
     try:
         fill(image_set, spec, part)
-        meta = dict(
-            dataset=image_set.name,
-            shape=[len(image_set), spec.size, spec.size],
-            spec=spec.to_dict(),
-            images_sha256=sha256(part / 'images.npy'),
-            index_sha256=sha256(part / 'index.csv'),
-        )
-        (part / 'meta.json').write_text(to_json(meta))
-        os.replace(part, folder)
-    except (StudyError, OSError) as e:
+        _finish(image_set, spec, part, folder)
+    except StudyError:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(e, StudyError):
-            raise
-        raise write_error(folder, e) from e
+        raise
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise write_error(folder, error) from error
 
 # %% ../../nbs/lib/data/06_cache.ipynb #dfdfd982
-def open_cache(folder, verify=True):  # Cache folder; compare the checksums?
-    "(images as a read-only memory map, index, meta); `DataError` if they are not what was written"
+def _check_files(folder, meta):
+    "Raise `DataError` if a file of the cache is not what was written"
+    changed = []
+    for name, key in {'images.npy': 'images_sha256', 'index.csv': 'index_sha256'}.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != meta[key]:
+            changed.append(name)
+    if changed:
+        raise DataError(
+            f"{' and '.join(changed)} in {folder} changed since the images were decoded. "
+            "Delete this folder; it is then made again."
+        )
+
+
+def open_cache(
+    folder: Path,
+) -> tuple[np.memmap, pd.DataFrame, dict]:
+    "(images as a read-only memory map, index, meta). Raises `DataError` if they are not what was written"
     try:
         meta = json.loads((folder / 'meta.json').read_text())
     except (OSError, ValueError):
         raise DataError(
             f"There is no cache of decoded images at {folder}. Run the notebook 01_data again."
         ) from None
-    wrong = []
-    for name, key in {'images.npy': 'images_sha256', 'index.csv': 'index_sha256'}.items():
-        if verify and not ((folder / name).is_file() and sha256(folder / name) == meta[key]):
-            wrong.append(name)
-    if wrong:
-        raise DataError(
-            f"{' and '.join(wrong)} in {folder} changed since the images were decoded. "
-            "Delete this folder; it is then made again."
-        )
+    _check_files(folder, meta)
     index = read_table(folder / 'index.csv', dict(image_id=str, sha256=str))
-    return np.load(folder / 'images.npy', mmap_mode='r'), index, meta
+    images = np.load(folder / 'images.npy', mmap_mode='r')
+    return images, index, meta
 
 # %% ../../nbs/lib/data/06_cache.ipynb #fd97bdcb
-def decoded(image_set, spec, cache=None):
-    "Open the cache of a data set, building it first if it is not there; only one process builds"
+def decoded(
+    image_set: ImageSet,
+    spec: Preprocess,
+    cache: Path | None = None,  # Folder of caches; None: `cache_folder()`
+) -> tuple[np.memmap, pd.DataFrame, dict]:
+    "(images, index, meta) of the cache of a data set, built first if need be; only one process builds it"
     folder = cache_path(image_set, spec, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -175,9 +253,13 @@ def decoded(image_set, spec, cache=None):
     return open_cache(folder)
 
 # %% ../../nbs/lib/data/06_cache.ipynb #872b52ce
-def batches(images, size=256):  # Memory map or array; images a batch
-    "(first row, copy of the batch) over all images; a memory map's pages are given back after each batch"
+def batches(
+    images: np.ndarray,  # A memory map or an array
+    size: int = 256,  # Images a batch
+) -> Iterator[tuple[int, np.ndarray]]:
+    "(first row, copy of the batch) over all images"
+    can_release = isinstance(images, np.memmap) and hasattr(images._mmap, 'madvise')
     for start in range(0, len(images), size):
         yield start, np.array(images[start : start + size])
-        if isinstance(images, np.memmap) and hasattr(images._mmap, 'madvise'):
+        if can_release:
             images._mmap.madvise(mmap.MADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""The errors of a picture, the largest one that is accepted, and its format, before anything is decoded.
+"""The errors for unusable images, the largest image that is accepted, and the format of a file; nothing is decoded.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/data/formats.html.md"""
 
@@ -18,7 +18,7 @@ from ..core.run import StudyError
 
 # %% ../../nbs/lib/data/01_formats.ipynb #92018085
 class ImageError(StudyError):
-    "A picture that cannot be used; the message says why and what to do"
+    "An image that cannot be used; the message says why and what to do"
 
 
 class TooLarge(ImageError):
@@ -26,68 +26,75 @@ class TooLarge(ImageError):
 
 
 class UnsupportedFormat(ImageError):
-    "Neither JPEG nor PNG nor DICOM, or a kind of these that is not one grey picture"
+    "Not a JPEG, PNG or DICOM file, or a JPEG or PNG that does not hold a single greyscale image"
 
 
 class CorruptImage(ImageError):
-    "Truncated or damaged"
+    "A truncated or damaged file"
 
 
 class DicomRefused(ImageError):
-    "A DICOM object that is not one frontal grey radiograph"
+    "A DICOM object that is not a single frontal greyscale radiograph"
 
 # %% ../../nbs/lib/data/01_formats.ipynb #f2803797
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    "The largest picture that is accepted"
+    "The largest image that is accepted"
 
     max_bytes: int = 64 * 2**20  # Size of the file
     max_pixels: int = 40_000_000  # Width times height
 
-    def check_bytes(self, n: int):
-        "Raise `TooLarge` for a file of more bytes"
-        if n <= self.max_bytes:
-            return
-        raise TooLarge(
-            f"The file has {n:,} bytes; at most {self.max_bytes:,} are accepted. Send a smaller one."
-        )
+    def check_bytes(self, n: int) -> None:
+        "Raises `TooLarge` if `n` bytes are more than `max_bytes`"
+        if n > self.max_bytes:
+            raise TooLarge(
+                f"The file has {n:,} bytes; at most {self.max_bytes:,} are accepted. "
+                "Send a smaller one."
+            )
 
-    def check_pixels(self, width: int, height: int):
-        "Raise `TooLarge` for a picture of more pixels"
-        if width * height <= self.max_pixels:
-            return
-        raise TooLarge(
-            f"The picture has {width:,} x {height:,} pixels; "
-            f"at most {self.max_pixels:,} are accepted. Scale it down first."
-        )
+    def check_pixels(self, width: int, height: int) -> None:
+        "Raises `TooLarge` if an image has more pixels than `max_pixels`"
+        if width * height > self.max_pixels:
+            raise TooLarge(
+                f"The image has {width:,} x {height:,} pixels; "
+                f"at most {self.max_pixels:,} are accepted. Scale it down first."
+            )
 
 # %% ../../nbs/lib/data/01_formats.ipynb #3423d4a4
 def read_bytes(
     source: Path | str | bytes,  # A file, or its content
     limits: Limits = Limits(),
 ) -> bytes:
-    "The content of a file, or the bytes themselves; `TooLarge` or `ImageError` if it cannot be read"
+    "The content of a file. Raises `TooLarge`, or `ImageError` if the file cannot be read"
     if isinstance(source, (bytes, bytearray, memoryview)):
         limits.check_bytes(len(source))
         return bytes(source)
+    path = Path(source)
     try:
-        limits.check_bytes(Path(source).stat().st_size)
-        return Path(source).read_bytes()
-    except OSError as e:
-        raise ImageError(f"The file cannot be read: {e.strerror}.") from None
+        size = path.stat().st_size
+        limits.check_bytes(size)
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"The file cannot be read: {error.strerror}.") from None
+
+# %% ../../nbs/lib/data/01_formats.ipynb #fd93f1cc
+_JPEG_START = b'\xff\xd8\xff'
+_PNG_START = b'\x89PNG\r\n\x1a\n'
+_DICOM_PREAMBLE = 128  # Bytes before the letters DICM
+_BARE_DICOM_STARTS = (b'\x02\x00', b'\x08\x00', b'\x00\x08')  # Groups 0002 and 0008, no preamble
 
 # %% ../../nbs/lib/data/01_formats.ipynb #c203072f
 def sniff(content: bytes) -> str:
-    "`'JPEG'`, `'PNG'` or `'DICOM'` from the first bytes of a file, else an `ImageError`"
-    if content[:3] == b'\xff\xd8\xff':
+    "`'JPEG'`, `'PNG'` or `'DICOM'`, from the first bytes of a file. Raises an `ImageError` for anything else"
+    if content.startswith(_JPEG_START):
         return 'JPEG'
-    if content[:8] == b'\x89PNG\r\n\x1a\n':
+    if content.startswith(_PNG_START):
         return 'PNG'
-    if content[128:132] == b'DICM':
+    if content.startswith(b'DICM', _DICOM_PREAMBLE):
         return 'DICOM'
     if not content:
         raise CorruptImage("The file is empty.")
-    if content[:2] in (b'\x02\x00', b'\x08\x00', b'\x00\x08'):
+    if content.startswith(_BARE_DICOM_STARTS):
         raise DicomRefused(
             "This looks like DICOM without preamble and file meta information, so the encoding of its "
             "pixels is not known. Export it again as a DICOM Part 10 file."
@@ -96,14 +103,15 @@ def sniff(content: bytes) -> str:
 
 # %% ../../nbs/lib/data/01_formats.ipynb #9298b046
 def to_grey(
-    x,  # Numbers, any shape
-    low: float = None,  # Value that becomes black; None: the smallest
-    high: float = None,
-) -> np.ndarray:  # Value that becomes white; None: the largest
-    "uint8 grey levels: a linear scale from `low` to `high`, clipped and rounded; black if they are equal"
-    x = np.asarray(x, np.float32)
-    low = np.float32(x.min() if low is None else low)
-    high = np.float32(x.max() if high is None else high)
+    values: np.ndarray,  # Numbers of any shape
+    low: float | None = None,  # Value that becomes black; None: the smallest
+    high: float | None = None,  # Value that becomes white; None: the largest
+) -> np.ndarray:  # uint8, the same shape
+    "Grey levels on a linear scale from `low` to `high`, clipped and rounded; all black if the two are equal"
+    values = np.asarray(values, np.float32)
+    low = np.float32(values.min() if low is None else low)
+    high = np.float32(values.max() if high is None else high)
     if high <= low:
-        return np.zeros(x.shape, np.uint8)
-    return np.rint(np.clip((x - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+        return np.zeros(values.shape, np.uint8)
+    share = np.clip((values - low) / (high - low), 0, 1)
+    return np.rint(share * 255).astype(np.uint8)

@@ -8,153 +8,313 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/phantom.html.md"""
 __all__ = ['clouds', 'draw_phantom', 'phantom_table']
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #3522005b
+import dataclasses
+
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #181adf6b
-def _grid(n):
-    "Coordinates x (to the right) and y (downwards) of an n x n picture, both from -1 to 1"
-    line = (np.arange(n, dtype=np.float32) + 0.5) * 2 / n - 1
+def _grid(n):  # Side of the image, pixels
+    "Coordinates x (to the right) and y (downwards) of an n x n image, both from -1 to 1"
+    centres = np.arange(n, dtype=np.float32) + 0.5
+    line = centres * 2 / n - 1
     return line[None, :], line[:, None]
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #1abf585c
-def _ellipse(x, y, cx, cy, rx, ry, edge=0.1):
-    "1 inside the ellipse around (cx, cy), 0 outside, falling off over the relative width `edge`"
-    radius = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
-    return 1 / (1 + np.exp(np.clip((radius - 1) / (edge / 4), -30, 30)))
+_STEEPEST = 30  # Limit of the exponent, so that it cannot overflow
+
+
+def _soft_step(distance, width):
+    "1 where `distance` is negative, 0 where it is positive, falling over a few times `width`"
+    exponent = np.clip(distance / width, -_STEEPEST, _STEEPEST)
+    return 1 / (1 + np.exp(exponent))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ellipse:
+    "An ellipse with a soft edge"
+
+    cx: float  # Centre
+    cy: float
+    rx: float  # Half axes
+    ry: float
+    edge: float = 0.1  # Width of the edge, relative to the half axes
+
+    def draw(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # Coordinates from `_grid`
+        "1 inside the ellipse, 0 outside"
+        across = ((x - self.cx) / self.rx) ** 2
+        down = ((y - self.cy) / self.ry) ** 2
+        radius = np.sqrt(across + down)
+        return _soft_step(radius - 1, self.edge / 4)
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #9d2cd2f5
-def clouds(rng, n, cells):
+def clouds(
+    rng: np.random.Generator,
+    n: int,  # Side of the result, pixels
+    cells: int,  # Random numbers along a side; fewer give larger clouds
+) -> np.ndarray:  # float32 [n, n]
     "Smooth noise of mean 0 and deviation about 1: random numbers on a coarse mesh, interpolated"
-    coarse = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
+    numbers = rng.normal(size=(cells, cells)).astype(np.float32)
+    coarse = Image.fromarray(numbers)
     return np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC))
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #d2239c2a
+@dataclasses.dataclass(frozen=True)
+class _Anatomy:
+    "Proportions of one patient: lengths in half sides of the image, brightness as a share of white"
+
+    lung_x: float  # Distance of a lung's centre from the midline
+    lung_width: float  # Half width of a lung
+    lung_height: float  # Half height of a lung
+    lung_y: float  # Height of a lung's centre
+    heart_width: float  # Half width of the heart
+    heart_y: float  # Height of the heart's centre
+    rib_spacing: float  # From one rib to the next
+    rib_slope: float  # How much ribs bend
+    rib_brightness: float
+    spine_width: float
+    tissue_brightness: float
+    breast_brightness: float  # 0 without breast shadows
+
+
+_RANGES = dict(  # Of the fields of `_Anatomy`, in the order in which they are drawn
+    lung_x=(0.38, 0.44),
+    lung_width=(0.27, 0.33),
+    lung_height=(0.56, 0.68),
+    lung_y=(-0.12, 0.0),
+    heart_width=(0.24, 0.32),
+    heart_y=(0.22, 0.34),
+    rib_spacing=(0.19, 0.24),
+    rib_slope=(0.2, 0.4),
+    rib_brightness=(0.05, 0.1),
+    spine_width=(0.07, 0.1),
+    tissue_brightness=(0.55, 0.7),
+    breast_brightness=(0.0, 0.09),
+)
+
+
 def _anatomy(rng):
-    "Proportions of one patient, relative to half the picture"
-    u = rng.uniform
-    return dict(
-        lung_x=u(0.38, 0.44),
-        lung_w=u(0.27, 0.33),
-        lung_h=u(0.56, 0.68),
-        lung_y=u(-0.12, 0.0),
-        heart_r=u(0.24, 0.32),
-        heart_y=u(0.22, 0.34),
-        ribs=u(0.19, 0.24),
-        rib_slope=u(0.2, 0.4),
-        rib_light=u(0.05, 0.1),
-        spine=u(0.07, 0.1),
-        thick=u(0.55, 0.7),
-        breast=u(0.0, 0.09) * (u() < 0.5),
-    )
+    "Random proportions of one patient; half of the patients have breast shadows"
+    drawn = {name: rng.uniform(low, high) for name, (low, high) in _RANGES.items()}
+    anatomy = _Anatomy(**drawn)
+    has_breasts = rng.uniform() < 0.5
+    return anatomy if has_breasts else dataclasses.replace(anatomy, breast_brightness=0.0)
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #7a2b51e7
-def _lungs_of(a, x, y, lift):
-    "Left and right lung, with the dome of the diaphragm cut away; `lift` raises the diaphragm"
-    sides = []
-    for side in (-1, 1):
-        dome = a['lung_y'] + a['lung_h'] * 0.75 - lift + 0.5 * (x - side * a['lung_x']) ** 2 * 4
-        below = 1 / (1 + np.exp(np.clip((y - dome) / 0.015, -30, 30)))
-        sides.append(
-            _ellipse(x, y, side * a['lung_x'], a['lung_y'], a['lung_w'], a['lung_h']) * below
-        )
-    return sides
+_SIDES = (-1, 1)  # Left and right of the image
+_DOME_AT = 0.75  # Top of the diaphragm, in half heights of a lung below the lung's centre
+_DOME_CURVATURE = 2
+_DOME_EDGE = 0.015
+_AP_LIFT = 0.1  # By how much the diaphragm stands higher in AP views
+_AP_HEART = 0.15  # Share by which the heart is wider in AP views
+
+
+def _lung(anatomy, x, y, side, lift):
+    "One lung above the dome of the diaphragm, 0..1; `lift` raises the diaphragm"
+    cx = side * anatomy.lung_x
+    lung = _Ellipse(cx, anatomy.lung_y, anatomy.lung_width, anatomy.lung_height)
+    top_of_dome = anatomy.lung_y + anatomy.lung_height * _DOME_AT - lift
+    dome = top_of_dome + _DOME_CURVATURE * (x - cx) ** 2
+    above_dome = _soft_step(y - dome, _DOME_EDGE)
+    return lung.draw(x, y) * above_dome
+
+
+def _lungs(anatomy, x, y, is_ap):
+    "Both lungs as a mask, 0..1"
+    left, right = [_lung(anatomy, x, y, side, _AP_LIFT * is_ap) for side in _SIDES]
+    return np.clip(left + right, 0, 1)
+
+# %% ../../nbs/lib/data/04_phantom.ipynb #65d703ec
+def _heart(anatomy, x, y, is_ap):
+    "Brightness of the heart"
+    width = anatomy.heart_width * (1 + _AP_HEART * is_ap)
+    heart = _Ellipse(cx=0.12, cy=anatomy.heart_y, rx=width, ry=0.3, edge=0.25)
+    return 0.23 * heart.draw(x, y)
+
+
+def _spine(anatomy, x, y):
+    "Brightness of the spine: a bright band, with vertebrae as waves along it"
+    band = np.exp(-((x / (1.6 * anatomy.spine_width)) ** 2))
+    vertebrae = 1 + 0.15 * np.cos(y * 28)  # About nine from top to bottom
+    return 0.22 * band * vertebrae
+
+
+def _ribs(anatomy, x, y):
+    "Brightness of the ribs: narrow arcs at equal distances, inside the chest wall"
+    from_midline = np.abs(x)
+    bend = anatomy.rib_slope * (from_midline - 0.5) ** 2 * 2
+    phase = (y - bend + 0.3 * from_midline) / anatomy.rib_spacing  # One more for each rib
+    arcs = np.maximum(0, np.cos(2 * np.pi * phase)) ** 4  # The power makes them narrow
+    chest_wall = _Ellipse(cx=0, cy=0.0, rx=0.8, ry=0.85, edge=0.2)
+    return anatomy.rib_brightness * arcs * chest_wall.draw(x, y)
+
+# %% ../../nbs/lib/data/04_phantom.ipynb #8dcd1316
+def _breast(anatomy, x, y, side):
+    "Brightness of one breast shadow"
+    breast = _Ellipse(cx=side * 0.42, cy=0.38, rx=0.27, ry=0.22, edge=0.3)
+    return anatomy.breast_brightness * breast.draw(x, y)
+
+
+def _hila(x, y, rng):
+    "Brightness of both hila, where vessels enter the lungs: soft and uneven"
+    left = _Ellipse(cx=-0.2, cy=0.05, rx=0.16, ry=0.26, edge=0.8)
+    right = _Ellipse(cx=0.22, cy=0.05, rx=0.16, ry=0.26, edge=0.8)
+    both = left.draw(x, y) + right.draw(x, y)
+    return 0.05 * both * (1 + clouds(rng, len(y), 24))
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #c4d3687f
-def _thorax(
-    a, x, y, ap, rng
-):  # Anatomy, coordinates, is it an AP view, generator for this exposure
-    "(picture without disease, both lungs as a mask 0..1); in AP views the heart is larger and the diaphragm higher"
-    left, right = _lungs_of(a, x, y, lift=0.1 * ap)
-    lungs = np.clip(left + right, 0, 1)
-    picture = a['thick'] * _ellipse(x, y, 0, 0.1, 0.93, 1.25, 0.2)
-    picture = picture - 0.42 * lungs * (1 + 0.06 * clouds(rng, len(y), 6))
-    picture = picture + 0.23 * _ellipse(
-        x, y, 0.12, a['heart_y'], a['heart_r'] * (1 + 0.15 * ap), 0.3, 0.25
-    )
-    picture = picture + 0.22 * np.exp(-((x / (1.6 * a['spine'])) ** 2)) * (
-        1 + 0.15 * np.cos(y * 28)
-    )
-    curve = (y - a['rib_slope'] * (np.abs(x) - 0.5) ** 2 * 2 + 0.3 * np.abs(x)) / a['ribs']
-    picture = picture + a['rib_light'] * np.maximum(0, np.cos(2 * np.pi * curve)) ** 4 * _ellipse(
-        x, y, 0, 0.0, 0.8, 0.85, 0.2
-    )
-    for side in (-1, 1):
-        picture = picture + a['breast'] * _ellipse(x, y, side * 0.42, 0.38, 0.27, 0.22, 0.3)
-    hila = _ellipse(x, y, -0.2, 0.05, 0.16, 0.26, 0.8) + _ellipse(x, y, 0.22, 0.05, 0.16, 0.26, 0.8)
-    return picture + 0.05 * hila * (1 + clouds(rng, len(y), 24)), lungs
+_TRUNK = _Ellipse(cx=0, cy=0.1, rx=0.93, ry=1.25, edge=0.2)
+_LUNG_DARKNESS = 0.42  # Brightness that air takes away
+
+
+def _thorax(anatomy, x, y, is_ap, rng):  # `rng` draws what belongs to this exposure
+    "(image without disease, both lungs as a mask 0..1)"
+    lungs = _lungs(anatomy, x, y, is_ap)
+    texture = 1 + 0.06 * clouds(rng, len(y), 6)
+    image = anatomy.tissue_brightness * _TRUNK.draw(x, y)
+    image = image - _LUNG_DARKNESS * lungs * texture
+    image = image + _heart(anatomy, x, y, is_ap)
+    image = image + _spine(anatomy, x, y)
+    image = image + _ribs(anatomy, x, y)
+    for side in _SIDES:
+        image = image + _breast(anatomy, x, y, side)
+    image = image + _hila(x, y, rng)
+    return image, lungs
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #9f2c5878
-def _opacity(a, x, y, subtype, lungs, rng):
-    "Opacity of a pneumonia (0 where there is none): one lobe for `bacteria`, patches on both sides for `virus`"
-    u, total = rng.uniform, np.zeros(lungs.shape, np.float32)
-    patches = 1 if subtype == 'bacteria' else int(rng.integers(7, 13))
-    for k in range(patches):
-        side, r = (
-            (1 if (rng.integers(2) if patches == 1 else k % 2) else -1),
-            u(0.17, 0.28) if patches == 1 else u(0.07, 0.12),
-        )
-        cx, cy = (
-            side * a['lung_x'] + u(-0.5, 0.5) * a['lung_w'],
-            a['lung_y'] + u(-0.45, 0.55) * a['lung_h'],
-        )
-        total = np.maximum(total, u(0.75, 1) * _ellipse(x, y, cx, cy, r, r * u(0.8, 1.3), 0.5))
-    strength = u(0.2, 0.32) if patches == 1 else u(0.14, 0.22)
-    return strength * total * lungs * (1 + 0.25 * clouds(rng, len(y), 12))
+@dataclasses.dataclass(frozen=True)
+class _Opacity:
+    "Ranges from which an opacity is drawn"
+
+    radius: tuple  # Of a spot
+    strength: tuple  # Brightness that it adds
+
+
+_LOBE = _Opacity(radius=(0.17, 0.28), strength=(0.2, 0.32))
+_PATCHES = _Opacity(radius=(0.07, 0.12), strength=(0.14, 0.22))
+
+
+def _spot_centre(anatomy, side, rng):
+    "(x, y) of a random point inside the lung of this side"
+    cx = side * anatomy.lung_x + rng.uniform(-0.5, 0.5) * anatomy.lung_width
+    cy = anatomy.lung_y + rng.uniform(-0.45, 0.55) * anatomy.lung_height
+    return cx, cy
+
+# %% ../../nbs/lib/data/04_phantom.ipynb #83df4100
+def _spot_sides(subtype, rng):
+    "Side of each spot: one at random for `bacteria`, 7 to 12 in turn for `virus`"
+    if subtype == 'bacteria':
+        yield 1 if rng.integers(2) else -1
+        return
+    for k in range(rng.integers(7, 13)):
+        yield 1 if k % 2 else -1
+
+
+def _opacity(anatomy, grid, subtype, lungs, rng):
+    "Brightness that a pneumonia adds (0 where there is none)"
+    x, y = grid
+    kind = _LOBE if subtype == 'bacteria' else _PATCHES
+    total = np.zeros(lungs.shape, np.float32)
+    for side in _spot_sides(subtype, rng):
+        radius = rng.uniform(*kind.radius)
+        cx, cy = _spot_centre(anatomy, side, rng)
+        density = rng.uniform(0.75, 1)
+        height = radius * rng.uniform(0.8, 1.3)  # Spots are not quite round
+        spot = _Ellipse(cx, cy, radius, height, edge=0.5)
+        total = np.maximum(total, density * spot.draw(x, y))
+    strength = rng.uniform(*kind.strength)
+    texture = 1 + 0.25 * clouds(rng, len(y), 12)
+    return strength * total * lungs * texture
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #cc48d957
-def _expose(picture, shifted, rng):
-    "Grey levels 0..255 of a picture with a random exposure; `shifted` is the other machine"
-    u = rng.uniform
-    gain, offset, gamma = u(0.75, 1.1), u(-0.05, 0.12), u(0.8, 1.2)
-    if shifted:
-        gain, offset, gamma = gain * 0.85, offset + 0.03, gamma * 1.15
-    film = (
-        gain * np.clip(picture, 0, None) ** gamma + offset + 0.012 * rng.normal(size=picture.shape)
-    )
-    return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+_NOISE = 0.012  # Standard deviation of the detector's noise, as a share of white
+
+
+def _expose(image, other_machine, rng):
+    "uint8 grey levels with a random exposure"
+    gain = rng.uniform(0.75, 1.1)
+    offset = rng.uniform(-0.05, 0.12)
+    gamma = rng.uniform(0.8, 1.2)
+    if other_machine:
+        gain = gain * 0.85
+        offset = offset + 0.03
+        gamma = gamma * 1.15
+    exposed = gain * np.clip(image, 0, None) ** gamma + offset
+    exposed = exposed + _NOISE * rng.normal(size=image.shape)
+    return (np.clip(exposed, 0, 1) * 255).astype(np.uint8)
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #9cab39ae
+_LARGEST_SHIFT = 0.06  # Of the patient in the image
+_VISIBLE = 0.06  # An opacity belongs to the mask where it adds at least this brightness
+
+
+def _generators(image_id, seed):
+    "(generator of the patient, generator of this image)"
+    patient, number = image_id.removeprefix('phantom-').split('-')
+    patient_seed = (seed, int(patient))
+    image_seed = (seed, int(patient), int(number))
+    return np.random.default_rng(patient_seed), np.random.default_rng(image_seed)
+
+
 def draw_phantom(
-    row,  # A row of the phantom table
-    seed=0,
-    pixels=128,
-):
-    "(uint8 [pixels, pixels], bool mask of the opacities): the same row always gives the same picture"
-    patient, number = map(int, row.image_id.removeprefix('phantom-').split('-'))
-    a, rng = (
-        _anatomy(np.random.default_rng((seed, patient))),
-        np.random.default_rng((seed, patient, number)),
-    )
+    row: tuple | pd.Series,  # A row of `phantom_table`, such as from `itertuples`
+    seed: int = 0,
+    pixels: int = 128,  # Side of the image
+) -> tuple[np.ndarray, np.ndarray]:
+    "(uint8 [pixels, pixels], bool mask of the opacities); the same row always gives the same image"
+    patient_rng, rng = _generators(row.image_id, seed)
+    anatomy = _anatomy(patient_rng)
     x, y = _grid(pixels)
-    picture, lungs = _thorax(
-        a, x + rng.uniform(-0.06, 0.06), y + rng.uniform(-0.06, 0.06), row.view == 'AP', rng
-    )
-    cloud = _opacity(a, x, y, row.subtype, lungs, rng) if row.label else np.zeros(picture.shape)
-    return _expose(picture + cloud, row.official == 'test', rng), cloud > 0.06
+    shifted_x = x + rng.uniform(-_LARGEST_SHIFT, _LARGEST_SHIFT)
+    shifted_y = y + rng.uniform(-_LARGEST_SHIFT, _LARGEST_SHIFT)
+    image, lungs = _thorax(anatomy, shifted_x, shifted_y, row.view == 'AP', rng)
+    if row.label:
+        opacity = _opacity(anatomy, (x, y), row.subtype, lungs, rng)  # Inside the shifted lungs
+    else:
+        opacity = np.zeros(image.shape)
+    exposed = _expose(image + opacity, row.official == 'test', rng)
+    return exposed, opacity > _VISIBLE
 
 # %% ../../nbs/lib/data/04_phantom.ipynb #fc871509
-def phantom_table(images, seed=0):
-    "Table of `images` phantoms"
+_SHARE_PNEUMONIA = 0.6
+_SHARE_BACTERIA = 0.6  # Of the pneumonias
+_SHARE_TEST = 0.25
+_SHARE_AP = 0.3
+
+
+def _patient_numbers(images, rng):
+    "Number of the patient of each image, and number of the image within the patient"
+    images_each = rng.integers(1, 4, size=images)
+    patient = np.repeat(np.arange(images), images_each)[:images]
+    within = pd.Series(patient).groupby(patient).cumcount()
+    return patient, within
+
+
+def phantom_table(
+    images: int,  # Number of images
+    seed: int = 0,
+) -> pd.DataFrame:
+    "Table of phantoms, a row an image: ids, label, split, subtype, view, sex and age"
     rng = np.random.default_rng((seed, images))
-    count = rng.integers(1, 4, size=images)
-    patient = np.repeat(np.arange(images), count)[:images]
-    sick, test, kind = (
-        rng.random(images) < 0.6,
-        rng.random(images) < 0.25,
-        np.where(rng.random(images) < 0.6, 'bacteria', 'virus'),
-    )
-    number = pd.Series(patient).groupby(patient).cumcount()
+    patient, within = _patient_numbers(images, rng)
+    with_pneumonia = rng.random(images) < _SHARE_PNEUMONIA  # These are by patient
+    in_test = rng.random(images) < _SHARE_TEST
+    is_bacteria = rng.random(images) < _SHARE_BACTERIA
+    kind = np.where(is_bacteria, 'bacteria', 'virus')
+    subtype = np.where(with_pneumonia, kind, 'normal')
+    is_ap = rng.random(images) < _SHARE_AP  # This is by image
+    is_female = rng.random(images) < 0.5
+    age = rng.integers(1, 90, size=images)
     return pd.DataFrame(
         dict(
-            image_id=[f"phantom-{p:06d}-{n}" for p, n in zip(patient, number)],
+            image_id=[f"phantom-{p:06d}-{n}" for p, n in zip(patient, within)],
             patient_id=[f"P{p:06d}" for p in patient],
-            label=sick[patient].astype('int64'),
-            official=np.where(test[patient], 'test', 'train'),
-            subtype=np.where(sick, kind, 'normal')[patient],
-            view=np.where(rng.random(images) < 0.3, 'AP', 'PA'),
-            sex=np.where(rng.random(images) < 0.5, 'F', 'M')[patient],
-            age=rng.integers(1, 90, size=images)[patient],
+            label=with_pneumonia[patient].astype('int64'),
+            official=np.where(in_test[patient], 'test', 'train'),
+            subtype=subtype[patient],
+            view=np.where(is_ap, 'AP', 'PA'),
+            sex=np.where(is_female, 'F', 'M')[patient],
+            age=age[patient],
         )
     )

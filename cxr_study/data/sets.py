@@ -1,4 +1,4 @@
-"""Published radiographs, drawn ones, or a folder of your own, as one table of images and a function that gives each image.
+"""Published radiographs, phantoms, or a folder of your own, as a table of images and a function that returns each image.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 
@@ -6,18 +6,20 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 
 # %% auto #0
 __all__ = ['BOOKKEEPING', 'PNEUMONIAMNIST', 'DATASETS', 'DataError', 'MissingData', 'LeakError', 'ImageSet', 'take', 'phantom',
-           'data_folders', 'pneumoniamnist', 'kermany_names', 'image_files', 'chest_xray', 'usable', 'nih_chestxray14',
-           'public_set', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset', 'load_if_present', 'sample_patients']
+           'data_folders', 'image_files', 'kermany_names', 'pneumoniamnist', 'chest_xray', 'usable', 'public_set',
+           'nih_chestxray14', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset', 'load_if_present',
+           'sample_patients']
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1f9d036c
 import dataclasses
+import difflib
 import errno
 import os
 import re
 import shutil
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pandas as pd
@@ -42,62 +44,75 @@ class DataError(StudyError):
 
 
 class MissingData(DataError):
-    "A data set that is not at hand; the message names the places and the ways to supply it"
+    "A data set that is not available; the message says where it was looked for and how to supply it"
 
 
 class LeakError(DataError):
-    "A patient or an image that is in more than one split"
+    "A patient or an image is in more than one split"
 
 # %% ../../nbs/lib/data/05_sets.ipynb #da9c3f76
 _COLUMNS = ['image_id', 'patient_id', 'label', 'official']
-BOOKKEEPING = ('row', 'image_hash')  # Columns of split.csv that are no subgroups
+BOOKKEEPING = ('row', 'image_hash')  # Columns of split.csv that are not subgroups
 
 
 @dataclasses.dataclass
 class ImageSet:
-    "A data set: its table, and `source(i)`, which gives image `i` as a path or as uint8 grey levels"
+    "A data set: its table, and `source(i)`, which returns image `i` as a path or as uint8 grey levels"
 
     name: str
-    table: pd.DataFrame  # `image_id, patient_id, label, official` and subgroups, a row an image
-    source: Callable  # Row -> path or uint8 [H, W]
-    provenance: dict  # Publisher, licence, where it was found, checksums
-    files_key: object = None  # What the images depend on; the cache is keyed by it
+    table: pd.DataFrame  # A row an image: `image_id, patient_id, label, official` and subgroups
+    source: Callable[[int], Path | np.ndarray]  # Row number -> path or uint8 [H, W]
+    provenance: dict  # Publisher, licence, file or folder, checksums
+    files_key: object = None  # Changes when the images change; the cache's name depends on it
     patients_known: bool = True
     synthetic: bool = False
-    default_size: int = Preprocess.size  # Side in pixels to decode to if nothing else is asked for
-    classes: tuple = CLASSES  # Names of label 0 and label 1, as the data set has them
+    default_size: int = Preprocess.size  # Side to decode to unless another is set, pixels
+    classes: tuple = CLASSES  # Names of label 0 and label 1, as the data set gives them
 
     def __len__(self):
         return len(self.table)
 
     def __repr__(self):
-        return f"ImageSet({self.name!r}, {len(self)} images, {self.table.patient_id.nunique()} patients)"
+        patients = self.table.patient_id.nunique()
+        return f"ImageSet({self.name!r}, {len(self)} images, {patients} patients)"
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d4942ee3
-def take(image_set: ImageSet, rows) -> ImageSet:  # Row numbers, in order
+def take(
+    image_set: ImageSet,
+    rows: np.ndarray | list[int],  # Row numbers, in the order wanted
+) -> ImageSet:
     "The `ImageSet` of these rows alone"
     rows = np.asarray(rows)
-    key = [image_set.files_key, sha256(rows.astype('<i8').tobytes())]
     table = image_set.table.iloc[rows].reset_index(drop=True)
+    row_bytes = rows.astype('<i8').tobytes()
     return dataclasses.replace(
-        image_set, table=table, source=lambda i: image_set.source(rows[i]), files_key=key
+        image_set,
+        table=table,
+        source=lambda i: image_set.source(rows[i]),
+        files_key=[image_set.files_key, sha256(row_bytes)],
     )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #654e6672
 def phantom(
-    images: int = 1200, seed: int = 0, pixels: int = 128
-) -> ImageSet:  # Side of a drawn image
-    "Drawn thoraxes with known lesions, patients with several images, and another machine in the test split"
+    images: int = 1200,  # Number of images
+    seed: int = 0,
+    pixels: int = 128,  # Side of an image
+) -> ImageSet:
+    "Drawn chest radiographs with known opacities, several images a patient, another machine in the test split"
     table = phantom_table(images, seed)
     rows = list(table.itertuples(index=False))
-    made = dict(images=images, seed=seed, pixels=pixels, version=1)
-    provenance = dict(source="drawn by this program", licence="Apache-2.0", **made)
+
+    def draw(i):
+        image, _ = draw_phantom(rows[i], seed, pixels)
+        return image
+
+    made_with = dict(images=images, seed=seed, pixels=pixels, version=1)
     return ImageSet(
-        'phantom',
-        table,
-        lambda i: draw_phantom(rows[i], seed, pixels)[0],
-        provenance,
-        files_key=made,
+        name='phantom',
+        table=table,
+        source=draw,
+        provenance=dict(source="drawn by this program", licence="Apache-2.0", **made_with),
+        files_key=made_with,
         synthetic=True,
         default_size=64,
     )
@@ -105,152 +120,25 @@ def phantom(
 # %% ../../nbs/lib/data/05_sets.ipynb #86018d00
 def data_folders() -> list[Path]:
     "Folders in which data sets are looked for"
-    return [root() / (os.environ.get('CXR_DATA') or 'data')]
+    folder = os.environ.get('CXR_DATA') or 'data'
+    return [root() / folder]
 
 
-def _first_there(*places):  # Paths
+def _first_existing(places):
     "The first path that exists, or None"
-    return next((Path(p) for p in places if Path(p).exists()), None)
+    for place in places:
+        if Path(place).exists():
+            return Path(place)
+    return None
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1e7a0623
 def _missing(name, places, ways):  # Data set; where it was looked for; how to supply it
-    "The `MissingData` that names the places and the ways"
-    looked = ''.join(f"\n  {p}" for p in places)
-    supply = ''.join(f"\n  {i}. {w}" for i, w in enumerate(ways, 1))
+    "The `MissingData` to raise"
+    looked_at = ''.join(f"\n  {place}" for place in places)
+    to_supply = ''.join(f"\n  {number}. {way}" for number, way in enumerate(ways, 1))
     return MissingData(
-        f"{name} is not at hand. Looked at:{looked}\nSupply it in one of these ways:{supply}"
-    )
-
-# %% ../../nbs/lib/data/05_sets.ipynb #59c0d657
-_PATIENCE = 4  # Seconds to wait for a server's first answer
-
-
-def _within(seconds, call):
-    "The result of `call()`, or `TimeoutError` if it takes longer than that; it is then abandoned"
-    result = {}
-
-    def work():
-        try:
-            result['value'] = call()
-        except Exception as e:
-            result['error'] = e
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if 'value' in result:
-        return result['value']
-    raise result.get('error') or TimeoutError(f"no answer within {seconds} s")
-
-
-def _check_answer(url):
-    "Raise an `OSError` unless the server of this address answers soon"
-    import pooch
-
-    ask = pooch.HTTPDownloader(timeout=_PATIENCE)
-    _within(_PATIENCE, lambda: ask(url, None, None, check_only=True))
-
-# %% ../../nbs/lib/data/05_sets.ipynb #e3fa9b81
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-
-
-def _download(url, path, md5):  # Address, file to make, its MD5
-    "Download `url` to `path` whole and checked; returns `path`"
-    import pooch
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with FileLock(f"{part}.lock"):
-        if path.exists():
-            return path
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            _check_answer(url)
-            get = pooch.HTTPDownloader(timeout=_PATIENCE, progressbar=True, chunk_size=2**16)
-            pooch.retrieve(url, f"md5:{md5}", fname=path.name, path=part, downloader=get)
-            os.replace(part / path.name, path)
-        except ValueError:
-            raise DataError(
-                f"What {url} sent has not the MD5 {md5} that its publisher names. "
-                "It was deleted; try again."
-            ) from None
-        except OSError as e:
-            if e.errno in _DISK_ERRORS:
-                raise write_error(path, e) from e
-            raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return path
-
-# %% ../../nbs/lib/data/05_sets.ipynb #553c8caa
-PNEUMONIAMNIST = dict(
-    url='https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1',
-    bytes=4_170_669,
-    md5='28209eda62fecd6e6a2d98b1501bb15f',
-    licence="CC BY 4.0",
-    publisher="MedMNIST v2 (Yang et al. 2023), from Kermany et al. 2018",
-)
-
-# %% ../../nbs/lib/data/05_sets.ipynb #a3be27ef
-def _find_pneumoniamnist():
-    "Path of `pneumoniamnist.npz`: found, or downloaded; `MissingData` if neither works"
-    kept = cache_folder() / 'downloads' / 'pneumoniamnist.npz'
-    names = ('pneumoniamnist/pneumoniamnist.npz', 'pneumoniamnist.npz')
-    places = [folder / name for folder in data_folders() for name in names] + [kept]
-    if found := _first_there(*places):
-        return found
-    url = PNEUMONIAMNIST['url']
-    try:
-        return _download(url, kept, PNEUMONIAMNIST['md5'])
-    except OSError as e:
-        raise _missing(
-            'PneumoniaMNIST',
-            [*places, f"{url} ({type(e).__name__})"],
-            [
-                f"Connect this machine to the network: the file (4 MB) is then downloaded to {kept}.",
-                f"Download it elsewhere and copy it to {kept}.",
-                "Set CXR_DATA to a folder that holds pneumoniamnist/pneumoniamnist.npz.",
-            ],
-        ) from None
-
-# %% ../../nbs/lib/data/05_sets.ipynb #665f4775
-def _verify_npz(path, facts):  # File; its `bytes` and `md5`
-    "The path; `DataError` if the file is truncated or not the publisher's"
-    import pooch
-
-    size, rest = path.stat().st_size, "Delete it; it is then downloaded again, or copy it anew."
-    if size < facts['bytes']:
-        raise DataError(f"{path} is truncated: {size:,} of {facts['bytes']:,} bytes. {rest}")
-    md5 = pooch.file_hash(path, alg='md5')
-    if md5 != facts['md5']:
-        raise DataError(
-            f"{path} has the wrong checksum: MD5 {md5} instead of {facts['md5']}. {rest}"
-        )
-    return path
-
-# %% ../../nbs/lib/data/05_sets.ipynb #8c0026ef
-def pneumoniamnist() -> ImageSet:
-    "PneumoniaMNIST at 28 px with its official split; the file names no patients"
-    path = _verify_npz(_find_pneumoniamnist(), PNEUMONIAMNIST)
-    images, labels, official = [], [], []
-    with np.load(path) as z:
-        for split in ('train', 'val', 'test'):
-            images.append(z[f'{split}_images'])
-            labels.append(z[f'{split}_labels'][:, 0].astype('int64'))
-            official += [split] * len(labels[-1])
-    images, labels = np.concatenate(images), np.concatenate(labels)
-    number = pd.Series(official).groupby(official).cumcount()
-    ids = [f"{split}-{i:04d}" for split, i in zip(official, number)]
-    table = pd.DataFrame(dict(image_id=ids, patient_id=ids, label=labels, official=official))
-    provenance = dict(PNEUMONIAMNIST, file=path.name, sha256=sha256(path))
-    return ImageSet(
-        'pneumoniamnist',
-        table,
-        lambda i: images[i],
-        provenance,
-        files_key=PNEUMONIAMNIST['md5'],
-        patients_known=False,
-        default_size=64,
+        f"{name} is not available. Looked at:{looked_at}\n"
+        f"Supply it in one of these ways:{to_supply}"
     )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d0910fb3
@@ -266,32 +154,42 @@ _SPLIT_NAMES = dict(
 )
 _LABELS = {'normal': 0, 'negative': 0, '0': 0, 'pneumonia': 1, 'positive': 1, '1': 1}
 
+# %% ../../nbs/lib/data/05_sets.ipynb #bacb2920
+def _labels_by_positive(names, positive):
+    "Name -> 1 for the positive class, else 0"
+    if positive not in names:
+        raise DataError(f"There is no class {positive!r}; the classes are {', '.join(names)}.")
+    return {name: int(name == positive) for name in names}
 
-def _subfolders(folder):
-    "Visible subfolders, sorted by name"
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith(('.', '__')))
+
+def _labels_by_name(names):
+    "Name -> 0 or 1 for names that are in `_LABELS`"
+    labels = {name: _LABELS.get(name.strip().lower()) for name in names}
+    unknown = [name for name in names if labels[name] is None]
+    if not unknown:
+        return labels
+    if len(names) == 2:
+        raise DataError(
+            f"The classes are {names[0]} and {names[1]}. Say which one is positive: "
+            "--positive NAME on the command line, positive = \"NAME\" in a notebook."
+        )
+    examples = ', '.join(map(repr, unknown[:5]))
+    raise DataError(
+        f"The label {examples} is neither NORMAL nor PNEUMONIA, and there are {len(names)} classes. "
+        "Two are needed."
+    )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d4a78a8b
 def _label_of(
-    names,  # Names of the classes
-    positive='',
-):  # Name of the positive class, if it is not called PNEUMONIA
-    "Name -> 0 or 1; `DataError` if these are not two classes, or if it is not clear which is which"
+    names: Iterable[str],  # Names of the classes
+    positive: str = '',  # Name of the positive class, if it is not in `_LABELS`
+) -> dict[str, int]:
+    "Name -> 0 or 1. Raises `DataError` unless there are two classes and it is clear which is positive"
     names = list(names)
-    if positive and positive not in names:
-        raise DataError(f"There is no class {positive!r}; the classes are {', '.join(names)}.")
-    labels = {n: int(n == positive) if positive else _LABELS.get(n.strip().lower()) for n in names}
-    strange = [n for n in names if labels[n] is None]
-    if strange and len(names) == 2:
-        raise DataError(
-            f"The classes are {names[0]} and {names[1]}. Say which one is positive: --positive NAME on the command line, "
-            "positive = \"NAME\" in a notebook."
-        )
-    if strange:
-        raise DataError(
-            f"The label {', '.join(map(repr, strange[:5]))} is neither NORMAL nor PNEUMONIA, and there are {len(names)} classes. "
-            "Two are needed."
-        )
+    if positive:
+        labels = _labels_by_positive(names, positive)
+    else:
+        labels = _labels_by_name(names)
     if sorted(labels.values()) != [0, 1]:
         raise DataError(f"Two classes are needed; found {', '.join(names) or 'none'}.")
     return labels
@@ -300,13 +198,25 @@ def _label_of(
 def _class_names(labels):  # Name -> 0 or 1, from `_label_of`
     "Names of the negative and the positive class"
     negative, positive = sorted(labels, key=labels.get)
-    return CLASSES if (negative, positive) == ('0', '1') else (negative, positive)
+    if (negative, positive) == ('0', '1'):
+        return CLASSES
+    return negative, positive
 
 # %% ../../nbs/lib/data/05_sets.ipynb #4860b00b
+def _subfolders(folder):
+    "Visible subfolders, sorted by name"
+    folders = [entry for entry in folder.iterdir() if entry.is_dir()]
+    visible = [entry for entry in folders if not entry.name.startswith(('.', '__'))]
+    return sorted(visible)
+
+
 def _list_class(folder):
-    "Image files anywhere below a class folder, by their suffix; an empty one is an error"
-    found = [f for f in folder.rglob('*') if f.suffix.lower() in _SUFFIXES and f.is_file()]
-    files = [f for f in found if not f.name.startswith('.')]
+    "Image files below a class folder, by their suffix. Raises `DataError` if there are none"
+    files = []
+    for path in folder.rglob('*'):
+        is_image = path.suffix.lower() in _SUFFIXES and path.is_file()
+        if is_image and not path.name.startswith('.'):
+            files.append(path)
     if not files:
         raise DataError(
             f"{folder} holds no image ({', '.join(_SUFFIXES)}). Put the images of this class there."
@@ -314,41 +224,50 @@ def _list_class(folder):
     return sorted(files)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b8dafcd6
-def _list_folder(folder, positive=''):  # Two class folders, or splits that hold two class folders
-    "(table of `file, label, official` of a folder of images, names of the two classes)"
+def _split_folders(folder):
+    "Folder with class folders -> its split; the folder itself, with split '', if there are no splits"
     parts = _subfolders(folder)
     if not parts:
         raise DataError(
             f"{folder} has neither two class folders (NORMAL, PNEUMONIA), nor train, val and test with "
             "them, nor a labels.csv."
         )
-    splits = {d: _SPLIT_NAMES[d.name.lower()] for d in parts if d.name.lower() in _SPLIT_NAMES}
+    splits = {}
+    for part in parts:
+        split = _SPLIT_NAMES.get(part.name.lower())
+        if split:
+            splits[part] = split
+    return splits or {folder: ''}
+
+
+def _list_folder(folder, positive=''):
+    "(table of `file, label, official`, names of the two classes) of a folder of images"
     rows = []
-    for place, split in (splits or {folder: ''}).items():
-        classes = {d.name: d for d in _subfolders(place)}
-        labels = _label_of(classes, positive)
+    for place, split in _split_folders(folder).items():
+        class_folders = {entry.name: entry for entry in _subfolders(place)}
+        labels = _label_of(class_folders, positive)
         for name, label in labels.items():
-            rows += [(f, label, split) for f in _list_class(classes[name])]
-    return pd.DataFrame(rows, columns=['file', 'label', 'official']), _class_names(labels)
-
-# %% ../../nbs/lib/data/05_sets.ipynb #0dfe6192
-_KERMANY = re.compile(
-    r'(?:(?P<person>person\d+)_(?P<germ>bacteria|virus)|(?P<normal>(?:NORMAL2-)?IM-\d+))[-_]'
-)
-
-
-def kermany_names(files, official):  # File names; publisher's split of each
-    "Table of `patient_id, subtype` from Kermany's file names; None if a name is of another kind"
-    found = [_KERMANY.match(f) for f in files]
-    if not all(found):
-        return None
-    ids = []
-    for match, split in zip(found, official):
-        counted_anew = split == 'test' and match['person']
-        ids.append(('test-' if counted_anew else '') + (match['person'] or match['normal']))
-    return pd.DataFrame(dict(patient_id=ids, subtype=[m['germ'] or 'normal' for m in found]))
+            files = _list_class(class_folders[name])
+            rows += [(file, label, split) for file in files]
+    table = pd.DataFrame(rows, columns=['file', 'label', 'official'])
+    return table, _class_names(labels)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #92ac2880
+def _image_ids(folder, files):
+    "Paths below `folder`. Raises `DataError` if a file is listed more than once"
+    ids = pd.Series([file.relative_to(folder).as_posix() for file in files])
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
+        raise DataError(f"{repeated.iloc[0]} is listed more than once. Keep one row a file.")
+    return ids
+
+
+def _files_key(files, ids):
+    "Key that changes if a file's size or time of change does"
+    stats = [file.stat() for file in files]
+    return digest([(name, s.st_size, s.st_mtime_ns) for name, s in zip(ids, stats)])
+
+# %% ../../nbs/lib/data/05_sets.ipynb #e006744c
 def image_files(
     folder: Path,
     table: pd.DataFrame,  # `file` (a path), `label`, `official`; perhaps `patient_id` and subgroups
@@ -357,82 +276,70 @@ def image_files(
     **provenance,
 ) -> ImageSet:
     "The `ImageSet` of a table with a column `file`; image ids are the paths below `folder`"
-    files = [Path(f) for f in table.file]
-    ids = pd.Series([f.relative_to(folder).as_posix() for f in files], table.index)
-    if ids.duplicated().any():
-        raise DataError(
-            f"{ids[ids.duplicated()].iloc[0]} is listed more than once. Keep one row a file."
-        )
-    known = 'patient_id' in table
-    patients = table.patient_id.astype(str) if known else pd.Series('', table.index)
-    table = table.drop(columns='file').assign(
-        image_id=ids, patient_id=patients.where(patients != '', ids)
-    )
-    table = table[_COLUMNS + [c for c in table if c not in _COLUMNS]]
-    stats = [f.stat() for f in files]
-    key = digest([(i, s.st_size, s.st_mtime_ns) for i, s in zip(ids, stats)])
-    provenance = dict(folder=folder.name, **provenance)
+    files = [Path(file) for file in table.file]
+    ids = _image_ids(folder, files).set_axis(table.index)
+    patients_known = 'patient_id' in table
+    patients = ids
+    if patients_known:
+        given = table.patient_id.astype(str)
+        patients = given.where(given != '', ids)
+    table = table.drop(columns='file').assign(image_id=ids, patient_id=patients)
+    subgroups = [column for column in table if column not in _COLUMNS]
     return ImageSet(
-        name,
-        table,
-        lambda i: files[i],
-        provenance,
-        files_key=key,
-        patients_known=known,
+        name=name,
+        table=table[_COLUMNS + subgroups],
+        source=lambda i: files[i],
+        provenance=dict(folder=folder.name, **provenance),
+        files_key=_files_key(files, ids),
+        patients_known=patients_known,
         classes=classes,
     )
 
+# %% ../../nbs/lib/data/05_sets.ipynb #0dfe6192
+_KERMANY = re.compile(
+    r'(?:(?P<person>person\d+)_(?P<germ>bacteria|virus)|(?P<normal>(?:NORMAL2-)?IM-\d+))[-_]'
+)
+
+
+def _kermany_patient(match, split):
+    "Patient of a file name that `_KERMANY` matched"
+    if match['person'] and split == 'test':
+        return 'test-' + match['person']
+    return match['person'] or match['normal']
+
+
+def kermany_names(
+    files: Iterable[str],  # File names
+    official: Iterable[str],  # Publisher's split of each
+) -> pd.DataFrame | None:
+    "Table of `patient_id, subtype` from Kermany's file names; None if a name has another form"
+    matches = [_KERMANY.match(file) for file in files]
+    if not all(matches):
+        return None
+    patients = [_kermany_patient(match, split) for match, split in zip(matches, official)]
+    subtypes = [match['germ'] or 'normal' for match in matches]
+    return pd.DataFrame(dict(patient_id=patients, subtype=subtypes))
+
 # %% ../../nbs/lib/data/05_sets.ipynb #c9c467ed
 def _class_folders(folder, positive='', name=None, **provenance):
-    "A folder of images as an `ImageSet`; patients are read off Kermany's file names and are otherwise unknown"
+    "A folder of images as an `ImageSet`"
     table, classes = _list_folder(folder, positive)
-    patients = kermany_names([f.name for f in table.file], table.official)
+    file_names = [file.name for file in table.file]
+    patients = kermany_names(file_names, table.official)
     if patients is not None:
         table = table.join(patients)
     return image_files(folder, table, name or folder.name, classes, **provenance)
 
-# %% ../../nbs/lib/data/05_sets.ipynb #fa32ad3c
-def chest_xray() -> ImageSet:
-    "Kermany's 5,856 radiographs of children in Kaggle's folders, patients from the file names"
-    names = ('chest_xray', 'chest-xray-pneumonia/chest_xray')
-    places = [folder / name for folder in data_folders() for name in names]
-    places.append(Path('/kaggle/input/chest-xray-pneumonia/chest_xray'))
-    folder = _first_there(*places) or _kagglehub_folder(places)
-    publisher = "Kermany et al. 2018, doi:10.17632/rscbjbr9sj"
-    return _class_folders(folder, name='chest_xray', publisher=publisher, licence="CC BY 4.0")
-
-# %% ../../nbs/lib/data/05_sets.ipynb #b55be71a
-def _kagglehub_folder(places):
-    "Kaggle's data set by kagglehub, if that is installed and Kaggle answers; else `MissingData`"
-    try:
-        import kagglehub
-
-        _check_answer('https://www.kaggle.com')
-        return (
-            Path(kagglehub.dataset_download('paultimothymooney/chest-xray-pneumonia'))
-            / 'chest_xray'
-        )
-    except Exception as e:
-        raise _missing(
-            "Kaggle's chest_xray",
-            [*places, f"kagglehub ({type(e).__name__})"],
-            [
-                "Set CXR_DATA to a folder that holds chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}, "
-                "or give the path of chest_xray itself as the data set.",
-                "On Kaggle, add the data set paultimothymooney/chest-xray-pneumonia to the notebook.",
-                "pip install 'cxr-study[kaggle]' and connect to the network: kagglehub then downloads it (1.2 GB).",
-            ],
-        ) from None
-
 # %% ../../nbs/lib/data/05_sets.ipynb #b4e15a41
-def _read_labels(path):  # A csv file
-    "The csv with `file` and `label`, and if it has them `patient` and `split`, as text"
+def _read_labels(path):
+    "A csv with `file` and `label`, and if it has them `patient` and `split`, as text"
     try:
-        optional = {c: str for c in pd.read_csv(path, nrows=0) if c in ('patient', 'split')}
-        table = read_table(path, dict(file=str, label=str) | optional)
-    except ValueError as e:
-        raise DataError(f"{path} cannot be read as a csv file: {e}.") from None
-    if not len(table):
+        columns = set(pd.read_csv(path, nrows=0))
+        text = {'file', 'label'} | (columns & {'patient', 'split'})
+        table = read_table(path, dict.fromkeys(sorted(text), str))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as a csv file: {error}.") from None
+    if table.empty:
         raise DataError(f"{path} has no rows.")
     return table
 
@@ -441,46 +348,269 @@ def _official_splits(table, path):
     "The column `split` of a csv under the usual names; '' where there is none"
     if 'split' not in table:
         return pd.Series('', index=table.index)
-    splits = table.split.str.lower().map({**_SPLIT_NAMES, '': ''})
-    if splits.isna().any():
-        raise DataError(
-            f"{path}: the split {table.split[splits.isna()].iloc[0]!r} is none of train, val, test."
-        )
+    known = {**_SPLIT_NAMES, '': ''}
+    splits = table.split.str.lower().map(known)
+    unknown = table.split[splits.isna()]
+    if len(unknown):
+        raise DataError(f"{path}: the split {unknown.iloc[0]!r} is none of train, val, test.")
     return splits
 
 
-def _labelled_files(path, positive='', name=None, **provenance):
-    "The `ImageSet` of a csv with `file, label[, patient, split, ...]`; files lie beside it or in `images` beside it"
-    table = _read_labels(path)
-    labels = _label_of(table.label.unique(), positive)
-    folder = path.parent / 'images' if (path.parent / 'images').is_dir() else path.parent
-    if lost := [f for f in table.file if not (folder / f).is_file()]:
+def _files_beside(path, names):
+    "(folder of the images of a csv, their paths). Raises `DataError` if a file is missing"
+    folder = path.parent / 'images'
+    if not folder.is_dir():
+        folder = path.parent
+    files = [folder / name for name in names]
+    missing = [name for name, file in zip(names, files) if not file.is_file()]
+    if missing:
         raise DataError(
-            f"{path} names {len(lost)} files that are not in {folder}, such as {lost[0]}. "
+            f"{path} names {len(missing)} files that are not in {folder}, such as {missing[0]}. "
             "Put them there or take out their rows."
         )
-    files = [folder / f for f in table.file]
+    return folder, files
+
+# %% ../../nbs/lib/data/05_sets.ipynb #2fcacd7c
+def _labelled_files(path, positive='', name=None, **provenance):
+    "The `ImageSet` of a csv; its files lie beside it, or in `images` beside it"
+    table = _read_labels(path)
+    labels = _label_of(table.label.unique(), positive)
+    folder, files = _files_beside(path, table.file)
     table = table.assign(
-        file=files, label=table.label.map(labels), official=_official_splits(table, path)
+        file=files,
+        label=table.label.map(labels),
+        official=_official_splits(table, path),
     )
     table = table.rename(columns=dict(patient='patient_id')).drop(columns='split', errors='ignore')
-    return image_files(folder, table, name or path.parent.name, _class_names(labels), **provenance)
+    name = name or path.parent.name
+    return image_files(folder, table, name, _class_names(labels), **provenance)
+
+# %% ../../nbs/lib/data/05_sets.ipynb #59c0d657
+_PATIENCE = 4  # Seconds to wait for a server's first answer
+
+
+def _within(seconds, call):
+    "The result of `call()`. Raises `TimeoutError` and abandons the call if it takes longer than `seconds`"
+    outcome = {}
+
+    def work():
+        try:
+            outcome['value'] = call()
+        except Exception as error:
+            outcome['error'] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if 'value' in outcome:
+        return outcome['value']
+    raise outcome.get('error') or TimeoutError(f"no answer within {seconds} s")
+
+
+def _check_answer(url):
+    "Raise an `OSError` unless the server of this address answers soon"
+    import pooch
+
+    downloader = pooch.HTTPDownloader(timeout=_PATIENCE)
+    _within(_PATIENCE, lambda: downloader(url, None, None, check_only=True))
+
+# %% ../../nbs/lib/data/05_sets.ipynb #e3fa9b81
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def _download_into(folder, url, name, md5):
+    "Download `url` to `folder/name`. Raises `DataError` if the MD5 is another"
+    import pooch
+
+    _check_answer(url)
+    downloader = pooch.HTTPDownloader(timeout=_PATIENCE, progressbar=True, chunk_size=2**16)
+    try:
+        pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, downloader=downloader)
+    except ValueError:
+        raise DataError(
+            f"The file from {url} does not have the MD5 {md5} that its publisher gives. "
+            "It was deleted; try again."
+        ) from None
+
+
+def _download(url: str, path: Path, md5: str) -> Path:
+    "Download `url` to `path`, complete and checked; returns `path`"
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{part}.lock"):
+        if path.exists():
+            return path
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            _download_into(part, url, path.name, md5)
+            os.replace(part / path.name, path)
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise write_error(path, error) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return path
+
+# %% ../../nbs/lib/data/05_sets.ipynb #553c8caa
+PNEUMONIAMNIST = dict(
+    url='https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1',
+    bytes=4_170_669,
+    md5='28209eda62fecd6e6a2d98b1501bb15f',
+    licence="CC BY 4.0",
+    publisher="MedMNIST v2 (Yang et al. 2023), from Kermany et al. 2018",
+)
+
+# %% ../../nbs/lib/data/05_sets.ipynb #a3be27ef
+def _no_pneumoniamnist(places, error):
+    "The `MissingData` after a download that failed with this error"
+    url = PNEUMONIAMNIST['url']
+    target = places[-1]
+    ways = [
+        f"Connect this machine to the network: the file (4 MB) is then downloaded to {target}.",
+        f"Download it elsewhere and copy it to {target}.",
+        "Set CXR_DATA to a folder that holds pneumoniamnist/pneumoniamnist.npz.",
+    ]
+    return _missing('PneumoniaMNIST', [*places, f"{url} ({type(error).__name__})"], ways)
+
+
+def _find_pneumoniamnist():
+    "Path of `pneumoniamnist.npz`, found or downloaded. Raises `MissingData` if neither works"
+    places = []
+    for folder in data_folders():
+        places.append(folder / 'pneumoniamnist' / 'pneumoniamnist.npz')
+        places.append(folder / 'pneumoniamnist.npz')
+    target = cache_folder() / 'downloads' / 'pneumoniamnist.npz'
+    places.append(target)
+    if path := _first_existing(places):
+        return path
+    try:
+        return _download(PNEUMONIAMNIST['url'], target, PNEUMONIAMNIST['md5'])
+    except OSError as error:
+        raise _no_pneumoniamnist(places, error) from None
+
+# %% ../../nbs/lib/data/05_sets.ipynb #665f4775
+def _verify_npz(path: Path, facts: dict) -> Path:  # The publisher's `bytes` and `md5`
+    "The path. Raises `DataError` if the file is truncated or not the publisher's"
+    import pooch
+
+    remedy = "Delete it; it is then downloaded again, or copy it anew."
+    size = path.stat().st_size
+    if size < facts['bytes']:
+        raise DataError(f"{path} is truncated: {size:,} of {facts['bytes']:,} bytes. {remedy}")
+    md5 = pooch.file_hash(path, alg='md5')
+    if md5 != facts['md5']:
+        raise DataError(
+            f"{path} has the wrong checksum: MD5 {md5} instead of {facts['md5']}. {remedy}"
+        )
+    return path
+
+# %% ../../nbs/lib/data/05_sets.ipynb #8c0026ef
+def _read_pneumoniamnist(path):
+    "(grey levels [N, 28, 28], table) of the three splits, one after the other"
+    images = []
+    tables = []
+    with np.load(path) as arrays:
+        for split in ('train', 'val', 'test'):
+            labels = arrays[f'{split}_labels'][:, 0].astype('int64')
+            ids = [f"{split}-{i:04d}" for i in range(len(labels))]
+            table = dict(image_id=ids, patient_id=ids, label=labels, official=split)
+            images.append(arrays[f'{split}_images'])
+            tables.append(pd.DataFrame(table))
+    return np.concatenate(images), pd.concat(tables, ignore_index=True)
+
+
+def pneumoniamnist() -> ImageSet:
+    "PneumoniaMNIST at 28 pixels with its official split; the file names no patients"
+    path = _verify_npz(_find_pneumoniamnist(), PNEUMONIAMNIST)
+    images, table = _read_pneumoniamnist(path)
+    return ImageSet(
+        name='pneumoniamnist',
+        table=table,
+        source=lambda i: images[i],
+        provenance=dict(PNEUMONIAMNIST, file=path.name, sha256=sha256(path)),
+        files_key=PNEUMONIAMNIST['md5'],
+        patients_known=False,
+        default_size=64,
+    )
+
+# %% ../../nbs/lib/data/05_sets.ipynb #b55be71a
+_KAGGLE_NAME = 'paultimothymooney/chest-xray-pneumonia'
+
+
+def _no_chest_xray(places, error):
+    "The `MissingData` after kagglehub failed with this error"
+    ways = [
+        "Set CXR_DATA to a folder that holds chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}, "
+        "or give the path of chest_xray itself as the data set.",
+        f"On Kaggle, add the data set {_KAGGLE_NAME} to the notebook.",
+        "pip install 'cxr-study[kaggle]' and connect to the network: kagglehub then downloads it (1.2 GB).",
+    ]
+    return _missing("Kaggle's chest_xray", [*places, f"kagglehub ({type(error).__name__})"], ways)
+
+
+def _kagglehub_folder(places):
+    "The folder that kagglehub downloads. Raises `MissingData` if it is not installed or Kaggle does not answer"
+    try:
+        import kagglehub
+
+        _check_answer('https://www.kaggle.com')
+        downloaded = kagglehub.dataset_download(_KAGGLE_NAME)
+        return Path(downloaded) / 'chest_xray'
+    except Exception as error:
+        raise _no_chest_xray(places, error) from None
+
+# %% ../../nbs/lib/data/05_sets.ipynb #fa32ad3c
+def chest_xray() -> ImageSet:
+    "5,856 radiographs of children (Kermany et al. 2018) in Kaggle's folders, patients from the file names"
+    places = []
+    for folder in data_folders():
+        places.append(folder / 'chest_xray')
+        places.append(folder / 'chest-xray-pneumonia' / 'chest_xray')
+    places.append(Path('/kaggle/input/chest-xray-pneumonia/chest_xray'))
+    return _class_folders(
+        _first_existing(places) or _kagglehub_folder(places),
+        name='chest_xray',
+        publisher="Kermany et al. 2018, doi:10.17632/rscbjbr9sj",
+        licence="CC BY 4.0",
+    )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #26c3a67f
 def usable(
-    table: pd.DataFrame, wanted: pd.Series
-) -> tuple[pd.DataFrame, dict]:  # Why each row cannot be used, '' if it can
-    "(rows that can be used, reason -> how many cannot); `DataError` if none can"
-    left_out = wanted[wanted != ''].value_counts().to_dict()
-    if (wanted != '').all():
-        raise DataError(
-            f"No image can be used: {', '.join(f'{n} {why}' for why, n in left_out.items())}."
-        )
-    return table[wanted == ''].reset_index(drop=True), left_out
+    table: pd.DataFrame,
+    problem: pd.Series,  # Why each row cannot be used; '' if it can
+) -> tuple[pd.DataFrame, dict]:
+    "(rows that can be used, problem -> number of rows left out). Raises `DataError` if no row is left"
+    is_usable = problem == ''
+    left_out = problem[~is_usable].value_counts().to_dict()
+    if not is_usable.any():
+        reasons = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
+        raise DataError(f"No image can be used: {reasons}.")
+    return table[is_usable].reset_index(drop=True), left_out
+
+# %% ../../nbs/lib/data/05_sets.ipynb #79317d8a
+def public_set(
+    name: str,  # Of the data set and of its folder in `data_folders()`
+    title: str,  # For the error if it is not there
+    address: str,  # Where to download it, for the same error
+    **facts,  # Provenance, where the folder's own does not give it
+) -> ImageSet:
+    "A public set from the folder of its name. Raises `MissingData` if it is not there"
+    places = [folder / name for folder in data_folders()]
+    folder = _first_existing(places)
+    if not folder:
+        ways = [
+            f"Download it from {address} into a folder of your own and give its path as the data set.",
+            f"Set CXR_DATA to a folder that holds it as {name}.",
+            "Take dataset='phantom' to try the study without data.",
+        ]
+        raise _missing(title, places, ways)
+    image_set = own_data(folder)
+    return dataclasses.replace(image_set, name=name, provenance=facts | image_set.provenance)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #535b0329
 def _nih_label(findings):  # `No Finding`, or findings with | between them
-    "1, 0, or None for other findings"
+    "1 with pneumonia, 0 without a finding, None for other findings"
     if 'Pneumonia' in findings.split('|'):
         return 1
     return 0 if findings == 'No Finding' else None
@@ -489,96 +619,97 @@ def _nih_label(findings):  # `No Finding`, or findings with | between them
 _NIH = dict(publisher="NIH Clinical Center (Wang et al. 2017)", licence="free use with attribution")
 
 
+def _nih_entries(folder):
+    "Table of `Data_Entry_2017*.csv`"
+    path = next(folder.glob('Data_Entry_2017*.csv'))
+    return read_table(path, {'Image Index': str, 'Finding Labels': str, 'Patient ID': str})
+
+
+def _nih_files(folder):
+    "File name -> path of the images"
+    files = {}
+    for pattern in ('images_*/images/*.png', 'images/*.png'):
+        files |= {file.name: file for file in folder.glob(pattern)}
+    return files
+
+
+def _nih_splits(folder, images):
+    "Publisher's split of each image, '' without a list of test images"
+    path = folder / 'test_list.txt'
+    test_images = path.read_text().split() if path.exists() else []
+    if not test_images:
+        return ''
+    return np.where(images.isin(test_images), 'test', 'train')
+
+# %% ../../nbs/lib/data/05_sets.ipynb #4a1fd53d
 def _nih_official(folder):
     "NIH ChestX-ray14 in its official layout"
-    list_of_all = next(folder.glob('Data_Entry_2017*.csv'))
-    entries = read_table(
-        list_of_all, {'Image Index': str, 'Finding Labels': str, 'Patient ID': str}
-    )
+    entries = _nih_entries(folder)
     images = entries['Image Index']
-    files = {
-        f.name: f
-        for pattern in ('images_*/images/*.png', 'images/*.png')
-        for f in folder.glob(pattern)
-    }
-    test_list = folder / 'test_list.txt'
-    tested = set(test_list.read_text().split()) if test_list.exists() else set()
-    sex = next(c for c in entries if c in ('Patient Gender', 'Patient Sex'))
+    sex = 'Patient Gender' if 'Patient Gender' in entries else 'Patient Sex'
     table = pd.DataFrame(
         dict(
-            file=images.map(files),
+            file=images.map(_nih_files(folder)),
             label=entries['Finding Labels'].map(_nih_label),
             patient_id=entries['Patient ID'],
-            official=np.where(images.isin(tested), 'test', 'train' if tested else ''),
+            official=_nih_splits(folder, images),
             view=entries['View Position'],
             age=entries['Patient Age'],
             sex=entries[sex],
         )
     )
-    reason = np.select(
+    problem = np.select(
         [table.label.isna(), table.file.isna()], ["other findings", "image file not there"], ''
     )
-    table, left_out = usable(table, pd.Series(reason))
-    return image_files(
-        folder, table.astype(dict(label='int64')), 'nih_chestxray14', left_out=left_out, **_NIH
-    )
+    table, left_out = usable(table, pd.Series(problem))
+    table = table.astype(dict(label='int64'))
+    return image_files(folder, table, 'nih_chestxray14', left_out=left_out, **_NIH)
 
-# %% ../../nbs/lib/data/05_sets.ipynb #0af3748b
+
 def nih_chestxray14() -> ImageSet:
     "NIH ChestX-ray14 (adults and children, another institution), official layout or `images` with `labels.csv`"
     return public_set(
         'nih_chestxray14', "NIH ChestX-ray14", "nihcc.app.box.com/v/ChestXray-NIHCC", **_NIH
     )
 
-# %% ../../nbs/lib/data/05_sets.ipynb #79317d8a
-def public_set(
-    name: str,  # Of the data set and of its folder in `data_folders()`
-    title: str,
-    address: str,  # For the message if it is not there
-    **facts,
-) -> ImageSet:  # Provenance, where the folder's own does not say it
-    "A public set from the folder of its name; `MissingData` if it is not there"
-    places = [folder / name for folder in data_folders()]
-    folder = _first_there(*places)
-    if not folder:
-        raise _missing(
-            title,
-            places,
-            [
-                f"Download it from {address} into a folder of your own and give its path as the data set.",
-                f"Set CXR_DATA to a folder that holds it as {name}.",
-                "Take dataset='phantom' to try the study without data.",
-            ],
-        )
-    found = own_data(folder)
-    return dataclasses.replace(found, name=name, provenance=facts | found.provenance)
-
 # %% ../../nbs/lib/data/05_sets.ipynb #c9fbd0af
+_RSNA = dict(
+    publisher="RSNA Pneumonia Detection Challenge 2018",
+    licence="RSNA: research use",
+)
+
+
+def _rsna_labels(folder):
+    "Table of `patient_id` and `label`, a row an image: 1 if any of its boxes shows an opacity"
+    boxes = read_table(folder / 'stage_2_train_labels.csv', dict(patientId=str, Target='int64'))
+    images = boxes.groupby('patientId', as_index=False).Target.max()
+    return images.rename(columns=dict(patientId='patient_id', Target='label'))
+
+
+def _rsna_subtypes(folder, patients):
+    "Detailed class of each patient, or None without the file that lists them"
+    path = folder / 'stage_2_detailed_class_info.csv'
+    if not path.exists():
+        return None
+    rows = read_table(path, {'patientId': str, 'class': str})
+    classes = rows.drop_duplicates('patientId').set_index('patientId')['class']
+    return patients.map(classes).fillna('not given')
+
+# %% ../../nbs/lib/data/05_sets.ipynb #3181198e
 def _rsna_official(folder):
     "RSNA Pneumonia Detection Challenge in its official layout"
-    boxes = read_table(folder / 'stage_2_train_labels.csv', dict(patientId=str, Target='int64'))
-    table = boxes.groupby('patientId', as_index=False).Target.max()
-    table = table.rename(columns=dict(patientId='patient_id', Target='label'))
-    table = table.assign(
-        file=[folder / 'stage_2_train_images' / f'{p}.dcm' for p in table.patient_id], official=''
-    )
-    detail = folder / 'stage_2_detailed_class_info.csv'
-    if detail.exists():
-        rows = read_table(detail, {'patientId': str, 'class': str}).drop_duplicates('patientId')
-        classes = rows.set_index('patientId')['class']
-        table = table.assign(subtype=table.patient_id.map(classes).fillna('not given'))
-    reason = pd.Series(['' if f.is_file() else "image file not there" for f in table.file])
-    table, left_out = usable(table, reason)
-    return image_files(
-        folder,
-        table,
-        'rsna',
-        publisher="RSNA Pneumonia Detection Challenge 2018",
-        licence="RSNA: research use",
-        left_out=left_out,
-    )
+    table = _rsna_labels(folder)
+    images = folder / 'stage_2_train_images'
+    files = [images / f'{patient}.dcm' for patient in table.patient_id]
+    table = table.assign(file=files, official='')
+    subtypes = _rsna_subtypes(folder, table.patient_id)
+    if subtypes is not None:
+        table = table.assign(subtype=subtypes)
+    problem = ['' if file.is_file() else "image file not there" for file in files]
+    table, left_out = usable(table, pd.Series(problem))
+    return image_files(folder, table, 'rsna', **_RSNA, left_out=left_out)
 
-# %% ../../nbs/lib/data/05_sets.ipynb #d6082343
+
 def rsna() -> ImageSet:
     "RSNA Pneumonia Detection Challenge (adults, DICOM), official layout; one image a patient id"
     return public_set(
@@ -588,60 +719,78 @@ def rsna() -> ImageSet:
     )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1b39a284
+_CHEXPERT = dict(
+    publisher="Stanford ML Group (Irvin et al. 2019)",
+    licence="Stanford: research use",
+)
 _CHEXPERT_PATH = re.compile(r'(?:.*/)?((?:train|valid)/(patient\d+)/.*)')
 
 
+def _chexpert_rows(folder):
+    "Rows of the lists that are there, with their split as `official`"
+    tables = []
+    for name, split in {'train.csv': 'train', 'valid.csv': 'val'}.items():
+        path = folder / name
+        if path.exists():
+            rows = read_table(path, {'Path': str, 'Frontal/Lateral': str})
+            tables.append(rows.assign(official=split))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _is_positive(labels):
+    "Whether each label is 1; uncertain ones are -1, others 0 or empty"
+    return pd.to_numeric(labels, errors='coerce') == 1
+
+# %% ../../nbs/lib/data/05_sets.ipynb #ce8887f3
 def _chexpert_official(folder):
     "CheXpert (or CheXpert-small) in its official layout"
-    lists = {'train': folder / 'train.csv', 'val': folder / 'valid.csv'}
-    kinds = {'Path': str, 'Frontal/Lateral': str}
-    read = [read_table(f, kinds).assign(official=split) for split, f in lists.items() if f.exists()]
-    rows = pd.concat(read, ignore_index=True)
-    found = rows.Path.str.extract(_CHEXPERT_PATH)
-    sick = pd.to_numeric(rows['Pneumonia'], errors='coerce') == 1
-    well = pd.to_numeric(rows['No Finding'], errors='coerce') == 1
+    rows = _chexpert_rows(folder)
+    parts = rows.Path.str.extract(_CHEXPERT_PATH)  # Path below the folder, and patient
+    files = [folder / path for path in parts[0]]
+    with_pneumonia = _is_positive(rows['Pneumonia'])
+    no_finding = _is_positive(rows['No Finding'])
     table = pd.DataFrame(
         dict(
-            file=[folder / p for p in found[0]],
-            label=sick.astype('int64'),
+            file=files,
+            label=with_pneumonia.astype('int64'),
             official=rows.official,
-            patient_id=found[1],
+            patient_id=parts[1],
             view=rows['AP/PA'],
             age=rows.Age,
             sex=rows.Sex,
         )
     )
-    there = np.array([f.is_file() for f in table.file])
-    reason = np.select(
-        [rows['Frontal/Lateral'] != 'Frontal', ~(sick | well), ~there],
+    is_lateral = rows['Frontal/Lateral'] != 'Frontal'
+    is_neither = ~(with_pneumonia | no_finding)
+    is_missing = [not file.is_file() for file in files]
+    problem = np.select(
+        [is_lateral, is_neither, is_missing],
         ["lateral view", "neither pneumonia nor no finding", "image file not there"],
         '',
     )
-    table, left_out = usable(table, pd.Series(reason))
-    return image_files(
-        folder,
-        table,
-        'chexpert',
-        publisher="Stanford ML Group (Irvin et al. 2019)",
-        licence="Stanford: research use",
-        left_out=left_out,
-    )
+    table, left_out = usable(table, pd.Series(problem))
+    return image_files(folder, table, 'chexpert', **_CHEXPERT, left_out=left_out)
 
-# %% ../../nbs/lib/data/05_sets.ipynb #79862916
+
 def chexpert() -> ImageSet:
     "CheXpert (adults), official layout; its `valid` is the published validation split"
     return public_set('chexpert', "CheXpert", "stanfordmlgroup.github.io/competitions/chexpert")
 
 # %% ../../nbs/lib/data/05_sets.ipynb #dec72def
-DATASETS = {
-    f.__name__: f for f in (phantom, pneumoniamnist, chest_xray, nih_chestxray14, rsna, chexpert)
-}
+DATASETS = dict(
+    phantom=phantom,
+    pneumoniamnist=pneumoniamnist,
+    chest_xray=chest_xray,
+    nih_chestxray14=nih_chestxray14,
+    rsna=rsna,
+    chexpert=chexpert,
+)
 
 
 def own_data(
     path: Path,  # A folder or a csv
-    positive: str = '',
-) -> ImageSet:  # Name of the positive class
+    positive: str = '',  # Name of the positive class
+) -> ImageSet:
     "Your own data, or a public set in its official layout, as an `ImageSet`"
     if path.suffix.lower() == '.csv':
         return _labelled_files(path, positive)
@@ -659,39 +808,49 @@ def own_data(
 
 # %% ../../nbs/lib/data/05_sets.ipynb #c16496c6
 def auto() -> ImageSet:
-    "PneumoniaMNIST if it is at hand or can be downloaded, else `phantom`, with a warning"
+    "PneumoniaMNIST if it is available or can be downloaded, else `phantom`, with a warning"
     try:
         return pneumoniamnist()
     except MissingData:
         print(
-            "*** PneumoniaMNIST is neither at hand nor can it be downloaded: this run uses SYNTHETIC images (phantom). "
-            "***\n*** Its figures say nothing about patients. Set CXR_DATA or connect to the network for real images.    "
-            "***"
+            "*** PneumoniaMNIST is not available and cannot be downloaded: this run uses SYNTHETIC images (phantom).\n"
+            "*** Its figures say nothing about patients. Set CXR_DATA or connect to the network for real images."
         )
         return phantom()
 
 # %% ../../nbs/lib/data/05_sets.ipynb #6b11ca71
+def _unknown_dataset(name):
+    "The `DataError` for what is neither a name nor a path, with the most similar name"
+    names = ['auto', *DATASETS]
+    similar = difflib.get_close_matches(str(name).lower(), names, n=1)
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
+    return DataError(
+        f"{name} is neither a data set ({', '.join(names)}) nor the path of a folder or csv file.{hint}"
+    )
+
+
 def load_dataset(
     name: str | Path,  # A name, `auto`, or the path of a folder or csv
-    positive: str = '',
-) -> ImageSet:  # Name of the positive class of your own data
-    "The `ImageSet` of a data set; `DataError` or `MissingData` say what is wrong before anything heavy starts"
-    known = {**DATASETS, 'auto': auto}.get(str(name))
-    if known:
-        return known()
-    path = _first_there(Path(name).expanduser(), root() / name)
-    if path:
-        return own_data(path.resolve(), positive)
-    names = ', '.join(['auto', *DATASETS])
-    raise DataError(f"{name} is neither a data set ({names}) nor the path of a folder or csv file.")
+    positive: str = '',  # Name of the positive class of your own data
+) -> ImageSet:
+    "The `ImageSet` of a data set. Raises `DataError` or `MissingData` before any pixels are decoded"
+    readers = {**DATASETS, 'auto': auto}
+    if str(name) in readers:
+        read = readers[str(name)]
+        return read()
+    path = _first_existing([Path(name).expanduser(), root() / name])
+    if path is None:
+        raise _unknown_dataset(name)
+    return own_data(path.resolve(), positive)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b099537f
 def load_if_present(name: str) -> ImageSet | None:
-    "The `ImageSet`, or None with a message if it is not at hand"
+    "The `ImageSet`, or None with a message if it is not available"
     try:
         return load_dataset(name)
     except MissingData:
-        print(f"{name} is not at hand.")
+        print(f"{name} is not available.")
+        return None
 
 # %% ../../nbs/lib/data/05_sets.ipynb #2bfebdb3
 def sample_patients(
@@ -702,14 +861,12 @@ def sample_patients(
     "An `ImageSet` of whole patients with about `limit` images, stratified by official split and label"
     if not limit or limit >= len(image_set):
         return image_set
-    rows = image_set.table.groupby('patient_id', sort=False)
-    patients = (
-        rows[['official', 'label']]
-        .first()
-        .assign(images=rows.size())
-        .sample(frac=1, random_state=seed)
-    )
+    images = image_set.table.groupby('patient_id', sort=False)
+    patients = images[['official', 'label']].first().assign(images=images.size())
+    patients = patients.sample(frac=1, random_state=seed)
     strata = patients.groupby(['official', 'label']).images
     images_before = strata.cumsum() - patients.images
-    chosen = patients.index[images_before < strata.transform('sum') * limit / len(image_set)]
-    return take(image_set, np.flatnonzero(image_set.table.patient_id.isin(chosen)))
+    quota = strata.transform('sum') * limit / len(image_set)
+    chosen = patients.index[images_before < quota]
+    is_chosen = image_set.table.patient_id.isin(chosen)
+    return take(image_set, np.flatnonzero(is_chosen))

@@ -9,172 +9,241 @@ __all__ = ['connected', 'components', 'shared', 'check_disjoint', 'fold_of', 're
            'split_counts']
 
 # %% ../../nbs/lib/data/07_splits.ipynb #022b242f
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..core.classes import CLASSES
 from ..core.options import SPLIT_RULES
-from ..core.run import cache_folder
+from ..core.run import Run, cache_folder
 from .cache import open_cache
-from .sets import CLASSES, DataError, LeakError
+from .sets import DataError, ImageSet, LeakError
 
 # %% ../../nbs/lib/data/07_splits.ipynb #a19c4504
-def connected(n, edges):  # Number of nodes; pairs of nodes [edges, 2]
+def connected(
+    n: int,  # Number of nodes
+    edges: np.ndarray,  # Pairs of nodes, [edges, 2]
+) -> np.ndarray:  # int [n]
     "Number of the connected component of each node"
     edges = np.asarray(edges, int).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(edges)), edges.T), (n, n))
-    return connected_components(graph, directed=False)[1]
+    weights = np.ones(len(edges))
+    graph = coo_matrix((weights, edges.T), (n, n))
+    _, component = connected_components(graph, directed=False)
+    return component
 
 
-def components(*columns):  # Columns of ids, such as patients and hashes
-    "A number for each row; rows that share an id in any column, directly or through others, share the number"
-    rows = nodes = len(columns[0])  # The first nodes are the rows, the others the ids
+def components(
+    *columns: pd.Series | list,  # Columns of ids, such as patients and image hashes
+) -> np.ndarray:  # int, one a row
+    "Group of each row; rows that share an id in any column, directly or through others, have one group"
+    rows = len(columns[0])
+    nodes = rows  # The first nodes are the rows, the others the ids
     edges = []
     for ids in columns:
         code, names = pd.factorize(pd.Series(ids).to_numpy())
-        edges.append(np.stack([np.arange(rows), code + nodes], axis=1))
+        row_to_id = np.stack([np.arange(rows), code + nodes], axis=1)
+        edges.append(row_to_id)
         nodes += len(names)
     return connected(nodes, np.concatenate(edges))[:rows]
 
 # %% ../../nbs/lib/data/07_splits.ipynb #7f7aa61b
-def shared(table):  # Table with `split, patient_id` and `image_hash`
+def _in_several_splits(table, column):
+    "Values of a column that are in more than one split"
+    splits = table.groupby(column).split.nunique()
+    return splits.index[splits > 1].tolist()
+
+
+def shared(
+    table: pd.DataFrame,  # With `split`, `patient_id` and perhaps `image_hash`
+) -> dict[str, list]:
     "Patients and image hashes that are in more than one split"
-
-    def across(column):
-        splits = table.groupby(column).split.nunique()
-        return splits.index[splits > 1].tolist()
-
-    return dict(
-        patients=across('patient_id'), images=across('image_hash') if 'image_hash' in table else []
-    )
+    patients = _in_several_splits(table, 'patient_id')
+    images = _in_several_splits(table, 'image_hash') if 'image_hash' in table else []
+    return dict(patients=patients, images=images)
 
 # %% ../../nbs/lib/data/07_splits.ipynb #f60b7775
+def _short_list(kind, values):
+    "Number of patients or images, with the first three"
+    first = ', '.join(map(str, values[:3]))
+    more = ', ...' if len(values) > 3 else ''
+    return f"{len(values)} {kind} ({first}{more})"
+
+
 def check_disjoint(
-    table, tolerated=None
-):  # Table of a split; result of `shared` that is known and accepted
-    "The same table; `LeakError` that names patients or images on both sides of a split"
-    found, known = shared(table), tolerated or {}
-    found = {
-        k: [v for v in values if v not in set(known.get(k, []))] for k, values in found.items()
-    }
-    parts = [
-        f"{len(v)} {k} ({', '.join(map(str, v[:3]))}{', ...' if len(v) > 3 else ''})"
-        for k, v in found.items()
-        if v
-    ]
-    if parts:
+    table: pd.DataFrame,  # Of a split
+    tolerated: dict | None = None,  # Result of `shared` that is known and accepted
+) -> pd.DataFrame:
+    "The same table. Raises `LeakError` that names patients or images in several splits"
+    tolerated = tolerated or {}
+    leaks = []
+    for kind, values in shared(table).items():
+        known = set(tolerated.get(kind, []))
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            leaks.append(_short_list(kind, unknown))
+    if leaks:
         raise LeakError(
-            f"Shared between train, val and test: {' and '.join(parts)}. "
+            f"Shared between train, val and test: {' and '.join(leaks)}. "
             "Split again by patient (split='grouped')."
         )
     return table
 
 # %% ../../nbs/lib/data/07_splits.ipynb #7e8d50d3
-def fold_of(table, groups, k, seed):  # Table, component of each row, number of folds, seed
-    "Number of the fold, 0 to k-1, of each row"
+def _check_folds(table, groups, k):
+    "Raise `DataError` unless each class has a group for each of `k` folds"
     if k < 2:
         raise DataError(f"val_folds is {k}; it must be 2 or more.")
-    strata = pd.factorize(table['subtype'] if 'subtype' in table else table.label)[0]
-    if (few := pd.Series(groups).groupby(table.label.to_numpy()).nunique().min()) < k:
+    groups_by_class = pd.Series(groups).groupby(table.label.to_numpy()).nunique()
+    fewest = groups_by_class.min()
+    if fewest < k:
         raise DataError(
-            f"{k} folds need at least {k} patients in each class; the smaller class has {few}."
+            f"{k} folds need at least {k} patients in each class; the smaller class has {fewest}."
         )
-    from sklearn.model_selection import StratifiedGroupKFold
 
+
+def fold_of(
+    table: pd.DataFrame,  # With `label` and perhaps `subtype`
+    groups: np.ndarray,  # Group of each row, from `components`
+    k: int,  # Number of folds
+    seed: int,
+) -> np.ndarray:
+    "Number of the fold, 0 to k-1, of each row. Raises `DataError` if a class has fewer than `k` groups"
+    from sklearn.model_selection import StratifiedGroupKFold  # Takes seconds to import
+
+    _check_folds(table, groups, k)
+    kinds = table.subtype if 'subtype' in table else table.label
+    strata, _ = pd.factorize(kinds)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     fold = np.zeros(len(table), int)
-    folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(table, strata, groups)
-    for i, (_, part) in enumerate(folds):
-        fold[part] = i
+    for number, (_, rows) in enumerate(splitter.split(table, strata, groups)):
+        fold[rows] = number
     return fold
 
 # %% ../../nbs/lib/data/07_splits.ipynb #cbcef27f
-def resolve_split(image_set, split):
-    "What `auto` means for this data set; `DataError` for a split that does not exist or is not possible"
+def resolve_split(
+    image_set: ImageSet,
+    split: str,  # One of `SPLIT_RULES`
+) -> str:
+    "What `auto` means for this data set. Raises `DataError` for a split that is unknown or impossible"
     if split not in SPLIT_RULES:
         raise DataError(f"split is {split!r}; it can be {', '.join(SPLIT_RULES)}.")
-    published = {'train', 'val', 'test'} <= set(image_set.table.official)
-    if split in ('official', 'deduplicated') and not published:
+    is_published = {'train', 'val', 'test'} <= set(image_set.table.official)
+    if split in ('official', 'deduplicated') and not is_published:
         raise DataError(
             f"{image_set.name} has no published train, val and test; take split='grouped'."
         )
     if split != 'auto':
         return split
-    return 'deduplicated' if published and not image_set.patients_known else 'grouped'
+    if is_published and not image_set.patients_known:
+        return 'deduplicated'
+    return 'grouped'
 
 # %% ../../nbs/lib/data/07_splits.ipynb #7314f889
-def _without_copies(table):  # Table with `official` and `image_hash`
-    "(split, why excluded): the official split, less the train and val copies of images that a later split holds"
-    rank = table.official.map(dict(train=0, val=1, test=2))
-    copy = rank < rank.groupby(table.image_hash).transform('max')
-    why = np.where(copy, "identical image in a later split", '')
-    return table.official.where(~copy, ''), pd.Series(why, index=table.index)
+def _without_copies(table):  # With `official` and `image_hash`
+    "(split, why excluded): a train or val image is excluded if a later split holds the same image"
+    order = table.official.map(dict(train=0, val=1, test=2))
+    latest = order.groupby(table.image_hash).transform('max')
+    is_copy = order < latest
+    why = np.where(is_copy, "identical image in a later split", '')
+    return table.official.where(~is_copy, ''), pd.Series(why, index=table.index)
 
 # %% ../../nbs/lib/data/07_splits.ipynb #1958959f
-def _deal_out(table, groups, val_folds, fold, seed, keep_test):
-    "(split, why excluded): folds by component; the official test is kept, or a fifth of all is dealt to test"
-    test = (
-        (table.official == 'test').to_numpy() if keep_test else fold_of(table, groups, 5, seed) == 0
-    )
-    tied = np.isin(groups, groups[test]) & ~test
-    rest = np.flatnonzero(~test & ~tied)
-    split = np.where(test, 'test', np.where(tied, '', 'train')).astype(object)
-    split[rest[fold_of(table.iloc[rest], groups[rest], val_folds, seed) == fold]] = 'val'
-    why = np.where(tied, "patient or identical image in test", '')
+_TEST_FOLDS = 5  # `fresh` tests on one in five
+
+
+def _in_test(table, groups, seed, keep_test):
+    "Whether each row is in the test split: the publisher's, or a new one"
+    if keep_test:
+        return (table.official == 'test').to_numpy()
+    return fold_of(table, groups, _TEST_FOLDS, seed) == 0
+
+
+class _Validation(NamedTuple):
+    "Which part of the remaining groups is for validation"
+
+    folds: int
+    fold: int
+    seed: int
+
+
+def _split_by_group(table, groups, in_test, validation):
+    "(split, why excluded)"
+    is_tied = np.isin(groups, groups[in_test]) & ~in_test
+    rest = np.flatnonzero(~in_test & ~is_tied)
+    fold = fold_of(table.iloc[rest], groups[rest], validation.folds, validation.seed)
+    split = np.full(len(table), 'train', dtype=object)
+    split[in_test] = 'test'
+    split[is_tied] = ''
+    split[rest[fold == validation.fold]] = 'val'
+    why = np.where(is_tied, "patient or identical image in test", '')
     return pd.Series(split, table.index), pd.Series(why, table.index)
 
 # %% ../../nbs/lib/data/07_splits.ipynb #e58f465d
+def _with_rows(image_set, hashes):
+    "The table of a data set with `row` and `image_hash`"
+    short_hashes = [full[:16] for full in hashes]
+    return image_set.table.assign(row=np.arange(len(image_set)), image_hash=short_hashes)
+
+
+def _divide(table, rule, validation):
+    "(split, why excluded) of each row by this rule"
+    if rule == 'official':
+        return table.official, ''
+    if rule == 'deduplicated':
+        return _without_copies(table)
+    groups = components(table.patient_id, table.image_hash)
+    has_test = (table.official == 'test').any()
+    keep_test = rule == 'grouped' and has_test
+    in_test = _in_test(table, groups, validation.seed, keep_test)
+    return _split_by_group(table, groups, in_test, validation)
+
+# %% ../../nbs/lib/data/07_splits.ipynb #53fc2ee0
 def make_split(
-    image_set,
-    hashes,  # SHA-256 of each image's source
-    split='auto',  # One of `SPLIT_RULES`
-    val_folds=5,  # One in so many patients validates
-    fold=0,  # Which of them
-    seed=0,
-):
+    image_set: ImageSet,
+    hashes: pd.Series | list[str],  # SHA-256 of each image's source
+    split: str = 'auto',  # One of `SPLIT_RULES`
+    val_folds: int = 5,  # One in so many patients is for validation
+    fold: int = 0,  # Number of the fold that is for validation
+    seed: int = 0,
+) -> tuple[pd.DataFrame, dict]:
     "(table with `split` ('' where excluded), `excluded` (why), `row` and `image_hash`; what `shared` is tolerated)"
-    how = resolve_split(image_set, split)
+    rule = resolve_split(image_set, split)
     if not 0 <= fold < val_folds:
         raise DataError(
             f"fold is {fold}; with val_folds={val_folds} it can be 0 to {val_folds - 1}."
         )
-    table = image_set.table.assign(
-        row=np.arange(len(image_set)), image_hash=[h[:16] for h in hashes]
-    )
-    groups, locked = (
-        components(table.patient_id, table.image_hash),
-        (table.official == 'test').any(),
-    )
-    if how == 'official':
-        parts = table.official, ''
-    elif how == 'deduplicated':
-        parts = _without_copies(table)
-    else:
-        parts = _deal_out(
-            table, groups, val_folds, fold, seed, keep_test=locked and how == 'grouped'
-        )
-    table = table.assign(split=parts[0], excluded=parts[1])
-    tolerated = shared(table) if how == 'official' else {}
+    table = _with_rows(image_set, hashes)
+    parts, why = _divide(table, rule, _Validation(val_folds, fold, seed))
+    table = table.assign(split=parts, excluded=why)
+    tolerated = shared(table) if rule == 'official' else {}
     check_disjoint(table[table.split != ''], tolerated)
     return table, tolerated
 
 # %% ../../nbs/lib/data/07_splits.ipynb #4f786f44
-def open_data(run):  # A `Run` whose stage 01_data is finished
-    "(uint8 memory map [N, H, W], split.csv); the image of row `r` of the table is `images[r.row]`; refuses leaks"
-    facts, table = run.read('data.json'), run.read('split.csv')
+def open_data(
+    run: Run,  # With a finished stage 01_data
+) -> tuple[np.memmap, pd.DataFrame]:
+    "(uint8 images [N, H, W], split.csv); row `r` of the table has the image `images[r.row]`. Raises `LeakError`"
+    facts = run.read('data.json')
+    table = run.read('split.csv')
     images, _, meta = open_cache(cache_folder() / facts['cache'])
     if meta['images_sha256'] != facts['cache_sha256']:
         raise DataError(
             f"The cache {facts['cache']} is not the one this run was made from. Run 01_data again."
         )
-    return images, check_disjoint(table, facts['tolerated'])
+    check_disjoint(table, facts['tolerated'])
+    return images, table
 
 # %% ../../nbs/lib/data/07_splits.ipynb #0bc7ec75
 def split_counts(
-    table,  # Table with `split` and `label`
-    classes=CLASSES,
-):  # Names of the columns
+    table: pd.DataFrame,  # With `split` and `label`
+    classes: tuple = CLASSES,  # Names of label 0 and label 1
+) -> pd.DataFrame:
     "Images by split (rows) and class (columns)"
-    named = table.assign(label=table.label.map(dict(enumerate(classes))))
-    tally = named.groupby(['split', 'label']).size().unstack(fill_value=0)
-    return tally.reindex(index=['train', 'val', 'test'], columns=classes, fill_value=0)
+    names = dict(enumerate(classes))
+    named = table.assign(label=table.label.map(names))
+    counts = named.groupby(['split', 'label']).size().unstack(fill_value=0)
+    return counts.reindex(index=['train', 'val', 'test'], columns=classes, fill_value=0)
