@@ -49,7 +49,7 @@ class _Bodies(nn.Module):
         self.bodies = nn.ModuleList([member.body for member in members])
         self.last = (None, None)  # Last input and its maps, because several methods use one batch
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         if z.requires_grad:
             return self.stacked(z)
         last_input, maps = self.last
@@ -58,9 +58,15 @@ class _Bodies(nn.Module):
             self.last = (z, maps)
         return maps.detach().requires_grad_()  # No gradient is needed before the maps
 
-    def stacked(self, z):
-        rgb = z.expand(-1, 3, -1, -1)
-        return torch.cat([body(rgb) for body in self.bodies], 1)
+    def stacked(self, z: torch.Tensor) -> torch.Tensor:
+        "The maps of all members, computed anew"
+        maps = []
+        for body in self.bodies:
+            rgb = z.expand(
+                -1, 3, -1, -1
+            )  # One for each body keeps the order in which gradients are added
+            maps.append(body(rgb))
+        return torch.cat(maps, 1)
 
 
 class _Heads(nn.Module):
@@ -70,7 +76,7 @@ class _Heads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList([member.head for member in members])
 
-    def forward(self, maps):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
         parts = maps.chunk(len(self.heads), 1)
         logits = [head(part) for head, part in zip(self.heads, parts)]
         return torch.stack(logits).mean(0)
@@ -96,8 +102,8 @@ class Inside(nn.Module):
         images: np.ndarray,  # uint8 [N, H, W]
     ) -> torch.Tensor:
         "The images as the network gets them: float [N, 1, H, W] on its device"
-        x = torch.from_numpy(np.array(images))
-        x = x[:, None].float() / 255
+        pixels = torch.from_numpy(np.array(images))[:, None]
+        x = pixels.float() / 255
         device = next(self.parameters()).device
         return self.spec.normalise(x).to(device)
 
@@ -105,9 +111,10 @@ class Inside(nn.Module):
 def head_weights(inside: Inside) -> tuple[np.ndarray, float]:
     "Weights [members*C] of the linear layers, divided by the number of members, and the mean bias"
     layers = [head[-1] for head in inside.head.heads]
-    weights = torch.cat([layer.weight[0] for layer in layers]) / len(layers)
-    biases = [layer.bias.item() for layer in layers]
-    return weights.cpu().numpy(), float(np.mean(biases))
+    weights = torch.cat([layer.weight[0] for layer in layers])
+    mean_weights = weights / len(layers)
+    mean_bias = np.mean([layer.bias.item() for layer in layers])
+    return mean_weights.cpu().numpy(), float(mean_bias)
 
 
 def feature_maps(
@@ -150,7 +157,8 @@ def _positive(attributions):
 
 def _darkest(z):
     "Images [B, 1, H, W] that are everywhere as dark as the darkest pixel: without opacities"
-    return z.amin((2, 3), keepdim=True).expand_as(z)
+    darkest = z.amin((2, 3), keepdim=True)
+    return darkest.expand_as(z)
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #cec96075
 def integrated_gradients(
@@ -195,9 +203,9 @@ def eigen_cam(
     cells = maps.reshape(batch, channels, -1).swapaxes(1, 2)
     centred = cells - cells.mean(1, keepdims=True)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    component = u[:, :, 0] * s[:, :1]
-    component = sign * component.reshape(batch, height, width)
-    return heat_map(component, z.shape[-1])
+    first = u[:, :, 0] * s[:, :1]
+    component = first.reshape(batch, height, width)
+    return heat_map(sign * component, z.shape[-1])
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #938eb1b8
 METHODS = {
@@ -226,9 +234,11 @@ def explain_all(
     batches = {method: [] for method in methods}
     with on_device(inside):
         for start in range(0, len(images), bs):
-            z = inside.normalised(images[start : start + bs])
+            batch = images[start : start + bs]
+            z = inside.normalised(batch)
             for method in methods:
-                batches[method].append(METHODS[method](inside, z))
+                maps = METHODS[method](inside, z)
+                batches[method].append(maps)
     return {method: np.concatenate(maps) for method, maps in batches.items()}
 
 
@@ -239,7 +249,8 @@ def explain(
     bs: int = 64,
 ) -> np.ndarray:
     "Maps of one method, 0 to 1, float32 [N, H, W]"
-    return explain_all(model, images, [method], bs)[method]
+    maps = explain_all(model, images, [method], bs)
+    return maps[method]
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #68565098
 def timed_maps(
@@ -252,7 +263,8 @@ def timed_maps(
     "How long the plain maps of an untrained network take: `seconds`, `images_per_second` and the settings"
     torch.manual_seed(seed)
     inside = Inside(Classifier(create_body(arch), Preprocess(size=size)))
-    noise = np.random.default_rng(seed).integers(0, 256, (images, size, size), np.uint8)
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (images, size, size), np.uint8)
     explain(inside, noise[:bs])  # The first batch is slower
     began = time.perf_counter()
     explain(inside, noise, bs=bs)
@@ -271,7 +283,8 @@ FOUR = ('true positive', 'false positive', 'true negative', 'false negative')
 
 
 def _hash(image_id):
-    return hashlib.sha256(str(image_id).encode()).hexdigest()
+    name = str(image_id).encode()
+    return hashlib.sha256(name).hexdigest()
 
 
 def answers(
@@ -283,8 +296,10 @@ def answers(
     rows = decisions(table, split, point)
     right = np.where(rows.called == rows.label, 'true', 'false')
     sign = np.where(rows.called, 'positive', 'negative')
-    rows = rows.assign(kind=[f"{r} {s}" for r, s in zip(right, sign)])
-    order = np.argsort([_hash(image_id) for image_id in rows.image_id])
+    kinds = [f"{r} {s}" for r, s in zip(right, sign)]
+    rows = rows.assign(kind=kinds)
+    hashes = [_hash(image_id) for image_id in rows.image_id]
+    order = np.argsort(hashes)
     return rows.iloc[order].reset_index(drop=True)
 
 
@@ -293,7 +308,11 @@ def cases(
     number: int = 8,
 ) -> dict[str, pd.DataFrame]:
     "Kind -> its first `number` rows"
-    return {kind: rows[rows.kind == kind].head(number) for kind in FOUR}
+    groups = {}
+    for kind in FOUR:
+        of_this_kind = rows[rows.kind == kind]
+        groups[kind] = of_this_kind.head(number)
+    return groups
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #6130d836
 def _draw_scale(ax):
@@ -315,8 +334,9 @@ def _draw_frames(ax, rows, images, maps, columns, classes):
     pitch = 1 / (columns + _SCALE_WIDTH)
     for i, row in enumerate(rows.itertuples()):
         no_heat = np.zeros(images[i].shape)
-        radiograph = overlay(images[i], no_heat, 0)
-        both = np.vstack([radiograph, overlay(images[i], maps[i])])
+        above = overlay(images[i], no_heat, 0)
+        below = overlay(images[i], maps[i])
+        both = np.vstack([above, below])
         frame = ax.inset_axes((i * pitch, 0.08, 0.9 * pitch, 0.84))
         draw_image(frame, row, both, classes)
         if columns <= 6:
@@ -361,10 +381,9 @@ def _regions(size):
     position = (np.arange(size) + 0.5) / size
     central = (0.1 < position) & (position < 0.9)
     outer = (position < 0.15) | (position > 0.85)
-    return dict(
-        thorax=central[:, None] & central,
-        corners=outer[:, None] & outer,
-    )
+    thorax = central[:, None] & central
+    corners = outer[:, None] & outer
+    return dict(thorax=thorax, corners=corners)
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #33e30036
 def share_in_region(
@@ -372,10 +391,12 @@ def share_in_region(
     region: np.ndarray,  # bool [H, W]
 ) -> np.ndarray:
     "Share of each map's sum that lies in the region [N]; NaN for an empty map"
-    inside = (maps * region).sum((1, 2), dtype=float)
+    in_region = maps * region
+    part = in_region.sum((1, 2), dtype=float)
     total = maps.sum((1, 2), dtype=float)
-    no_share = np.full(len(maps), np.nan)
-    return np.divide(inside, total, out=no_share, where=total > 0)
+    undefined_share = np.full(len(maps), np.nan)
+    has_evidence = total > 0
+    return np.divide(part, total, out=undefined_share, where=has_evidence)
 
 # %% ../../nbs/lib/explain/01_attribution.ipynb #8c9f3212
 def _weighted_means(values, blocks):
@@ -395,7 +416,8 @@ def mean_entry(
     if not known.any():
         return undefined("no image has a value", 0, 0)
     values = np.asarray(values, float)[known]
-    _, patient = np.unique(np.asarray(patient_id, str)[known], return_inverse=True)
+    names = np.asarray(patient_id, str)[known]
+    _, patient = np.unique(names, return_inverse=True)
     distinct = np.ones(len(values), bool)
     sample = Scored(values, values, patient, distinct, True)  # Only its patients are used here
     draws = _weighted_means(values, bootstrap_weights(sample, replicates, seed))
@@ -412,6 +434,8 @@ def shares(
     "Region -> entry of the mean share of attribution in it, with the share of the `area`"
     found = {}
     for name, region in _regions(maps.shape[-1]).items():
-        share = mean_entry(share_in_region(maps, region), patient_id, **settings)
-        found[name] = share | dict(area=float(region.mean()))
+        share_of_maps = share_in_region(maps, region)
+        mean_share = mean_entry(share_of_maps, patient_id, **settings)
+        area = float(region.mean())
+        found[name] = mean_share | dict(area=area)
     return found

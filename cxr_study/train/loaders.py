@@ -251,7 +251,8 @@ def _gamma(x, amount):
 
 def _noise(x, amount):
     "Add normal noise of deviation `amount`"
-    return x + amount * torch.randn_like(x)
+    noise = torch.randn_like(x)
+    return x + amount * noise
 
 
 def _blur(x, amount):
@@ -259,9 +260,9 @@ def _blur(x, amount):
     deviation = amount.abs() + 0.1
     weights = [(-0.5 * (k / deviation) ** 2).exp() for k in range(4)]
     total = weights[0] + 2 * sum(weights[1:])
-    x = pad(x, (3, 3, 3, 3), mode='reflect')
-    x = _blur_along(x, 2, weights, total)
-    return _blur_along(x, 3, weights, total)
+    padded = pad(x, (3, 3, 3, 3), mode='reflect')
+    blurred_rows = _blur_along(padded, 2, weights, total)
+    return _blur_along(blurred_rows, 3, weights, total)
 
 
 def _blur_along(x, axis, weights, total):
@@ -269,7 +270,9 @@ def _blur_along(x, axis, weights, total):
     n = x.shape[axis] - 6
     blurred = x.narrow(axis, 3, n) * (weights[0] / total)
     for k in (1, 2, 3):
-        neighbours = x.narrow(axis, 3 - k, n) + x.narrow(axis, 3 + k, n)
+        before = x.narrow(axis, 3 - k, n)
+        after = x.narrow(axis, 3 + k, n)
+        neighbours = before + after
         blurred.addcmul_(neighbours, weights[k] / total)
     return blurred
 

@@ -563,7 +563,7 @@ def recipe_callbacks(recipe: Recipe, model: nn.Module, device: torch.device) -> 
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's running loss, kept on the device"
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         loss = learn.loss.detach()
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
