@@ -50,8 +50,7 @@ class ImageRows:
         rows: Sequence[int],  # Which of the N images, in order
         labels: Sequence[int],  # 0 or 1 for each of `rows`
         train: bool = False,  # Only training rows are augmented
-        tables: np.ndarray
-        | None = None,  # uint8 [K, 256]: each image K times, through K grey scales
+        tables: np.ndarray | None = None,  # uint8 [K, 256]: K grey scales for each image
     ):
         self.images = images
         self.rows = np.asarray(rows)
@@ -63,11 +62,11 @@ class ImageRows:
 
     def _copy_to(self, device):
         "Keep rows, labels and tables beside the images, so that a batch needs no transfer"
-        self._rows = torch.as_tensor(self.rows, device=device)
-        self._labels = torch.as_tensor(self.labels, device=device)
+        self._rows = torch.tensor(self.rows, device=device)
+        self._labels = torch.tensor(self.labels, device=device)
         self._tables = None
         if self.tables is not None:
-            self._tables = torch.as_tensor(self.tables, device=device)
+            self._tables = torch.tensor(self.tables, device=device)
 
     def __len__(self):
         versions = 1 if self.tables is None else len(self.tables)
@@ -232,7 +231,7 @@ class RandomChange(RandTransform):
         chosen = chosen.long()
         amounts = amounts.view(-1, 1, 1, 1)
         changed = self.change(x[chosen], amounts)
-        changed = changed.clamp_(0, 1)
+        changed.clamp_(0, 1)
         with _any_order():
             return x.index_copy_(0, chosen, changed)
 
