@@ -22,9 +22,9 @@ from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import load_dataset
 from cxr_study.data.splits import make_split
 from cxr_study.predict.decision import sigmoid
-from cxr_study.train.loaders import RESHAPED, STRESS, stress_tables
+from cxr_study.train.loaders import STRESS, STRETCHED, stress_tables
 from cxr_study.train.recipe import Recipe
-from cxr_study.train.training import Training, predict_logits, train
+from cxr_study.train.training import Training, TrainingData, predict_logits, train
 
 MEASURES = dict(stress_loss="loss under stress", shift_loss="loss under stress and in other shapes")
 REST = (
@@ -45,7 +45,7 @@ REST = (
 def stressed(model, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
     """Log loss and AUC of the validation images, a row a change.
 
-    Rows are each change of `STRESS`, `all` of these, and each change of `RESHAPED`. `images` is uint8 [N, H, W];
+    Rows are each change of `STRESS`, `all` of these, and each change of `STRETCHED`. `images` is uint8 [N, H, W];
     `table` has a row an image, of which only those of `val` are looked at."""
     val = table[table.split == "val"]
     plain = images[val.row.to_numpy()]
@@ -57,7 +57,7 @@ def stressed(model, images: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
         return dict(change=name, loss=log_loss(label, sigmoid(z)), auc=roc_auc_score(label, z))
 
     exposed = {name: logits(change[plain]) for name, change in zip(STRESS, stress_tables())}
-    reshaped = {name: logits(change(plain)) for name, change in RESHAPED.items()}
+    reshaped = {name: logits(change(plain)) for name, change in STRETCHED.items()}
     everything = row(
         "all", np.concatenate(list(exposed.values())), np.tile(val.label, len(exposed))
     )
@@ -92,13 +92,12 @@ def run_cell(cell: Cell, seed: int, source, checkpoint: Path, device=None) -> di
     images, table = source(cell.spec)
     training = dataclasses.replace(cell.training, seed=seed)
     started = time.time()
-    model, history = train(
-        training, images, table[table.split != "test"], cell.spec, checkpoint, str, device
-    )
+    data = TrainingData(images, table[table.split != "test"], cell.spec)
+    model, history = train(training, data, checkpoint, str, device)
     seconds = time.time() - started
     checkpoint.unlink()
     found = stressed(model, images, table)
-    exposed, reshaped = found.loc[list(STRESS)], found.loc[list(RESHAPED)]
+    exposed, reshaped = found.loc[list(STRESS)], found.loc[list(STRETCHED)]
     return dict(
         cell=cell.name,
         seed=seed,

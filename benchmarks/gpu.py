@@ -42,7 +42,7 @@ from cxr_study.train import recipe as learning
 from cxr_study.train.loaders import AUGMENTATION_STEPS
 from cxr_study.train.networks import Classifier, create_body
 from cxr_study.train.recipe import Recipe, SeedEpochs
-from cxr_study.train.training import Training, learner, predict_logits, train
+from cxr_study.train.training import Training, TrainingData, learner, predict_logits, train
 
 IMAGES = 2048  # Different images at most; an epoch draws them again
 
@@ -107,15 +107,9 @@ def trained(bench, arch, size, bs, steps, file=None, say=str, device=None, **cho
     images, table = films(bs * (steps + 1), size, bs)
     recipe = Recipe(**{**dict(epochs=2, batch_size=bs, lr=1e-3), **choices})
     checkpoint = file or Path(mkdtemp()) / 'checkpoint.pt'
-    model, history = train(
-        Training(arch, recipe=recipe),
-        images,
-        table,
-        Preprocess(size=size),
-        checkpoint,
-        say,
-        device or bench.device,
-    )
+    data = TrainingData(images, table, Preprocess(size=size))
+    training = Training(arch, recipe=recipe)
+    model, history = train(training, data, checkpoint, say, device or bench.device)
     return model, history, images
 
 
@@ -245,13 +239,9 @@ class Clock(Callback):
 
 def quick_learner(bench, arch, bs, **choices):
     images, table = films(bs * (bench.steps + 1), bench.size, bs)
-    return learner(
-        Training(arch, recipe=Recipe(batch_size=bs, lr=1e-3, **choices)),
-        images,
-        table,
-        Preprocess(size=bench.size),
-        bench.device,
-    )
+    data = TrainingData(images, table, Preprocess(size=bench.size))
+    training = Training(arch, recipe=Recipe(batch_size=bs, lr=1e-3, **choices))
+    return learner(training, data, bench.device)
 
 
 def run_epochs(learn, n, *callbacks):

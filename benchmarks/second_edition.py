@@ -45,8 +45,8 @@ from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import load_dataset, sample_patients
 from cxr_study.train import loaders
 from cxr_study.train.networks import Classifier, create_body
-from cxr_study.train.recipe import Recipe, fit_learner
-from cxr_study.train.training import Training, learner, predict_logits, train
+from cxr_study.train.recipe import Keeper, Recipe, fit_learner
+from cxr_study.train.training import Training, TrainingData, learner, predict_logits, train
 
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
 NEAR = 0.002  # Validation AUC that a distilled network may lose
@@ -194,10 +194,8 @@ def augmentation(name):
 
 def wide():
     "As `stretch`, but width over height changes by a factor of up to e^0.7 instead of e^0.4"
-    equalised = loaders.Drawn(loaders.equalise, 1.0, 0.3)
-    if hasattr(loaders, 'Augmentation'):
-        return [loaders.Augmentation(equalised, light=0.3, stretch=0.7)]
-    return [*loaders.affine(loaders.stretched(0.7)), *loaders.lighting(0.3), equalised]
+    equalised = loaders.RandomChange(loaders.equalise, 1.0, 0.3)
+    return [loaders.Augmentation(equalised, light=0.3, stretch=0.7)]
 
 
 def training_pixels(films, job):
@@ -334,16 +332,15 @@ class Bench:
     def fit(self, training, job, pixels, table):
         "(network, history) of a training, by its labels or by its teachers"
         self.checkpoint.unlink(missing_ok=True)
-        spec = Preprocess(job.size, standardise='image')
+        data = TrainingData(pixels, table, Preprocess(job.size, standardise='image'))
         if not job.teachers:
-            return train(training, pixels, table, spec, self.checkpoint, str, self.device)
-        learn = learner(training, pixels, table, spec, self.device)
+            return train(training, data, self.checkpoint, str, self.device)
+        learn = learner(training, data, self.device)
         members = [Job(**m['job']) for m in job.teachers]
         networks = [network_of(m, self.path(m), self.device).requires_grad_(False) for m in members]
         learn.add_cb(Teacher(networks, [(m['slope'], m['intercept']) for m in job.teachers]))
-        history = fit_learner(
-            learn, training.recipe, self.checkpoint, job.seed, False, job.key, str
-        )
+        keeper = Keeper(self.checkpoint, job.key, str)
+        history = fit_learner(learn, training.recipe, keeper, job.seed)
         model = learn.model.eval()
         del learn
         gc.collect()

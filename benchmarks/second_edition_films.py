@@ -15,7 +15,7 @@ from cxr_study.data.cache import decoded
 from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import kermany_names, load_dataset, sample_patients, take
 from cxr_study.data.splits import make_split
-from cxr_study.train.loaders import STRESS, reshape, stress_tables
+from cxr_study.train.loaders import STRESS, stress_tables, stretch_images
 
 WIDE = 1.35  # Width over height from which a film is called wide
 SHAPES = (0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5)
@@ -199,7 +199,7 @@ def seven(images):  # uint8 [n, H, W]
 
 def shaped(images, factor):
     "The films made wider by `factor`, or narrower if it is below one"
-    return images if factor == 1 else reshape(images, max(1, 1 / factor), max(1, factor))
+    return images if factor == 1 else stretch_images(images, max(1, 1 / factor), max(1, factor))
 
 
 def independent(

@@ -46,9 +46,9 @@ from torchvision.models import resnet18
 from cxr_study.core.run import atomic_write, hardware, to_json
 from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import load_dataset
-from cxr_study.train.loaders import dataloaders
+from cxr_study.train.loaders import LoaderSettings, dataloaders
 from cxr_study.train.recipe import Recipe
-from cxr_study.train.training import Training, learner
+from cxr_study.train.training import Training, TrainingData, learner
 
 BATCH = 64
 
@@ -103,12 +103,8 @@ def epochs(learn, n=2):
 
 
 def study_learner(arch, images, table, size, **choices):
-    return learner(
-        Training(arch, recipe=Recipe(batch_size=BATCH, **choices)),
-        images,
-        table,
-        Preprocess(size=size),
-    )
+    training = Training(arch, recipe=Recipe(batch_size=BATCH, **choices))
+    return learner(training, TrainingData(images, table, Preprocess(size=size)))
 
 
 def step(arch, size, steps):
@@ -182,7 +178,8 @@ def fastai_stock(arch, size, steps):
     decode = time.perf_counter() - start
     table = rows(len(images)).assign(label=part.label.to_numpy())
     ours_dls = {
-        augment: dataloaders(images, table, BATCH, augment) for augment in ('none', 'standard')
+        augment: dataloaders(images, table, LoaderSettings(BATCH, augment))
+        for augment in ('none', 'standard')
     }
     ours = dict(
         training=steps * BATCH / min(epochs(study_learner('resnet18', images, table, size))),
@@ -241,7 +238,7 @@ def medmnist(arch, size, steps, pixels=28):
     ours = dict(
         training=len(data)
         / min(epochs(study_learner('resnet18', images, table, pixels, augment='none'))),
-        input=inputs(dataloaders(images, table, BATCH, 'none').train, 3 * steps),
+        input=inputs(dataloaders(images, table, LoaderSettings(BATCH, 'none')).train, 3 * steps),
     )
     return dict(
         size=pixels, medmnist=theirs, study=ours, ratio={k: ours[k] / theirs[k] for k in ours}
@@ -268,9 +265,8 @@ def batches(arch, size, steps):
     for bs in (64, 256, 512) if default_device().type == 'cuda' else (16, 64, 256):
         n = max(1, steps * BATCH // bs)
         images, table = drawn_images(BATCH + n * bs, size)
-        learn = learner(
-            Training(arch, recipe=Recipe(batch_size=bs)), images, table, Preprocess(size=size)
-        )
+        data = TrainingData(images, table, Preprocess(size=size))
+        learn = learner(Training(arch, recipe=Recipe(batch_size=bs)), data)
         found[bs] = n * bs / min(epochs(learn))
     return dict(arch=arch, size=size, images_per_second=found)
 
@@ -289,7 +285,7 @@ def memory(arch, size, steps, n=112_120):
             np.memmap(f'{folder}/images', np.uint8, 'w+', shape=(n, size, size)),
             rows(n),
         )
-        before, dls = resident_mb(), dataloaders(images, table, BATCH, 'none')
+        before, dls = resident_mb(), dataloaders(images, table, LoaderSettings(BATCH, 'none'))
         it, most = iter(dls.train), dict(before)
         for _ in range(400):
             next(it)

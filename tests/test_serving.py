@@ -109,7 +109,7 @@ def make_trained(torch, folder):
     from cxr_study.serve.bundle import example_calibration
     from cxr_study.train.networks import save_model
     from cxr_study.train.recipe import Recipe
-    from cxr_study.train.training import Training, predict_table, train
+    from cxr_study.train.training import Training, TrainingData, predict_table, train
 
     spec, drawn = Preprocess(size=32), phantom(images=120, pixels=96)
     images, index, meta = decoded(drawn, spec)
@@ -117,9 +117,7 @@ def make_trained(torch, folder):
     cpu, recipe = torch.device("cpu"), Recipe(epochs=1, batch_size=16, lr=1e-3, precision="fp32")
     model, _ = train(
         Training("test_resnet", recipe=recipe),
-        images,
-        table,
-        spec,
+        TrainingData(images, table, spec),
         folder / "c.pt",
         say=str,
         device=cpu,

@@ -39,7 +39,7 @@ from cxr_study.robust.corruptions import settings
 from cxr_study.train.loaders import STRESS
 from cxr_study.train.networks import Classifier, create_body
 from cxr_study.train.recipe import Recipe
-from cxr_study.train.training import Training, train
+from cxr_study.train.training import Training, TrainingData, train
 
 CPU = torch.device("cpu")
 
@@ -129,9 +129,8 @@ BASE = Cell(
 
 def test_loss_under_stress_is_the_mean_over_changes(drawn, tmp_path):
     images, table = drawn(BASE.spec)
-    model, _ = train(
-        BASE.training, images, table, BASE.spec, tmp_path / "a.pt", say=str, device=CPU
-    )
+    data = TrainingData(images, table, BASE.spec)
+    model, _ = train(BASE.training, data, tmp_path / "a.pt", say=str, device=CPU)
     found = stressed(model, images, table)
     assert found.loss[list(STRESS)].mean() == pytest.approx(found.loss["all"], abs=1e-6)
 
@@ -281,9 +280,7 @@ def network(drawn, tmp_path_factory):
     )
     model, _ = train(
         training,
-        images,
-        table,
-        spec,
+        TrainingData(images, table, spec),
         tmp_path_factory.mktemp("network") / "a.pt",
         say=str,
         device=CPU,
@@ -347,9 +344,7 @@ def test_all_tests_of_one_network(network, tmp_path):
     inside, some, ids = Inside(model), np.array(images[:24]), table.patient_id[:24]
     other, _ = train(
         dataclasses.replace(training, seed=1),
-        images,
-        table,
-        model.spec,
+        TrainingData(images, table, model.spec),
         tmp_path / "b.pt",
         say=str,
         device=CPU,

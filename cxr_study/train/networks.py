@@ -1,4 +1,4 @@
-"""Any ResNet or timm model by name, a head that can be explained, and models that are several.
+"""Any torchvision ResNet or timm model by name, with a linear head; ensembles; and the files of a model.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/train/networks.html.md"""
 
@@ -12,6 +12,7 @@ __all__ = ['check_arch', 'resolve_weights', 'create_body', 'Classifier', 'Ensemb
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,51 +30,48 @@ from ..core.run import Run, StudyError
 from ..data.images import Preprocess
 
 # %% ../../nbs/lib/train/01_networks.ipynb #6060cbc0
-def check_arch(arch):  # Name such as `resnet18` or `tf_efficientnetv2_b0`
-    "The same name, or a `StudyError` that names its nearest neighbours"
+def check_arch(
+    arch: str,  # Name such as `resnet18` or `tf_efficientnetv2_b0`
+) -> str:
+    "The same name. Raises `OptionError`, with similar names, if neither torchvision nor timm has it"
     known = {*RESNETS, *timm.list_models()}
     if arch in known:
         return arch
-    near = difflib.get_close_matches(arch, known, n=5) or RESNETS
+    similar = difflib.get_close_matches(arch, known, n=5) or RESNETS
     raise OptionError(
         'arch',
-        f"There is no architecture {arch!r}. Close to it: {', '.join(near)}. "
-        "Any torchvision ResNet or timm model works; timm.list_models() names them.",
+        f"There is no architecture {arch!r}. Similar names: {', '.join(similar)}. "
+        "Any torchvision ResNet or timm model works; timm.list_models() lists them.",
     )
 
 # %% ../../nbs/lib/train/01_networks.ipynb #981770f9
-def _weight_places():
-    "Files and folders in which pretrained weights are looked for, in order"
-    places = [Path(os.environ['CXR_WEIGHTS'])] if os.environ.get('CXR_WEIGHTS') else []
-    return places + (
-        [Path(os.environ['CXR_DATA']) / 'weights'] if os.environ.get('CXR_DATA') else []
-    )
+def _weight_places() -> list[Path]:
+    "Files and folders that may hold pretrained weights, in the order in which they are searched"
+    places = []
+    if weights := os.environ.get('CXR_WEIGHTS'):
+        places.append(Path(weights))
+    if data := os.environ.get('CXR_DATA'):
+        places.append(Path(data) / 'weights')
+    return places
 
 
-def _local_weights(arch):
-    "The first file of weights for `arch` among `_weight_places()`, or None; in a folder its name begins with `arch`"
+def _local_weights(arch: str) -> Path | None:
+    "The first local file with weights for `arch`; the shortest name wins within a folder"
     for place in _weight_places():
         if place.is_file():
             return place
-        if found := sorted(place.glob(f"{arch}*.safetensors"), key=lambda p: len(p.name)):
-            return found[0]
+        files = place.glob(f"{arch}*.safetensors")
+        by_length = sorted(files, key=lambda path: len(path.name))
+        if by_length:
+            return by_length[0]
+    return None
 
 # %% ../../nbs/lib/train/01_networks.ipynb #ae10b49f
-def _no_weights(arch, reason):
-    "The `StudyError` for weights that cannot be had, with the choices"
-    looked = (
-        ', '.join(map(str, _weight_places())) or "nowhere: neither CXR_WEIGHTS nor CXR_DATA is set"
-    )
-    return OptionError(
-        'weights',
-        f"ImageNet weights for {arch} cannot be had: {reason}. Looked in: {looked}. Choices: set CXR_WEIGHTS to a .safetensors file "
-        f"or to a folder that holds {arch}*.safetensors; give the file as weights=PATH; connect to the network once; or train from "
-        "scratch with weights=none.",
-    )
-
-
-def resolve_weights(arch, weights):  # `imagenet`, `none`, or a path to a .safetensors file
-    "What to load: None (from scratch), a file, or the word `download`"
+def resolve_weights(
+    arch: str,
+    weights: str | Path,  # `imagenet`, `none`, or the path of a .safetensors file
+) -> Path | str | None:
+    "The file to load, `'download'`, or None (from scratch). Raises `OptionError` for other values"
     if weights == 'none':
         return None
     if weights == 'imagenet':
@@ -85,50 +83,91 @@ def resolve_weights(arch, weights):  # `imagenet`, `none`, or a path to a .safet
     )
 
 # %% ../../nbs/lib/train/01_networks.ipynb #2eb9c91b
-def _resnet_body(arch, source):
+def _resnet_body(arch: str, source: Path | str | None) -> nn.Module:
     "A torchvision ResNet up to its last feature map"
-    net = torchvision.models.get_model(
-        arch, weights='IMAGENET1K_V1' if source == 'download' else None
-    )
+    pretrained = 'IMAGENET1K_V1' if source == 'download' else None
+    network = torchvision.models.get_model(arch, weights=pretrained)
     if isinstance(source, Path):
-        net.load_state_dict(load_file(source))
-    return nn.Sequential(*list(net.children())[:-2])
+        network.load_state_dict(load_file(source))
+    without_head = list(network.children())[:-2]
+    return nn.Sequential(*without_head)
+
+# %% ../../nbs/lib/train/01_networks.ipynb #f710613f
+def _without_classifier(weights: dict, network: nn.Module) -> dict:
+    "The weights without those of the layers that timm names as the classifier"
+    classifier = network.pretrained_cfg.get('classifier') or ()
+    if isinstance(classifier, str):
+        classifier = (classifier,)
+    kept = {}
+    for name, tensor in weights.items():
+        layer = name.rpartition('.')[0]
+        if layer not in classifier:
+            kept[name] = tensor
+    return kept
 
 
-def _timm_body(arch, source):
+def _timm_body(arch: str, source: Path | str | None) -> nn.Module:
     "A timm network up to its last feature map"
-    net = timm.create_model(arch, pretrained=source == 'download', num_classes=0, global_pool='')
-    if isinstance(source, Path):  # Not by timm, which leaves out what does not fit
-        heads = net.pretrained_cfg.get('classifier') or ()
-        heads = (heads,) if isinstance(heads, str) else heads
-        net.load_state_dict(
-            {k: v for k, v in load_file(source).items() if k.rpartition('.')[0] not in heads}
-        )
-    return net
+    pretrained = source == 'download'
+    network = timm.create_model(arch, pretrained=pretrained, num_classes=0, global_pool='')
+    if isinstance(source, Path):
+        weights = load_file(source)
+        network.load_state_dict(_without_classifier(weights, network))
+    return network
+
+# %% ../../nbs/lib/train/01_networks.ipynb #b6360274
+def _weights_error(arch: str, source: Path | str, error: Exception) -> OptionError:
+    "The error for pretrained weights that cannot be loaded, with the alternatives"
+    if source == 'download':
+        reason = "the download failed"
+    else:
+        reason = f"{source} does not hold this architecture"
+    details = str(error).splitlines()[0][:120]
+    places = ', '.join(map(str, _weight_places()))
+    looked = places or "nowhere: neither CXR_WEIGHTS nor CXR_DATA is set"
+    return OptionError(
+        'weights',
+        f"ImageNet weights for {arch} cannot be loaded: {reason} ({details}). Looked in: {looked}. "
+        f"Choices: set CXR_WEIGHTS to a .safetensors file or to a folder that holds {arch}*.safetensors; give the "
+        "file as weights=PATH; connect to the network once; or train from scratch with weights=none.",
+    )
 
 # %% ../../nbs/lib/train/01_networks.ipynb #64a64692
-def create_body(arch, weights='none'):
-    "The network `arch` up to its last feature map [B, C, h, w], with the weights asked for"
+def _make_body(arch: str, source: Path | str | None) -> nn.Module:
+    if arch in RESNETS:
+        return _resnet_body(arch, source)
+    return _timm_body(arch, source)
+
+
+def create_body(
+    arch: str,
+    weights: str | Path = 'none',  # `imagenet`, `none`, or the path of a .safetensors file
+) -> nn.Module:
+    """The network `arch` up to its last feature map [B, C, h, w].
+
+    Raises `OptionError` for an unknown name and for weights that are missing or belong to another architecture.
+    """
     source = resolve_weights(check_arch(arch), weights)
     try:
-        return (_resnet_body if arch in RESNETS else _timm_body)(arch, source)
-    except (OSError, RuntimeError, ValueError) as e:
+        return _make_body(arch, source)
+    except (OSError, RuntimeError, ValueError) as error:
         if source is None:
             raise
-        reason = (
-            "the download failed"
-            if source == 'download'
-            else f"{source} does not hold this architecture"
-        )
-        raise _no_weights(arch, f"{reason} ({str(e).splitlines()[0][:120]})") from e
+        raise _weights_error(arch, source, error) from error
 
 # %% ../../nbs/lib/train/01_networks.ipynb #dacd6ae1
 class Classifier(nn.Module):
-    "Grey images [B, 1, H, W] with values 0 to 1 -> logits [B, 1]: normalise, backbone, global average pooling, dropout, linear"
+    "Grey images [B, 1, H, W] with values 0 to 1 -> logits [B, 1]: normalise, body, global average pooling, dropout, linear"
 
-    def __init__(self, body, spec, dropout=0.2):
+    def __init__(
+        self,
+        body: nn.Module,  # From `create_body`
+        spec: Preprocess,
+        dropout: float = 0.2,  # Share of the features dropped in training
+    ):
         super().__init__()
-        self.spec, self.body = spec, body
+        self.spec = spec
+        self.body = body
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
@@ -136,110 +175,138 @@ class Classifier(nn.Module):
             nn.Linear(_feature_count(body, spec), 1),
         )
 
-    def maps(self, x):
-        return self.body(self.spec.normalise(x).expand(-1, 3, -1, -1))
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        "The last feature maps [B, C, h, w]"
+        rgb = self.spec.normalise(x).expand(-1, 3, -1, -1)
+        return self.body(rgb)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.maps(x))
 
 # %% ../../nbs/lib/train/01_networks.ipynb #9cf7cfc6
-def _feature_count(body, spec):
-    "Number of channels of the feature map that `body` makes of an image of `spec.size`"
-    was, _ = body.training, body.eval()
+def _feature_count(body: nn.Module, spec: Preprocess) -> int:
+    "Channels of the feature map that `body` makes of an image of `spec.size` pixels"
+    was_training = body.training
+    body.eval()
     with torch.no_grad():
-        channels = body(torch.zeros(1, 3, spec.size, spec.size)).shape[1]
-    body.train(was)
-    return channels
+        maps = body(torch.zeros(1, 3, spec.size, spec.size))
+    body.train(was_training)
+    return maps.shape[1]
 
 # %% ../../nbs/lib/train/01_networks.ipynb #d9320378
 class Ensemble(nn.Module):
     "Several classifiers as one: the mean of their logits [B, 1]"
 
-    def __init__(self, members):  # `Classifier`s of one preprocessing
+    def __init__(
+        self,
+        members: list[Classifier],  # All with the same preprocessing
+    ):
         super().__init__()
-        self.members, self.spec = nn.ModuleList(members), members[0].spec
+        self.members = nn.ModuleList(members)
+        self.spec = members[0].spec
 
-    def forward(self, x):
-        return torch.stack([m(x) for m in self.members]).mean(0)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = [member(x) for member in self.members]
+        return torch.stack(logits).mean(0)
 
 # %% ../../nbs/lib/train/01_networks.ipynb #50f5e2e6
-def save_model(run, model, **facts):  # `facts`: at least arch
+def save_model(
+    run: Run,
+    model: Classifier | Ensemble,
+    **facts,  # More entries of `model.json`; at least `arch`
+) -> None:
     "Write `model.safetensors` and `model.json` into the run's current stage"
-    first = model.members[0] if isinstance(model, Ensemble) else model
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    members = list(model.members) if isinstance(model, Ensemble) else [model]
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensors[name] = tensor.detach().cpu().contiguous()
     run.write('model.safetensors', save_tensors(tensors))
-    run.write(
-        'model.json',
-        dict(
-            facts,
-            dropout=first.head[2].p,
-            members=len(getattr(model, 'members', [0])),
-            parameters=sum(p.numel() for p in model.parameters()),
-        ),
-    )
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    dropout = members[0].head[2]
+    model_facts = dict(facts, dropout=dropout.p, members=len(members), parameters=sum(sizes))
+    run.write('model.json', model_facts)
 
 # %% ../../nbs/lib/train/01_networks.ipynb #64cf0970
-def load_model(run):
-    "The trained `Classifier` or `Ensemble` of a run, in evaluation mode, on the CPU"
-    facts, spec = run.read('model.json'), Preprocess.from_dict(run.read('preprocess.json'))
-
-    def member():
-        return Classifier(create_body(facts['arch']), spec, facts['dropout'])
-
-    several = facts.get('members', 1) > 1
-    model = Ensemble([member() for _ in range(facts['members'])]) if several else member()
+def load_model(run: Run) -> Classifier | Ensemble:
+    "The trained model of a run, in evaluation mode, on the CPU. Raises `StudyError` if its files do not match"
+    facts = run.read('model.json')
+    spec = Preprocess.from_dict(run.read('preprocess.json'))
+    members = []
+    for _ in range(facts.get('members', 1)):
+        body = create_body(facts['arch'])
+        members.append(Classifier(body, spec, facts['dropout']))
+    model = members[0] if len(members) == 1 else Ensemble(members)
+    path = run.path('model.safetensors')
     try:
-        model.load_state_dict(load_file(run.path('model.safetensors')))
-    except (RuntimeError, SafetensorError) as e:
+        model.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
         raise StudyError(
-            f"{run.path('model.safetensors')} does not hold the {facts['arch']} that model.json names: {str(e).splitlines()[0]}"
+            f"{path} does not hold the {facts['arch']} that model.json names: {reason}"
         ) from None
     return model.eval()
 
+# %% ../../nbs/lib/train/01_networks.ipynb #2974fe8d
+def _runs_on(card: tuple[int, int], built: list[str]) -> bool:
+    "Whether code for the targets `built` (such as `sm_90a`) runs on a GPU of compute capability `card`"
+    for target in built:
+        number = int(re.search(r'\d+', target)[0])
+        major, minor = divmod(number, 10)
+        if target.startswith('sm_') and card[0] == major and card[1] >= minor:
+            return True
+        if target.startswith('compute_') and card >= (major, minor):
+            return True
+    return False
+
 # %% ../../nbs/lib/train/01_networks.ipynb #5b0c0b02
-def check_device(device):
-    "The same device, or a `StudyError` if it is a GPU for which this build of torch holds no code"
+def check_device(
+    device: str | torch.device,
+) -> torch.device:
+    "The device. Raises `StudyError` for a GPU that is missing or that this build of torch does not support"
     device = torch.device(device)
     if device.type != 'cuda':
         return device
     if not torch.cuda.is_available():
         raise StudyError(
-            f"There is no GPU for {device}: torch {torch.__version__} sees none. Choose the device cpu, or install a build for CUDA."
+            f"There is no GPU for {device}: torch {torch.__version__} finds none. "
+            "Choose the device cpu, or install a build for CUDA."
         )
-    card, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-    numbers = [(name, divmod(int(re.search(r'\d+', name)[0]), 10)) for name in built]
-    runs = any(
-        card[0] == major and card[1] >= minor
-        for name, (major, minor) in numbers
-        if name.startswith('sm_')
-    )
-    compiles = any(card >= version for name, version in numbers if name.startswith('compute_'))
-    if runs or compiles:
+    card = torch.cuda.get_device_capability(device)
+    built = torch.cuda.get_arch_list()
+    if _runs_on(card, built):
         return device
-    name = f"{torch.cuda.get_device_name(device)} (sm_{card[0]}{card[1]})"
+    name = torch.cuda.get_device_name(device)
     raise StudyError(
-        f"{name} is not supported by this build of torch, which holds {', '.join(built)}. "
+        f"{name} (sm_{card[0]}{card[1]}) is not supported by this build of torch, which holds {', '.join(built)}. "
         "Install a build of torch for this card, or choose the device cpu."
     )
 
 # %% ../../nbs/lib/train/01_networks.ipynb #5b0c0b05
 @contextmanager
-def exact_float32():
-    "Multiply float32 as float32: TF32 is off for a while"
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+def exact_float32() -> Iterator[None]:
+    "Inside, float32 is multiplied as float32, not as TF32"
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    cudnn_before = cudnn.allow_tf32
+    matmul_before = matmul.allow_tf32
+    cudnn.allow_tf32 = False
+    matmul.allow_tf32 = False
     try:
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        cudnn.allow_tf32 = cudnn_before
+        matmul.allow_tf32 = matmul_before
 
-
+# %% ../../nbs/lib/train/01_networks.ipynb #659d1e64
 @contextmanager
-def on_device(model, device=None):  # Default: the best there is
-    "Lend `model` to a device, channels last, in evaluation mode and exact float32; yields the device"
-    before, device = next(model.parameters()).device, check_device(device or default_device())
-    model.eval().to(device, memory_format=torch.channels_last)
+def on_device(
+    model: nn.Module,
+    device: str | torch.device | None = None,  # Default: the fastest available
+) -> Iterator[torch.device]:
+    "Inside, `model` is on the device, in evaluation mode and exact float32; afterwards it is where it was"
+    before = next(model.parameters()).device
+    device = check_device(device or default_device())
+    model.eval().to(device, memory_format=torch.channels_last)  # The faster layout for convolutions
     try:
         with exact_float32(), torch.autocast(device.type, enabled=False):
             yield device

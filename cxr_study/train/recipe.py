@@ -1,4 +1,4 @@
-"""fastai's loop and schedule, a recipe that is written down, and an epoch that can be killed.
+"""How a network is trained: options, loss, precision, seeds, checkpoints and fastai's one-cycle schedule.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/train/recipe.html.md"""
 
@@ -6,7 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/train/recipe.html.md"""
 
 # %% auto #0
 __all__ = ['Recipe', 'recipe_from', 'Loss', 'has_bf16', 'bf16_pays', 'BFloat16', 'Float16', 'mixed_precision', 'SeedEpochs',
-           'Average', 'Keeper', 'groups', 'group_rates', 'callbacks', 'make_learner', 'fit_learner', 'out_of_memory']
+           'Average', 'print_progress', 'Keeper', 'parameter_groups', 'group_rates', 'recipe_callbacks', 'make_learner',
+           'memory_advice', 'fit_learner']
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #aa6a78a0
 import copy
@@ -16,6 +17,7 @@ import random
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ from fastai.vision.all import (
     Callback,
     CancelFitException,
     CutMix,
+    DataLoaders,
     GradientAccumulation,
     GradientClip,
     L,
@@ -48,10 +51,12 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ..core.options import RECIPE, checked
 from ..core.run import StudyError, atomic_write, seed_everything
-from .networks import exact_float32
+from .loaders import LoaderSettings
+from .networks import Classifier, exact_float32
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #8af11ac9
 def _check_recipe(recipe):
+    "`OptionError` for a value that no recipe can have"
     for option in RECIPE:
         checked(option, getattr(recipe, option.name))
 
@@ -62,91 +67,135 @@ Recipe = dataclasses.make_dataclass(
     frozen=True,
     namespace=dict(__post_init__=_check_recipe, __module__=__name__),
 )
-Recipe.__doc__ = "How a network is trained: the options `RECIPE` of `core.options`; `OptionError` for a value that none can have"
+Recipe.__doc__ = (
+    "How a network is trained: the options `RECIPE` of `core.options`, with their checks"
+)
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #3b998c3c
 @patch
-def resolved(self: Recipe, pretrained):  # Whether training starts from pretrained weights
-    "The recipe with the defaults for epochs and learning rate filled in"
-    return dataclasses.replace(
-        self,
-        epochs=self.epochs or (6 if pretrained else 12),
-        lr=self.lr or (1e-3 if pretrained else 2e-3),
+def resolved(
+    self: Recipe,
+    pretrained: bool,  # Whether training starts from pretrained weights
+) -> Recipe:
+    "The recipe with epochs and learning rate filled in"
+    default_epochs = 6 if pretrained else 12
+    default_lr = 1e-3 if pretrained else 2e-3
+    epochs = self.epochs or default_epochs
+    lr = self.lr or default_lr
+    return dataclasses.replace(self, epochs=epochs, lr=lr)
+
+
+def recipe_from(
+    values: dict,  # Name -> value; names that are no field of `Recipe` are ignored
+) -> Recipe:
+    "The `Recipe` of a notebook's or a run's parameters"
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    choices = {name: values[name] for name in names}
+    return Recipe(**choices)
+
+# %% ../../nbs/lib/train/03_recipe.ipynb #703322ff
+@patch
+def loader_settings(self: Recipe) -> LoaderSettings:
+    "What `dataloaders` needs of this recipe"
+    return LoaderSettings(
+        batch_size=self.batch_size,
+        augment=self.augment,
+        sampling=self.sampling,
+        stress=self.validate == 'stress',
     )
 
-
-def recipe_from(values):  # Name -> value of more than the recipe's fields
-    "The `Recipe` of the values that belong to it"
-    return Recipe(**{f.name: values[f.name] for f in dataclasses.fields(Recipe)})
-
 # %% ../../nbs/lib/train/03_recipe.ipynb #0731680f
+def _class_weights(labels):
+    "Weights of label 0 and of label 1 that make both classes count equally"
+    n = len(labels)
+    positives = np.sum(labels)
+    return n / (2 * (n - positives)), n / (2 * positives)
+
+
 class Loss(nn.Module):
-    "The training loss of a recipe: logits [B, 1] and labels [B] (or mixed labels between 0 and 1) -> number"
+    "The training loss of a recipe"
 
     def __init__(
-        self, recipe, labels
-    ):  # `labels`: of the training images, for the weights of the classes
+        self,
+        recipe: Recipe,
+        labels: np.ndarray,  # Of the training images, for the class weights
+    ):
         super().__init__()
-        n, sick = len(labels), np.sum(labels)
-        self.recipe, self.reduction = recipe, 'mean'
-        self.weights = (
-            (n / (2 * (n - sick)), n / (2 * sick)) if recipe.loss == 'weighted' else (1.0, 1.0)
-        )
+        self.recipe = recipe
+        self.reduction = 'mean'  # fastai sets it to 'none' for a loss of each image
+        self.weights = (1.0, 1.0)
+        if recipe.loss == 'weighted':
+            self.weights = _class_weights(labels)
 
-    def forward(self, logit, y):
-        logit, y = torch.Tensor(logit).flatten().float(), torch.Tensor(y).flatten().float()
-        y = y * (1 - self.recipe.smoothing) + self.recipe.smoothing / 2
+    def forward(
+        self,
+        logit: torch.Tensor,  # [B, 1]
+        y: torch.Tensor,  # Labels [B]; between 0 and 1 where images are mixed
+    ) -> torch.Tensor:
+        logit = torch.Tensor(logit).flatten().float()
+        y = torch.Tensor(y).flatten().float()
+        smoothing = self.recipe.smoothing
+        y = y * (1 - smoothing) + smoothing / 2
         if self.recipe.loss == 'focal':
             return sigmoid_focal_loss(logit, y, alpha=-1, gamma=2, reduction=self.reduction)
-        weight = torch.lerp(
-            torch.full_like(y, self.weights[0]), torch.full_like(y, self.weights[1]), y
-        )
+        negative, positive = self.weights
+        weight = torch.lerp(torch.full_like(y, negative), torch.full_like(y, positive), y)
         return cross_entropy(logit, y, weight, reduction=self.reduction)
 
-    def activation(self, logit):
+    def activation(self, logit: torch.Tensor) -> torch.Tensor:
+        "Probabilities, for fastai's `get_preds`"
         return logit.sigmoid()
 
-    def decodes(self, p):
+    def decodes(self, p: torch.Tensor) -> torch.Tensor:
+        "Decisions, for fastai's `show_results`"
         return p > 0.5
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #3f8711a5
 _SMALLEST_HALF = 28  # Side in pixels of the smallest images that half precision is used for
 
 
-def has_bf16(device):
+def has_bf16(device: torch.device) -> bool:
     "Whether `device` multiplies bfloat16 in hardware"
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == 'cpu' and bool(torch.cpu.get_capabilities().get('avx512_bf16'))
+    if device.type == 'cpu':
+        return bool(torch.cpu.get_capabilities().get('avx512_bf16'))
+    return False
 
 
 def _large_enough(model):
-    return not hasattr(model, 'spec') or model.spec.size >= _SMALLEST_HALF
+    "Whether the images of `model` are large enough for half precision; True if their size is unknown"
+    if not hasattr(model, 'spec'):
+        return True
+    return model.spec.size >= _SMALLEST_HALF
 
 
-def bf16_pays(model, device):
-    "Whether `auto` uses bfloat16 for `model` on `device`"
-    grouped = any(getattr(m, 'groups', 1) > 1 for m in model.modules())
-    return has_bf16(device) and _large_enough(model) and (device.type == 'cuda' or not grouped)
+def bf16_pays(model: nn.Module, device: torch.device) -> bool:
+    "Whether `precision='auto'` uses bfloat16 for `model` on `device`"
+    if not has_bf16(device) or not _large_enough(model):
+        return False
+    if device.type == 'cuda':
+        return True
+    grouped = [getattr(layer, 'groups', 1) > 1 for layer in model.modules()]
+    return not any(grouped)
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #145561bc
 class _Half(MixedPrecision):
-    "fastai's `MixedPrecision` on any device, the CPU included; `leave` ends the autocast of a batch that an error ended"
+    "Half precision on any device, the CPU included"
 
-    dtype, entered = torch.bfloat16, False
+    dtype = torch.bfloat16
+    entered = False  # Whether autocast is on
 
     def __init__(self):
         super().__init__()
 
     def before_fit(self):
         device = self.dls.device.type
-        self.autocast = torch.autocast(
-            device, dtype=self.dtype, cache_enabled=False
-        )  # A cache outlives a step inside another autocast
-        self.learn.scaler, self.scales = (
-            torch.amp.GradScaler(device, enabled=self.dtype == torch.float16),
-            L(),
-        )
+        # No cache, because a cache would outlive a step inside another autocast
+        self.autocast = torch.autocast(device, dtype=self.dtype, cache_enabled=False)
+        scaled = self.dtype == torch.float16
+        self.learn.scaler = torch.amp.GradScaler(device, enabled=scaled)
+        self.scales = L()
 
     def before_batch(self):
         super().before_batch()
@@ -157,6 +206,7 @@ class _Half(MixedPrecision):
         super().after_loss()
 
     def leave(self):
+        "End autocast if an error left it on"
         if self.entered:
             self.after_loss()
 
@@ -168,72 +218,92 @@ class BFloat16(_Half):
 
 
 class Float16(_Half):
-    "float16, whose small range needs a loss that is scaled up"
+    "float16, which needs a scaled loss because its range is small"
 
     dtype = torch.float16
 
-
-def mixed_precision(precision, model, device):  # `auto`, `bf16` or `fp32`
-    "The callbacks that train `model` in the precision asked for on `device`"
-    if precision == 'bf16' and not _large_enough(model):
-        raise StudyError(
-            f"precision=bf16 needs images of at least {_SMALLEST_HALF} pixels, and these have {model.spec.size}. Choose fp32 or auto."
-        )
-    if precision == 'bf16' or precision == 'auto' and bf16_pays(model, device):
+# %% ../../nbs/lib/train/03_recipe.ipynb #2e43cbc7
+def mixed_precision(
+    precision: str,  # `auto`, `bf16` or `fp32`
+    model: nn.Module,
+    device: torch.device,
+) -> list[Callback]:
+    "The callbacks for this precision. Raises `StudyError` if `bf16` is set for images that are too small"
+    large_enough = _large_enough(model)
+    if precision == 'bf16':
+        if not large_enough:
+            raise StudyError(
+                f"precision=bf16 needs images of at least {_SMALLEST_HALF} pixels, and these have {model.spec.size}. "
+                "Choose fp32 or auto."
+            )
         return [BFloat16()]
-    needs_scaler = (
-        precision == 'auto'
-        and device.type == 'cuda'
-        and not has_bf16(device)
-        and _large_enough(model)
-    )
-    return [Float16()] if needs_scaler else []
+    if precision == 'fp32' or not large_enough:
+        return []
+    if bf16_pays(model, device):
+        return [BFloat16()]
+    if device.type == 'cuda' and not has_bf16(device):
+        return [Float16()]
+    return []
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #64daf543
+_M_TRIM_THRESHOLD = -1  # Of glibc's malloc.h
+_M_MMAP_MAX = -4
+_LARGEST_INT = 2**31 - 1
+
+
 def _keep_freed_memory():
-    "From now on this process keeps freed memory for itself; False where the C library has no `mallopt`"
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    max_mapped, trim_above = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    return bool(mallopt and mallopt(max_mapped, 0) and mallopt(trim_above, 2**31 - 1))
+    "From now on this process keeps freed memory; False where the C library has no `mallopt`"
+    if sys.platform != 'linux':
+        return False
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #600cca6c
 def _rank():
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    "Number of this process among those that train together"
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0
 
 
 class SeedEpochs(Callback):
-    "Seed the shuffling, the augmentation and dropout of each epoch from the run's seed, the epoch's number and the process"
+    "Seed shuffling, augmentation and dropout of each epoch from the run's seed, the epoch's number and the process"
 
     order = 80
 
-    def __init__(self, seed):
+    def __init__(self, seed: int):
         self.seed = seed
 
     def before_epoch(self):
         seed = 1000 * self.seed + self.epoch
         seed_everything(seed + 10**9 * _rank())
-        loader = getattr(
-            self.dls.train, 'dl', self.dls.train
-        )  # In several processes the loader is inside another
-        loader.rng = random.Random(seed)  # All processes agree on the order of images
+        loader = self.dls.train
+        inner_loader = getattr(loader, 'dl', loader)  # Several processes wrap the loader
+        inner_loader.rng = random.Random(seed)  # The same order of images in all processes
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #4c6a31fd
 def _plain(model):
-    return getattr(model, 'module', model)  # Without the wrapper of several processes
+    "The network without the wrapper of several processes"
+    return getattr(model, 'module', model)
 
 
 class Average(Callback):
-    "Keep an exponential moving average of the network with this decay a step, and validate it instead of the network"
+    "Keep an exponential moving average of the network, and validate it instead of the network"
 
-    order, start = 70, None
+    order = 70
+    start = None  # State of the average in the checkpoint that training resumes from
 
-    def __init__(self, decay):
+    def __init__(
+        self,
+        decay: float,  # A step, 0 to 1
+    ):
         self.decay = decay
 
     def before_fit(self):
-        average = AveragedModel(
-            _plain(self.model), multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True
-        )
+        update = get_ema_multi_avg_fn(self.decay)
+        average = AveragedModel(_plain(self.model), multi_avg_fn=update, use_buffers=True)
         if self.start:
             average.load_state_dict(self.start)
         self.learn.average = average
@@ -242,117 +312,152 @@ class Average(Callback):
         self.average.update_parameters(_plain(self.model))
 
     def before_validate(self):
-        self.learn.model, self.trained = self.average.module.eval(), self.model
+        self.trained = self.model
+        self.learn.model = self.average.module.eval()
 
     def after_validate(self):
         self.learn.model = self.trained
 
     after_cancel_validate = after_validate
 
+# %% ../../nbs/lib/train/03_recipe.ipynb #3effcbde
+def print_progress(line: str) -> None:
+    "Print a line to standard error"
+    print(line, file=sys.stderr)
+
 # %% ../../nbs/lib/train/03_recipe.ipynb #c4e73cd5
 class Keeper(Callback):
-    "Keep the history, the weights of the epoch with the lowest validation loss, and a checkpoint to resume from"
+    "Keep the history, the weights of the epoch with the lowest validation loss, and a checkpoint"
 
-    order, every = 90, 30.0  # Seconds between two checkpoints
+    order = 90
+    every = 30.0  # Seconds between two checkpoints
+    patience = 0  # Epochs without a lower validation loss after which to stop; 0: never
 
-    def __init__(self, checkpoint, key, say, patience=0):
-        self.checkpoint, self.key, self.say, self.patience = Path(checkpoint), key, say, patience
-        self.rows, self.losses, self.best, self.failed = [], [], None, None
-        self.scaling, self.nondeterministic = None, []
-        self.state, self.written = None, time.time()
+    def __init__(
+        self,
+        checkpoint: str | Path,  # File to write, and to resume from
+        key: str = '',  # Names the training; a checkpoint with another key is rejected
+        say: Callable[[str], object] = print_progress,  # Called with a line an epoch
+    ):
+        self.checkpoint = Path(checkpoint)
+        self.key = key
+        self.say = say
+        self.rows = []  # Of the history
+        self.losses = []  # Of the batches of this epoch
+        self.best = None  # Weights
+        self.failed = None  # Message, if the loss became NaN
+        self.scaling = None  # State of the loss scaler to resume from
+        self.nondeterministic = []  # Names of operations
+        self.state = None  # Checkpoint that is not written yet
+        self.written = time.time()
 
-    def before_fit(self):  # After the callback that makes the scaler
-        if self.scaling:
+    def before_fit(self):
+        if self.scaling:  # `Float16` has made the scaler
             self.learn.scaler.load_state_dict(self.scaling)
 
     def before_epoch(self):
-        self.started, self.losses = time.time(), []
+        self.started = time.time()
+        self.losses = []
 
     def after_batch(self):
         if self.training:
             self.losses.append(self.loss.detach())  # `loss_grad` may be scaled
 
     def after_train(self):
-        self.train_loss, self.seconds = (
-            float(torch.stack(self.losses).mean()) if self.losses else np.nan,
-            time.time() - self.started,
-        )
+        self.train_loss = np.nan
+        if self.losses:
+            self.train_loss = float(torch.stack(self.losses).mean())
+        self.seconds = time.time() - self.started
 
-    def stopped(self):
+    def stopped(self) -> bool:
         "Whether validation loss has not been lower for `patience` epochs"
-        return bool(
-            self.patience
-            and self.rows
-            and len(self.rows) - 1 - np.argmin([r['valid_loss'] for r in self.rows])
-            >= self.patience
-        )
+        if not self.patience or not self.rows:
+            return False
+        losses = [row['valid_loss'] for row in self.rows]
+        epochs_since_best = len(losses) - 1 - np.argmin(losses)
+        return bool(epochs_since_best >= self.patience)
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #1cc0b51d
+_PROGRESS = (
+    "epoch {epoch}/{last}  train loss {train_loss:.4f}  val loss {valid_loss:.4f}  "
+    "val AUC {valid_auc:.4f}  {images_per_second:.0f} images/s"
+)
+
+
 @patch
 def after_epoch(self: Keeper):
     if not self.losses:
-        return  # An epoch that was passed over when resuming
+        return  # The epoch is before the checkpoint, and fastai skips it
     valid_loss, valid_auc = self.recorder.final_record[-2:]
-    if not np.isfinite([valid_loss, self.train_loss]).all():
-        kept = (
-            f"The checkpoint of epoch {self.epoch - 1} is kept."
-            if self.rows
-            else "There is no earlier checkpoint."
-        )
-        self.failed = f"The loss is not a number in epoch {self.epoch}: lower the learning rate, or clip the gradient (clip=1). {kept}"
-        raise CancelFitException
-    if not self.rows or valid_loss < min(row['valid_loss'] for row in self.rows):
-        self.best = {k: v.clone() for k, v in self.kept().items()}
-    self.rows.append(
-        dict(
-            epoch=self.epoch,
-            train_loss=self.train_loss,
-            valid_loss=float(valid_loss),
-            valid_auc=float(valid_auc),
-            images_per_second=round(
-                len(self.losses)
-                * self.dls.train.bs
-                * getattr(self.dls.train, 'world_size', 1)
-                / self.seconds,
-                1,
-            ),
-        )
+    self._check_loss(valid_loss)
+    lowest = min([row['valid_loss'] for row in self.rows], default=np.inf)
+    if valid_loss < lowest:
+        self.best = {name: tensor.clone() for name, tensor in self._weights().items()}
+    row = dict(
+        epoch=self.epoch,
+        train_loss=self.train_loss,
+        valid_loss=float(valid_loss),
+        valid_auc=float(valid_auc),
+        images_per_second=self._speed(),
     )
-    self.remember()
+    self.rows.append(row)
+    self._remember()
     if time.time() - self.written >= self.every:
         self.save()
-    self.say(
-        "epoch {epoch}/{last}  train loss {train_loss:.4f}  val loss {valid_loss:.4f}  val AUC {valid_auc:.4f}  {images_per_second:.0f} images/s".format(
-            last=self.n_epoch - 1, **self.rows[-1]
-        )
-    )
+    self.say(_PROGRESS.format(last=self.n_epoch - 1, **row))
     if self.stopped():
         raise CancelFitException
 
-# %% ../../nbs/lib/train/03_recipe.ipynb #73ea7f14
+# %% ../../nbs/lib/train/03_recipe.ipynb #fc42f16c
 @patch
-def kept(self: Keeper):
-    "The weights that the study would keep now: the average if there is one"
+def _check_loss(self: Keeper, valid_loss):
+    "End the training if one of the losses is not finite"
+    if np.isfinite([valid_loss, self.train_loss]).all():
+        return
+    kept = "There is no earlier checkpoint."
+    if self.rows:
+        kept = f"The checkpoint of epoch {self.epoch - 1} is kept."
+    self.failed = (
+        f"The loss is not a number in epoch {self.epoch}: lower the learning rate, "
+        f"or clip the gradient (clip=1). {kept}"
+    )
+    raise CancelFitException
+
+
+@patch
+def _speed(self: Keeper):
+    "Training images a second, over all processes"
+    loader = self.dls.train
+    processes = getattr(loader, 'world_size', 1)
+    images = len(self.losses) * loader.bs * processes
+    return round(images / self.seconds, 1)
+
+
+@patch
+def _weights(self: Keeper):
+    "The weights that would be kept now: those of the average if there is one"
     average = getattr(self.learn, 'average', None)
-    return {
-        k: v.detach()
-        for k, v in _plain(average.module if average else self.model).state_dict().items()
-    }
+    network = average.module if average else self.model
+    weights = _plain(network).state_dict()
+    return {name: tensor.detach() for name, tensor in weights.items()}
 
-
+# %% ../../nbs/lib/train/03_recipe.ipynb #73ea7f14
 def _numbers(x):
-    "`x`, dictionaries and lists in it included, with Python's numbers instead of NumPy's: these can be read without running code"
+    "`x` with Python's numbers in place of NumPy's, inside dictionaries and lists too"
     if isinstance(x, dict):
-        return {k: _numbers(v) for k, v in x.items()}
+        return {key: _numbers(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
         return type(x)(map(_numbers, x))
-    return x.item() if isinstance(x, np.generic) else x
+    if isinstance(x, np.generic):
+        return x.item()
+    return x
 
 
 @patch
-def remember(self: Keeper):
-    "Copy, on the device, what a checkpoint of this epoch holds"
-    average, scaler = getattr(self.learn, 'average', None), getattr(self.learn, 'scaler', None)
+def _remember(self: Keeper):
+    "Copy what the checkpoint of this epoch will hold; the copies of tensors stay on the device"
+    average = getattr(self.learn, 'average', None)
+    scaler = getattr(self.learn, 'scaler', None)
     state = dict(
         key=self.key,
         rows=self.rows,
@@ -367,169 +472,162 @@ def remember(self: Keeper):
 
 
 @patch
-def save(self: Keeper):
-    "Write the last epoch's checkpoint whole, in the first of several processes, if it is not written yet"
-    state, self.state, self.written = self.state, None, time.time()
-    if state is None or _rank():
+def save(self: Keeper) -> None:
+    "Write the checkpoint of the last epoch if it is not written yet; of several processes only the first writes"
+    state = self.state
+    self.state = None
+    self.written = time.time()
+    if state is None or _rank() > 0:
         return
     with atomic_write(self.checkpoint) as f:
         torch.save(state, f)
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #b1db6c74
 @patch
-def resume(self: Keeper, learn):
-    "Continue `learn` from the checkpoint if there is one; returns the epoch to start with"
+def resume(self: Keeper, learn: Learner) -> int:
+    "Load the checkpoint into `learn`, if there is one; returns the epoch to start with"
     if not self.checkpoint.is_file():
         return 0
     state = torch.load(self.checkpoint, map_location=learn.dls.device, weights_only=True)
     if state['key'] != self.key:
         raise StudyError(
-            f"{self.checkpoint} belongs to another training ({state['key']}, not {self.key}). Choose another run folder, or delete the "
-            "checkpoint to train anew."
+            f"{self.checkpoint} belongs to another training ({state['key']}, not {self.key}). "
+            "Choose another run folder, or delete the checkpoint to train anew."
         )
     learn.create_opt()
     learn.model.load_state_dict(state['model'])
     learn.opt.load_state_dict(state['opt'])
-    for average in learn.cbs.filter(lambda cb: isinstance(cb, Average)):
-        average.start = state['average']
-    self.rows, self.best = state['rows'], {k: v.cpu() for k, v in state['best'].items()}
-    self.scaling, self.nondeterministic = state.get('scaler'), state.get('nondeterministic', [])
+    for callback in learn.cbs:
+        if isinstance(callback, Average):
+            callback.start = state['average']
+    self.rows = state['rows']
+    self.best = {name: tensor.cpu() for name, tensor in state['best'].items()}
+    self.scaling = state.get('scaler')
+    self.nondeterministic = state.get('nondeterministic', [])
     self.say(f"Resuming after epoch {len(self.rows) - 1}")
     return len(self.rows)
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #1faeedb5
-def groups(model):
-    "Parameters of the body, of the head, each divided into those that decay and those that do not"
-
-    def split(part):
-        fixed = {
-            id(p)
-            for m in part.modules()
-            for n, p in m.named_parameters(recurse=False)
-            if n == 'bias' or isinstance(m, (*norm_types, nn.SyncBatchNorm))
-        }
-        return [p for p in part.parameters() if id(p) not in fixed], [
-            p for p in part.parameters() if id(p) in fixed
-        ]
-
-    return [*split(model.body), *split(model.head)]
+def _undecayed(part):
+    "Identities of the parameters without weight decay: biases and normalisation layers"
+    found = set()
+    for layer in part.modules():
+        is_norm = isinstance(layer, (*norm_types, nn.SyncBatchNorm))
+        for name, parameter in layer.named_parameters(recurse=False):
+            if is_norm or name == 'bias':
+                found.add(id(parameter))
+    return found
 
 
-def group_rates(recipe, pretrained):
+def _two_groups(part):
+    "The parameters with weight decay, and those without"
+    undecayed = _undecayed(part)
+    parameters = list(part.parameters())
+    with_decay = [p for p in parameters if id(p) not in undecayed]
+    without_decay = [p for p in parameters if id(p) in undecayed]
+    return [with_decay, without_decay]
+
+
+def parameter_groups(
+    model: Classifier,
+) -> list[list[nn.Parameter]]:
+    "Four groups of parameters: of the body with and without weight decay, of the head with and without"
+    return _two_groups(model.body) + _two_groups(model.head)
+
+
+def group_rates(recipe: Recipe, pretrained: bool) -> tuple[list[float], list[float]]:
     "Learning rate and weight decay of each of the four groups"
-    body = recipe.lr / 10 if pretrained else recipe.lr
-    return [body, body, recipe.lr, recipe.lr], [recipe.weight_decay, 0, recipe.weight_decay, 0]
+    body_lr = recipe.lr / 10 if pretrained else recipe.lr
+    rates = [body_lr, body_lr, recipe.lr, recipe.lr]
+    decays = [recipe.weight_decay, 0, recipe.weight_decay, 0]
+    return rates, decays
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #82399605
-def callbacks(recipe, model, device):
+def recipe_callbacks(recipe: Recipe, model: nn.Module, device: torch.device) -> list[Callback]:
     "The fastai callbacks of a recipe"
-    mix = dict(mixup=MixUp(0.4), cutmix=CutMix(1.0)).get(recipe.mix)
-    found = [
-        mix,
-        recipe.ema and Average(recipe.ema),
-        recipe.clip and GradientClip(recipe.clip),
-        recipe.accumulate > 1 and GradientAccumulation(recipe.batch_size * recipe.accumulate),
-    ]
-    return [cb for cb in found if cb] + mixed_precision(recipe.precision, model, device)
+    callbacks = []
+    if recipe.mix == 'mixup':
+        callbacks.append(MixUp(0.4))
+    if recipe.mix == 'cutmix':
+        callbacks.append(CutMix(1.0))
+    if recipe.ema:
+        callbacks.append(Average(recipe.ema))
+    if recipe.clip:
+        callbacks.append(GradientClip(recipe.clip))
+    if recipe.accumulate > 1:
+        images_a_step = recipe.batch_size * recipe.accumulate
+        callbacks.append(GradientAccumulation(images_a_step))
+    return callbacks + mixed_precision(recipe.precision, model, device)
 
-
+# %% ../../nbs/lib/train/03_recipe.ipynb #5cecc36d
 class _SmoothLoss(AvgSmoothLoss):
-    "fastai's running loss, left on the device: the host waits for it nowhere"
+    "fastai's running loss, kept on the device"
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         loss = learn.loss.detach()
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 
 class _PlainTensors(Callback):
-    "Hand the network plain tensors: fastai's types cost a detour in each of its operations"
+    "Give the network plain tensors instead of fastai's types"
 
     order = 90
 
     def before_batch(self):
-        self.learn.xb = tuple(x.as_subclass(torch.Tensor) for x in self.xb)
+        plain = [x.as_subclass(torch.Tensor) for x in self.xb]
+        self.learn.xb = tuple(plain)
+
+# %% ../../nbs/lib/train/03_recipe.ipynb #4315e0e6
+def _valid_loss(logit, y):
+    "Cross-entropy over all validation images"
+    logit = torch.Tensor(logit).float()
+    y = torch.Tensor(y).float()
+    return float(cross_entropy(logit, y))
 
 
-def make_learner(dls, model, recipe=Recipe()):
-    "A fastai `Learner` of the recipe: channels last, fused AdamW, cross-entropy and AUC on validation after each epoch"
-    _keep_freed_memory()
+def _valid_auc(logit, y):
+    "AUC over all validation images; NaN if a logit is not finite"
+    if not logit.isfinite().all():
+        return np.nan
+    return roc_auc_score(y, logit)
+
+
+def _metrics():
+    "What fastai reports on validation after each epoch"
     flat = dict(flatten=True, to_np=False)
-    metrics = [
-        AccumMetric(
-            lambda logit, y: float(
-                cross_entropy(torch.Tensor(logit).float(), torch.Tensor(y).float())
-            ),
-            name='valid_loss',
-            **flat,
-        ),
-        AccumMetric(
-            lambda logit, y: roc_auc_score(y, logit) if logit.isfinite().all() else np.nan,
-            name='valid_auc',
-            **flat,
-        ),
-    ]
+    loss = AccumMetric(_valid_loss, name='valid_loss', **flat)
+    auc = AccumMetric(_valid_auc, name='valid_auc', **flat)
+    return [loss, auc]
+
+# %% ../../nbs/lib/train/03_recipe.ipynb #7dcc9437
+def make_learner(
+    dls: DataLoaders,  # From `dataloaders`
+    model: Classifier,
+    recipe: Recipe = Recipe(),
+) -> Learner:
+    "A fastai `Learner` of the recipe: fused AdamW, and cross-entropy and AUC on validation after each epoch"
+    _keep_freed_memory()
     model = model.to(dls.device, memory_format=torch.channels_last)
     if recipe.compile:
         model.compile()
-    optimiser = partial(
-        OptimWrapper,
-        opt=AdamW,
-        fused=dls.device.type in ('cuda', 'cpu'),
-        betas=(0.9, 0.99),
-        eps=1e-5,
-    )
-    loss, cbs = (
-        Loss(recipe, dls.train.dataset.labels),
-        [*callbacks(recipe, model, dls.device), _PlainTensors()],
-    )
+    fused = dls.device.type in ('cuda', 'cpu')
+    optimiser = partial(OptimWrapper, opt=AdamW, fused=fused, betas=(0.9, 0.99), eps=1e-5)
+    callbacks = recipe_callbacks(recipe, model, dls.device)
     learn = Learner(
-        dls, model, loss_func=loss, opt_func=optimiser, splitter=groups, metrics=metrics, cbs=cbs
+        dls,
+        model,
+        loss_func=Loss(recipe, dls.train.dataset.labels),
+        opt_func=optimiser,
+        splitter=parameter_groups,
+        metrics=_metrics(),
+        cbs=[*callbacks, _PlainTensors()],
     )
     learn.recorder.smooth_loss = _SmoothLoss()
     return learn
 
-# %% ../../nbs/lib/train/03_recipe.ipynb #b7094a69
-def fit_learner(
-    learn,
-    recipe,
-    checkpoint,
-    seed=0,
-    pretrained=False,  # Pretrained bodies learn at a tenth of the rate
-    key='',  # Names the training; a checkpoint with another key is refused
-    say=partial(print, file=sys.stderr),
-):  # Called with a line an epoch
-    "Train with one cycle, resuming if it was interrupted; returns the history as a DataFrame"
-    recipe = recipe.resolved(pretrained)
-    keeper, (lr, wd) = (
-        Keeper(checkpoint, key, say, recipe.patience),
-        group_rates(recipe, pretrained),
-    )
-    start = keeper.resume(learn)
-    if start < recipe.epochs and not keeper.stopped():
-        with learn.no_bar(), learn.no_logging(), _guarded(learn, keeper.nondeterministic):
-            try:
-                learn.fit_one_cycle(
-                    recipe.epochs,
-                    lr,
-                    wd=wd,
-                    start_epoch=start,
-                    reset_opt=start == 0,
-                    cbs=[SeedEpochs(seed), keeper],
-                )
-            finally:
-                keeper.save()
-    if keeper.failed:
-        raise StudyError(keeper.failed)
-    learn.model.load_state_dict(keeper.best)
-    history = pd.DataFrame(keeper.rows)
-    history.attrs['nondeterministic'] = (
-        keeper.nondeterministic
-    )  # Operations that had no deterministic form
-    return history
-
 # %% ../../nbs/lib/train/03_recipe.ipynb #c17e41f2
-_FULL = (
+_MEMORY_MESSAGES = (
     'out of memory',
     'not enough memory',
     "can't allocate memory",
@@ -538,51 +636,103 @@ _FULL = (
 )
 
 
-class out_of_memory:
-    "Turns running out of memory on `device` into a `StudyError` that says what to do"
-
-    def __init__(self, device, advice):
-        self.device, self.advice = device, advice
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, trace):
-        named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        said = isinstance(error, RuntimeError) and any(
-            words in str(error).lower() for words in _FULL
-        )
-        if named or said:
-            raise StudyError(f"Out of memory on {self.device}: {self.advice}") from error
+def _is_memory_error(error):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    message = str(error).lower()
+    return any(text in message for text in _MEMORY_MESSAGES)
 
 
 @contextmanager
-def _collected(found):
-    "Add to `found` the names of operations of which torch warns that they have no deterministic form; other warnings pass"
+def memory_advice(
+    device: torch.device,
+    advice: str,  # Sentences for the message
+) -> Iterator[None]:
+    "Inside, running out of memory raises a `StudyError` with this advice"
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory_error(error):
+            raise
+        raise StudyError(f"Out of memory on {device}: {advice}") from error
+
+# %% ../../nbs/lib/train/03_recipe.ipynb #9e1f5a8b
+@contextmanager
+def _collected(names):
+    "Inside, add to `names` the operations of which torch warns that they are not deterministic"
     with warnings.catch_warnings(record=True) as caught:
         try:
             yield
         finally:
             seen = list(caught)
-    for w in seen:
-        name, is_one, _ = str(w.message).partition(' does not have a deterministic implementation')
-        if not is_one:
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-        elif name not in found:
-            found.append(name)
+    for warning in seen:
+        message = str(warning.message)
+        name, found, _ = message.partition(' does not have a deterministic implementation')
+        if not found:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        elif name not in names:
+            names.append(name)
 
 
 @contextmanager
 def _guarded(learn, nondeterministic):
-    "Train in exact float32 where it is float32; memory that runs out is a sentence, and autocast ends whatever ends the training"
+    "Inside, float32 is exact, memory errors give advice, and no autocast is left on at the end"
+    device = learn.dls.device
     advice = (
-        f"{learn.dls.train.bs} images a batch are too many. Halve batch_size and double accumulate, or take a smaller size. "
-        "The last good checkpoint is kept; the same training resumes from it."
+        f"{learn.dls.train.bs} images a batch are too many. Halve batch_size and double accumulate, "
+        "or take a smaller size. The last good checkpoint is kept; the same training resumes from it."
     )
+    no_autocast = torch.autocast(device.type, enabled=False)  # The recipe's own begins inside
     try:
-        with out_of_memory(learn.dls.device, advice), exact_float32(), _collected(nondeterministic):
-            with torch.autocast(learn.dls.device.type, enabled=False):
-                yield  # The recipe's own begins inside
+        with (
+            memory_advice(device, advice),
+            exact_float32(),
+            _collected(nondeterministic),
+            no_autocast,
+        ):
+            yield
     finally:
-        for cb in learn.cbs.filter(lambda cb: isinstance(cb, _Half)):
-            cb.leave()
+        for callback in learn.cbs:
+            if isinstance(callback, _Half):
+                callback.leave()
+
+# %% ../../nbs/lib/train/03_recipe.ipynb #b7094a69
+def fit_learner(
+    learn: Learner,
+    recipe: Recipe,
+    keeper: Keeper,  # Of this training; it resumes if its checkpoint exists
+    seed: int = 0,
+    pretrained: bool = False,  # Pretrained bodies learn at a tenth of the rate
+) -> pd.DataFrame:  # A row an epoch
+    """Train with one cycle and load the best weights.
+
+    `attrs['nondeterministic']` of the history lists operations that had no deterministic form.
+    Raises `StudyError` for a NaN loss, exhausted memory, or a checkpoint of another training.
+    """
+    recipe = recipe.resolved(pretrained)
+    keeper.patience = recipe.patience
+    start = keeper.resume(learn)
+    if start < recipe.epochs and not keeper.stopped():
+        rates, decays = group_rates(recipe, pretrained)
+        callbacks = [SeedEpochs(seed), keeper]
+        guarded = _guarded(learn, keeper.nondeterministic)
+        with learn.no_bar(), learn.no_logging(), guarded:
+            try:
+                learn.fit_one_cycle(
+                    recipe.epochs,
+                    rates,
+                    wd=decays,
+                    start_epoch=start,
+                    reset_opt=start == 0,
+                    cbs=callbacks,
+                )
+            finally:
+                keeper.save()
+    if keeper.failed:
+        raise StudyError(keeper.failed)
+    learn.model.load_state_dict(keeper.best)
+    history = pd.DataFrame(keeper.rows)
+    history.attrs['nondeterministic'] = keeper.nondeterministic
+    return history
