@@ -289,10 +289,10 @@ def _sweep(file, dry_run, force, as_json, **machines):
     from cxr_study.pipeline.sweep import (
         SweepSettings,
         describe_sweep,
-        plan,
         read_sweep,
         run_sweep,
         share_out,
+        sweep_plan,
     )
 
     say = _printer(as_json)
@@ -305,7 +305,7 @@ def _sweep(file, dry_run, force, as_json, **machines):
         say(line)
     if dry_run:
         names = [job.name for job in planned.jobs]
-        stages = plan(planned, runs)
+        stages = sweep_plan(planned, runs)
         _print_json(dict(name=planned.name, runs=names, stages=stages), as_json)
         return
     settings = SweepSettings(force=force, say=say, **machines)
@@ -521,11 +521,11 @@ def _printed(
     most=6,  # Models that are printed beside each other
 ):
     "The table as text; for more models a row each, with the metrics of `_MAIN_METRICS`"
-    from cxr_study.evaluate.evaluation import title
+    from cxr_study.evaluate.evaluation import metric_title
 
     if len(table.columns) <= most + 1:
         return table.to_string(index=False)
-    metrics = [title(metric) for metric in _MAIN_METRICS]
+    metrics = [metric_title(metric) for metric in _MAIN_METRICS]
     models = table.set_index('metric').loc[metrics].T
     text = models.rename_axis(columns=None).to_string()
     return f"{text}\nEvery other metric is in the report."

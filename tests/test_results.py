@@ -43,8 +43,8 @@ from cxr_study.pipeline.published import (
     PUBLISHED_FILES,
     check_published,
     experiment_of,
-    published_experiments,
     is_variant,
+    published_experiments,
     training_parameters,
 )
 from cxr_study.pipeline.sweep import read_sweep

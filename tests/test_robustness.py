@@ -15,8 +15,8 @@ from cxr_study.predict.familiarity import (
     Familiarity,
     Neighbours,
     Subspace,
-    eighth_bit,
     pack,
+    round_for_storage,
     thumbnail,
     unpack,
 )
@@ -184,7 +184,7 @@ def gate(n=40, channels=6, seed=0):
     rng = np.random.default_rng(seed)
     axes = np.linalg.qr(rng.normal(size=(channels, 2)))[0].T.astype(np.float32).astype(float)
     return Familiarity(
-        Neighbours(eighth_bit(rng.normal(size=(n, 256))), 3, 10.0),
+        Neighbours(round_for_storage(rng.normal(size=(n, 256))), 3, 10.0),
         Subspace(np.zeros(channels), axes, np.array([2.0, 1.0]), 0.5, 2.0),
         1.25,
     )

@@ -17,7 +17,12 @@ from cxr_study.calibrate.measures import ece_debiased
 from cxr_study.calibrate.thresholds import rules
 from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
 from cxr_study.evaluate.comparison import ensemble
-from cxr_study.evaluate.evaluation import evaluate_at, key, second_opinions, title
+from cxr_study.evaluate.evaluation import (
+    closed_form_intervals,
+    evaluate_at,
+    figure_key,
+    metric_title,
+)
 from cxr_study.evaluate.metrics import HALF, metrics, scored
 from cxr_study.pipeline.published import is_variant, published_experiments, published_facts
 from cxr_study.pipeline.summary import mean_over_seeds
@@ -27,7 +32,7 @@ from cxr_study.predict.table import PredictionError, read_predictions
 GOAL_POINT = "sensitivity_0.95"
 # Metrics of the uncalibrated network at a threshold of 0.5, which was not chosen on any data
 AT_HALF = ("auc", "accuracy", "sensitivity", "specificity", "balanced_accuracy", "brier")
-MEASURES = {name: title(name) for name in AT_HALF} | dict(
+MEASURES = {name: metric_title(name) for name in AT_HALF} | dict(
     brier_calibrated="Brier score, calibrated",
     ece="ECE",
     ece_calibrated="ECE, calibrated",
@@ -110,7 +115,7 @@ def _bounds(
     for name in AT_HALF:
         bounds[name] = {k: at_half[name][k] for k in ("lower", "upper", "method")}
     point = OperatingPoint(GOAL_POINT, test.threshold, "")
-    wilson = second_opinions(scored(test.calibrated, "test"), point, 0.95)
+    wilson = closed_form_intervals(scored(test.calibrated, "test"), point, 0.95)
     for name in ("sensitivity", "specificity"):
         method, lower, upper = wilson[name]
         bounds[f"{name}_promised"] = dict(lower=lower, upper=upper, method=method)
@@ -137,7 +142,7 @@ def entries_of(
 def _run_entries(run: Run, test: CalibratedTest) -> dict[str, dict]:
     "Entries of a run; the intervals at a threshold of 0.5 come from its `metrics.json`"
     figures = run.read("metrics.json")["figures"]
-    at_half = {name: figures[key("test", name)] for name in AT_HALF}
+    at_half = {name: figures[figure_key("test", name)] for name in AT_HALF}
     return entries_of(test, at_half)
 
 

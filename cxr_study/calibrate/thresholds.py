@@ -19,7 +19,7 @@ from .measures import Estimate, estimate_entry
 from ..core.classes import CLASSES, in_prose, with_names
 from ..core.run import StudyError
 from ..core.style import COLOURS, MODELS, figure
-from ..evaluate.evaluation import second_opinions
+from ..evaluate.evaluation import closed_form_intervals
 from ..evaluate.intervals import bootstrap_weights, jackknife
 from cxr_study.evaluate.metrics import (
     Scored,
@@ -161,7 +161,7 @@ def point_metrics(
     draws = _rates_at_point(s, point, bootstrap_weights(s, replicates, seed))
     without = _rates_at_point(s, point, jackknife(s))
     counts = confusion_counts(s, s.ones, point)[:, 0]
-    second = second_opinions(s, point, 0.95)
+    second = closed_form_intervals(s, point, 0.95)
     entries = {}
     for name in _POINT_METRICS:
         estimate = Estimate(values[name][0], draws[name], without[name], 'bca_t')

@@ -41,7 +41,13 @@ from ..core.style import CLASS_COLOURS, COLOURS, figure, mark_synthetic
 from .cache import batches, decoded
 from .images import Preprocess, dimensions, resize
 from .sets import DataError, ImageSet, load_dataset
-from .splits import components, connected, make_split, shared, split_counts
+from cxr_study.data.splits import (
+    components,
+    connected,
+    make_split,
+    shared_between_splits,
+    split_counts,
+)
 
 # %% ../../nbs/lib/data/08_audit.ipynb #4da649d0
 def _ids_that_differ(
@@ -165,7 +171,7 @@ def _patient_facts(
     images_of_patient = table.groupby('patient_id').size()
     frequency = images_of_patient.value_counts().sort_index()
     published = table[table.official != '']
-    leaks = shared(published.assign(split=published.official))
+    leaks = shared_between_splits(published.assign(split=published.official))
     return dict(
         patients=len(images_of_patient),
         images_each=frequency.to_dict(),

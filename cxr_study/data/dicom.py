@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from .formats import CorruptImage, DicomRefused, ImageError, Limits, to_grey
+from .formats import CorruptImage, ImageError, Limits, UnsupportedDicom, to_grey
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #b2c49ca4
 _DIGITAL_X_RAY = '1.2.840.10008.5.1.4.1.1.1.1'  # SOP class: Digital X-Ray Image, for presentation
@@ -244,17 +244,19 @@ def _read_elements(content, names):
 
 
 def _check_header(content, limits):
-    "Raise `DicomRefused` or `TooLarge` if the header shows that the file cannot be used"
+    "Raise `UnsupportedDicom` or `TooLarge` if the header shows that the file cannot be used"
     if _DEFLATED in content[:_FILE_META_BYTES]:
-        raise DicomRefused(
+        raise UnsupportedDicom(
             "It is deflated, which cannot be checked before it is unpacked. "
             "Export it with another transfer syntax."
         )
     header = _read_elements(content, PIXEL_ELEMENTS + _VIEW_ELEMENTS)
     if 'TransferSyntaxUID' not in header.file_meta:
-        raise DicomRefused("Its file meta information names no transfer syntax. Export it again.")
+        raise UnsupportedDicom(
+            "Its file meta information names no transfer syntax. Export it again."
+        )
     if problem := _dicom_problem(header):
-        raise DicomRefused(f"This DICOM object is rejected: {problem}.")
+        raise UnsupportedDicom(f"This DICOM object is rejected: {problem}.")
     limits.check_pixels(header.Columns, header.Rows)
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #58b5e7bd
@@ -263,7 +265,7 @@ def _read_dicom(content: bytes, limits: Limits = Limits()) -> pydicom.Dataset:
     _check_header(content, limits)
     ds = _read_elements(content, [*PIXEL_ELEMENTS, *_DISPLAY_ELEMENTS, 'PixelData'])
     if not ds.get('PixelData'):
-        raise DicomRefused(
+        raise UnsupportedDicom(
             "This DICOM object is rejected: it has no pixel data. Send an image object."
         )
     _check_stream(ds)
@@ -314,9 +316,9 @@ def _window_is_valid(width, function):
 
 
 def _window(values, center, width, function='LINEAR'):
-    "Brightness 0..1 by a DICOM window (PS3.3 C.11.2.1.2 and C.11.2.1.3); `DicomRefused` if it is not valid"
+    "Brightness 0..1 by a DICOM window (PS3.3 C.11.2.1.2 and C.11.2.1.3); `UnsupportedDicom` if it is not valid"
     if not _window_is_valid(width, function):
-        raise DicomRefused(
+        raise UnsupportedDicom(
             "Its display window is not valid. Export it with a valid window, or without one."
         )
     x = np.asarray(values, np.float32)
@@ -361,7 +363,7 @@ def _decode_dicom(content, limits):
     ds = _read_dicom(content, limits)
     stored = ds.pixel_array
     if stored.ndim != 2:
-        raise DicomRefused(
+        raise UnsupportedDicom(
             "Its pixel data is longer than one image of its rows and columns. Export it again."
         )
     values, full_range = _modality(stored, ds)

@@ -24,10 +24,10 @@ from cxr_study.evaluate.evaluation import (
     draws_of,
     entry,
     evaluate_table,
+    figure_key,
     interval_of,
-    key,
+    metric_title,
     standard_error,
-    title,
 )
 from .figures import forest_axes
 from .intervals import delong
@@ -299,7 +299,7 @@ def _draw_seeds(ax, metric, found):  # Entry of `over_seeds`
     rows = {**found['seeds'], 'ensemble': found['ensemble']}
     forest_axes(ax, rows, colours=dict(ensemble=MODELS[1]), words=False)
     ax.axvspan(mean - sd, mean + sd, color=MODELS[2], alpha=0.35, lw=0)
-    ax.set_title(title(metric), weight='normal')
+    ax.set_title(metric_title(metric), weight='normal')
     ax.set_xlabel(f"{mean:.3f} ± {sd:.3f} (shaded)")
 
 
@@ -310,7 +310,7 @@ def seeds_figure(
     point: OperatingPoint = HALF,
 ) -> 'Figure':
     "Each seed with its interval, their mean and standard deviation, and the ensemble; a panel for each metric"
-    names = {metric: key(split, metric, point) for metric in metrics}
+    names = {metric: figure_key(split, metric, point) for metric in metrics}
     shown = {metric: found[name] for metric, name in names.items() if name in found}
     fig, axes = figure(len(shown), width='wide', height=2.8, sharey=True, squeeze=False)
     fig.get_layout_engine().set(wspace=0.08)
@@ -357,7 +357,7 @@ def comparison_figure(
     rows = {f"{entry['first']} − {entry['second']}": entry for entry in of_metric}
     tested = [entry['p_holm'] for entry in of_metric if entry['p_holm'] is not None]
     significant = sum(p < 0.05 for p in tested)
-    name = title(metric)
+    name = metric_title(metric)
     fig, ax = figure(width='wide', height=0.3 * len(rows) + 0.9)
     forest_axes(ax, rows)
     ax.axvline(0, color=COLOURS['chance'], lw=1, ls=':')

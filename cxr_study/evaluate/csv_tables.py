@@ -33,10 +33,10 @@ from cxr_study.evaluate.comparison import (
 from cxr_study.evaluate.evaluation import (
     Resampling,
     evaluate_table,
-    key,
+    figure_key,
+    metric_title,
     quote,
     summary,
-    title,
     too_few,
 )
 from cxr_study.evaluate.figures import (
@@ -509,7 +509,7 @@ def _difference_name(difference, split, point):  # Entry of `compare_models`
     models = f"{difference['first']} - {difference['second']}"
     metric, _, test = difference['metric'].partition(', ')
     suffix = f" ({test})" if test else ""
-    return f"{models}:{key(split, metric, point)}{suffix}"
+    return f"{models}:{figure_key(split, metric, point)}{suffix}"
 
 
 def _mean_entry(found):  # Entry of `over_seeds`
@@ -559,7 +559,7 @@ def _side_by_side(figures, split='test', classes=CLASSES):  # From `_flat`
         if ' - ' in model or not of_split.startswith(f'{split}.'):
             continue
         metric = of_split.removeprefix(f'{split}.').split('@')[0]
-        row = rows.setdefault(title(metric, classes), {})
+        row = rows.setdefault(metric_title(metric, classes), {})
         row[model] = quote(entry)
     table = pd.DataFrame(rows).T.fillna('')
     table = table.rename_axis('metric').reset_index()

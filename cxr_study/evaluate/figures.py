@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.classes import CLASSES, in_prose
 from ..core.style import CLASS_COLOURS, COLOURS, MAPS, MODELS, figure, label_line
-from .evaluation import key, quote, title
+from .evaluation import figure_key, metric_title, quote
 from .intervals import bootstrap_weights, wilson
 from .metrics import HALF, confusion_counts, curve, scored
 from ..predict.decision import OperatingPoint, sigmoid
@@ -112,7 +112,7 @@ def _list_models(ax, figures, metric, ha):
 # %% ../../nbs/lib/evaluate/04_figures.ipynb #109193eb
 def _title_of_areas(figures, metric):
     "The area of one model, or the range of several; empty if none has an area"
-    area = title(metric.partition('.')[2])
+    area = metric_title(metric.partition('.')[2])
     entries = [entries_of_model[metric] for entries_of_model in figures.values()]
     if len(entries) == 1:
         return f"{area} {quote(entries[0])}"
@@ -163,8 +163,8 @@ def roc_figure(
         _draw_curve(ax, scored(table, split), _ROC, colour)
     first_model = next(iter(figures.values()))
     for point in points:
-        sensitivity = first_model[key(split, 'sensitivity', point)]['value']
-        specificity = first_model[key(split, 'specificity', point)]['value']
+        sensitivity = first_model[figure_key(split, 'sensitivity', point)]['value']
+        specificity = first_model[figure_key(split, 'specificity', point)]['value']
         false_positive_rate = None if specificity is None else 1 - specificity
         _mark_point(ax, point, false_positive_rate, sensitivity)
     ax.plot([0, 1], [0, 1], ls=':', lw=1, color=COLOURS['chance'])
@@ -186,8 +186,8 @@ def pr_figure(
         _draw_curve(ax, s, _PR, colour)
     first_model = next(iter(figures.values()))
     for point in points:
-        recall = first_model[key(split, 'sensitivity', point)]['value']
-        precision = first_model[key(split, 'ppv', point)]['value']
+        recall = first_model[figure_key(split, 'sensitivity', point)]['value']
+        precision = first_model[figure_key(split, 'ppv', point)]['value']
         _mark_point(ax, point, recall, precision)
     prevalence = s.label.mean()
     chance = COLOURS['chance']
@@ -362,7 +362,7 @@ _SHOWN = (
 
 def _row_name(metric, classes):
     "Name of a metric in the forest plot"
-    name = title(metric, classes)
+    name = metric_title(metric, classes)
     return f"{name} (lower is better)" if metric in ('brier', 'log_loss') else name
 
 
@@ -374,9 +374,11 @@ def forest_figure(
     classes: tuple = CLASSES,  # Names of the negative and the positive class
 ) -> 'Figure':
     "Forest plot of the metrics of a split"
-    rows = {_row_name(metric, classes): figures[key(split, metric, point)] for metric in shown}
-    sensitivity = figures[key(split, 'sensitivity', point)]
-    specificity = figures[key(split, 'specificity', point)]
+    rows = {
+        _row_name(metric, classes): figures[figure_key(split, metric, point)] for metric in shown
+    }
+    sensitivity = figures[figure_key(split, 'sensitivity', point)]
+    specificity = figures[figure_key(split, 'specificity', point)]
     lower_bounds = [entry['lower'] or 0 for entry in rows.values()]
 
     fig, ax = figure(height=0.27 * len(rows) + 0.8, width='wide')
@@ -398,9 +400,9 @@ def loss_acc_auc(
     "Content of `loss_acc_auc.txt`: loss, accuracy and AUC with their intervals"
     lines = []
     for name, metric in _LINES.items():
-        entry = figures[key(split, metric, point)]
+        entry = figures[figure_key(split, metric, point)]
         lines.append(f"{name}: {quote(entry, 4)}\n")
-    accuracy = figures[key(split, 'accuracy', point)]
+    accuracy = figures[figure_key(split, 'accuracy', point)]
     size = f"{accuracy['n']} images of {accuracy['patients']} patients"
     threshold = f"accuracy at a probability of {point.threshold:g}"
     lines.append(f"{split} split: {size}; in brackets 95 % intervals; {threshold}\n")

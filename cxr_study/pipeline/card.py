@@ -17,16 +17,16 @@ from ..calibrate.transfer import reproduced_text
 from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
-from ..evaluate.evaluation import number, quote, title
+from ..evaluate.evaluation import metric_title, number, quote
 from cxr_study.pipeline.report import (
     MEASURES,
-    facts,
     few_images,
     limit_sentences,
     measure_title,
     of_children,
-    part,
+    read_if_present,
     results_rows,
+    run_facts,
     shown_split,
 )
 
@@ -109,7 +109,7 @@ def _software(run: Run) -> str:
 # %% ../../nbs/lib/pipeline/07_card.ipynb #f1684463
 def _details(run: Run) -> str:
     "What the model is and how it was made"
-    rows = [*facts(run), *_network_rows(part(run, 'model.json') or {})]
+    rows = [*run_facts(run), *_network_rows(read_if_present(run, 'model.json') or {})]
     weights = run.manifest['artefacts'].get('model.safetensors')
     if weights:
         rows.append(("SHA-256 of the weights", f"`{weights['sha256']}`"))
@@ -174,7 +174,7 @@ _SHOWN_PROVENANCE = ('publisher', 'licence', 'md5', 'source')
 
 def _audit_sentences(run: Run) -> list[str]:
     "Serious findings of the audit"
-    audit = part(run, 'audit.json') or dict(findings=[])
+    audit = read_if_present(run, 'audit.json') or dict(findings=[])
     return [f"Audit: {text}" for weight, text in audit['findings'] if weight == 'grave']
 
 
@@ -209,7 +209,7 @@ def _counts_table(data: dict) -> str:
 
 def _training_data(run: Run) -> str:
     "Patients, number of images, exclusions and findings of the audit"
-    data = run.manifest['data'] | (part(run, 'data.json') or {})
+    data = run.manifest['data'] | (read_if_present(run, 'data.json') or {})
     excluded = [f"{reason} ({n:,})" for reason, n in data.get('excluded', {}).items()]
     notes = [
         _overlap_sentence(data),
@@ -239,7 +239,7 @@ def _performance_note(run: Run, report: dict, split: str) -> str:
 
 def _performance(run: Run) -> str:
     "Results on the test with intervals, beside those on validation"
-    report = part(run, 'metrics.json')
+    report = read_if_present(run, 'metrics.json')
     if not report:
         return _not_here('metrics.json')
     figures = report['figures']
@@ -285,7 +285,7 @@ def _points_table(
             continue
         threshold = number(points[row['point']]['threshold'])
         values = [quote(row['promised']), quote(row['got']), _reproduced(row)]
-        rows.append([row['point'], threshold, title(row['metric']), *values])
+        rows.append([row['point'], threshold, metric_title(row['metric']), *values])
     if not rows:
         return _paragraphs(rules, "Validation values were not compared with a test.")
     table = _markdown_table(('point', 'threshold', '', *_COMPARED_HEAD), rows)
@@ -294,7 +294,7 @@ def _points_table(
 
 def _operating_points(run: Run) -> str:
     "The operating point in use, and the table of all points"
-    calibration = part(run, 'calibration.json')
+    calibration = read_if_present(run, 'calibration.json')
     if not calibration:
         return _not_here('calibration.json')
     in_use = (
@@ -356,7 +356,7 @@ def _probabilities_table(calibration: dict, classes: Sequence[str]) -> str | Non
 # %% ../../nbs/lib/pipeline/07_card.ipynb #8fab03d2
 def _calibration_section(run: Run) -> str:
     "The calibrator, measures of calibration, and what the test reproduced of them"
-    calibration = part(run, 'calibration.json')
+    calibration = read_if_present(run, 'calibration.json')
     if not calibration:
         return _not_here('calibration.json')
     classes = classes_of(run.manifest['data'])
@@ -409,7 +409,7 @@ def _subgroup_note(entries: list[dict]) -> str:
 # %% ../../nbs/lib/pipeline/07_card.ipynb #4b4bbd34
 def _subgroup_section(run: Run) -> str:
     "Error rates of each class by subgroup"
-    content = part(run, 'subgroups.json')
+    content = read_if_present(run, 'subgroups.json')
     if not content:
         return _not_here('subgroups.json')
     data = run.manifest['data']

@@ -22,7 +22,7 @@ from ..core.pages import filled, html_table, inline_picture, link, notices, rend
 from ..core.run import Run, StudyError, atomic_write, to_json
 from ..core.style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthetic
 from ..evaluate.comparison import holm, p_value, paired
-from ..evaluate.evaluation import BOOTSTRAPS, entry, number, quote, title
+from ..evaluate.evaluation import BOOTSTRAPS, entry, metric_title, number, quote
 from ..evaluate.figures import forest_axes
 from ..evaluate.intervals import bootstrap, collect_blocks, interval, jackknife
 from ..evaluate.metrics import HALF, Scored, metrics, scored
@@ -371,7 +371,7 @@ _HIGHLIGHT = COLOURS['PNEUMONIA']  # Of the best configuration
 
 
 def _metric_title(metric: str) -> str:  # Such as 'sensitivity@half'
-    return title(metric.split('@')[0])
+    return metric_title(metric.split('@')[0])
 
 
 def _mean_entry(entries: list[dict]) -> dict:
@@ -587,7 +587,7 @@ def _differences_table(
     for row in compared.itertuples():
         p = _float_or_none(row.p_holm)
         shown_p = '–' if p is None else f"{p:.3g}"
-        rows.append([row.arm, title(row.metric), quote(_bounds(row), 4), shown_p])
+        rows.append([row.arm, metric_title(row.metric), quote(_bounds(row), 4), shown_p])
     head = ['Configuration', 'Metric', 'Difference (95 % interval)', 'p (Holm)']
     caption = f"Differences from {compared.reference.iloc[0]} on the same test images"
     return html_table(rows, head, caption)

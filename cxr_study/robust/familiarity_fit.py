@@ -26,11 +26,17 @@ from ..core.run import StudyError
 from ..core.style import COLOURS, figure
 from ..data.cache import batches
 from ..data.images import resize
-from ..data.phantom import clouds
+from ..data.phantom import smooth_noise
 from ..data.sets import phantom
 from ..evaluate.evaluation import quote
 from ..evaluate.intervals import wilson
-from ..predict.familiarity import Familiarity, Neighbours, Subspace, eighth_bit, thumbnail
+from cxr_study.predict.familiarity import (
+    Familiarity,
+    Neighbours,
+    Subspace,
+    round_for_storage,
+    thumbnail,
+)
 from ..train.networks import Classifier, Ensemble, on_device
 
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #214537c3
@@ -95,7 +101,7 @@ def fit_familiarity(
 ) -> Familiarity:
     "The `Familiarity` of these training images, its threshold set on validation images"
     features, images = train
-    bank = eighth_bit(thumbnail(images[:_BANK]))
+    bank = round_for_storage(thumbnail(images[:_BANK]))
     parts = dict(
         image=Neighbours(bank, min(_NEIGHBOUR, len(images))),
         features=fit_subspace(features),
@@ -260,7 +266,7 @@ def _texture(rng, size):
         squares = np.floor(frequency * x / 2) + np.floor(frequency * y / 2)
         return np.uint8(255 * (squares % 2))
     if kind == 'clouds':
-        layers = [clouds(rng, size, n) / n ** rng.uniform(0, 1.5) for n in (2, 4, 8, 16, 32)]
+        layers = [smooth_noise(rng, size, n) / n ** rng.uniform(0, 1.5) for n in (2, 4, 8, 16, 32)]
         return _stretched(sum(layers))
     return _stretched(_julia_set(x, y, rng.uniform(1.7, 3.1)))
 

@@ -32,7 +32,7 @@ from PIL import Image
 from ..core.classes import CLASSES
 from ..core.run import NOTICE, StudyError, sha256, write_error
 from ..data.formats import CorruptImage, ImageError, Limits, read_bytes, sniff
-from ..data.images import read_picture
+from ..data.images import read_image
 from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
 from ..predict.heat_map import colours, evidence, heat_map, overlay
@@ -284,7 +284,7 @@ def __call__(
     "The answer for one image as plain values. Raises `ImageError` if the image cannot be used."
     start = time.perf_counter()
     content = read_bytes(source, self.limits)
-    picture = read_picture(content, self.bundle.spec.at_least, self.limits)
+    picture = read_image(content, self.bundle.spec.at_least, self.limits)
     grey = self.bundle.spec(picture.grey)
     decoded = time.perf_counter()
     outputs = self._outputs(grey, explain)

@@ -16,7 +16,7 @@ import pydicom
 from pydicom.uid import generate_uid
 
 from ..core.run import NOTICE
-from ..data.formats import DicomRefused
+from ..data.formats import UnsupportedDicom
 
 # %% ../../nbs/lib/serve/03_structured_report.ipynb #db9fcbf7
 # Value, scheme and meaning
@@ -56,17 +56,17 @@ _EMPTY_IF_MISSING = (
 
 
 def _read_header(content: bytes) -> pydicom.Dataset:
-    "The header of a DICOM image. Raises `DicomRefused` if it is not DICOM or belongs to no study."
+    "The header of a DICOM image. Raises `UnsupportedDicom` if it is not DICOM or belongs to no study."
     try:
         header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
     except Exception:
-        raise DicomRefused(
+        raise UnsupportedDicom(
             "A structured report needs a DICOM image, and this is not one. "
             "Request JSON, or send the DICOM file."
         ) from None
     missing = [name for name in _REQUIRED if not header.get(name)]
     if missing:
-        raise DicomRefused(
+        raise UnsupportedDicom(
             f"This image cannot have a structured report, because it has no {', '.join(missing)}. "
             "Request JSON, or export the image with its study."
         )
@@ -135,7 +135,7 @@ def structured_report(
 ) -> bytes:
     """A Comprehensive 3D SR (TID 1500) with the answer, in the study of the image.
 
-    Raises `DicomRefused` if the image is not DICOM or belongs to no study."""
+    Raises `UnsupportedDicom` if the image is not DICOM or belongs to no study."""
     warnings.filterwarnings('ignore', module='highdicom|pydicom')
     import highdicom.sr as sr
     from pydicom.sr.codedict import codes
