@@ -157,7 +157,7 @@ def create_body(
 
 # %% ../../nbs/lib/train/01_networks.ipynb #dacd6ae1
 class Classifier(nn.Module):
-    "Grey images [B, 1, H, W] with values 0 to 1 -> logits [B, 1]: normalise, body, global average pooling, dropout, linear"
+    "Grey images [B, 1, H, W], 0 to 1 -> logits [B, 1]: normalise, body, global average pooling, dropout, linear"
 
     def __init__(
         self,
