@@ -1,4 +1,5 @@
-"""The live packaging metadata: requirements, extras and commands come from settings.ini; pyproject.toml declares them dynamic."""
+"""The live packaging metadata: requirements, extras and commands come from settings.ini; pyproject.toml declares
+them dynamic."""
 
 import json
 from configparser import ConfigParser

@@ -23,7 +23,7 @@ import torch
 from cxr_study.core.run import atomic_write, hardware, to_json
 from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import phantom
-from cxr_study.explain.attribution import Inside, explain, timed_maps
+from cxr_study.explain.attribution import ExplainableModel, explain, timed_maps
 from cxr_study.robust.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cxr_study.train.networks import Classifier, create_body
 from cxr_study.train.recipe import bf16_pays
@@ -39,7 +39,7 @@ def maps():
     "fp32 and bf16 maps in one process; how far apart they are on drawn thoraxes"
     found, few = dict(fp32=timed_maps()), films(32)
     torch.manual_seed(0)
-    inside = Inside(Classifier(create_body('resnet18'), Preprocess(size=224)))
+    inside = ExplainableModel(Classifier(create_body('resnet18'), Preprocess(size=224)))
     plain = explain(inside, few)
     with torch.autocast('cpu', torch.bfloat16):
         found['bf16'] = timed_maps() | dict(

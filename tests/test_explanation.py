@@ -15,7 +15,7 @@ from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import load_dataset, phantom, sample_patients
 from cxr_study.data.splits import make_split
 from cxr_study.explain.attribution import (
-    Inside,
+    ExplainableModel,
     cam,
     explain,
     feature_maps,
@@ -40,7 +40,7 @@ def untrained(arch, spec, images, members=1):
 
 def check_equal_to_gradcam(model, images):
     "The plain map and Grad-CAM differ by less than 1e-4"
-    inside = Inside(model)
+    inside = ExplainableModel(model)
     z = inside.normalised(images)
     plain = cam(inside, z)
     difference = plain - library_cam(inside, z, GradCAM)
@@ -57,7 +57,7 @@ def test_plain_map_is_gradcam(members, standardise):
     spec = Preprocess(size=96, standardise=standardise)
     model = untrained('test_resnet', spec, images, members)
     check_equal_to_gradcam(model, images)
-    inside = Inside(model)
+    inside = ExplainableModel(model)
     weights, bias = head_weights(inside)
     cells = evidence(feature_maps(inside, inside.normalised(images)), weights)
     logits = predict_logits(model, images, range(8))
@@ -101,7 +101,7 @@ def test_random_head():
     maps = functions_of('results/07_maps')
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (8, 96, 96), np.uint8)
-    inside = Inside(untrained('test_resnet', Preprocess(size=96), images))
+    inside = ExplainableModel(untrained('test_resnet', Preprocess(size=96), images))
     plain = explain(inside, images)
     eigen = explain(inside, images, 'EigenCAM')
     other = maps.randomised(inside, 0, inside.normalised(images))

@@ -31,12 +31,11 @@ def copy(tmp_path_factory):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    run = lambda *args: subprocess.run(
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *args],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
+
+    def run(*args):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *args], cwd=folder, check=True, capture_output=True)
+
     run("init", "-q")
     run("add", "-A")
     run("commit", "-qm", "copy")
@@ -106,7 +105,8 @@ def test_nbdev_test_is_a_command():
 # --- Checks of the whole tree: each gives a list of what is wrong, and each finds what is planted below
 
 HEAVY = 300 * 1024
-# A module imports from its own room's lower numbers and from rooms further down; rooms of one line do not know each other
+# A module imports from its own room's lower numbers and from rooms further down; rooms of one line do not know
+# each other
 LEVELS = [
     ["core"],
     ["data"],
@@ -314,7 +314,8 @@ def test_what_is_planted_in_nested_folders_is_found(copy):
         id="quoted",
         metadata={},
         source=[
-            "<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> [x](01_formats.ipynb#nowhere)"
+            "<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> "
+            "[x](01_formats.ipynb#nowhere)"
         ],
     )
     planted = copy / "nbs/lib/data/99_planted.ipynb"

@@ -1,4 +1,5 @@
-"""Corruptions, other institutions, the gate for unfamiliar images and stress: what the notebooks say, held against other implementations and real data."""
+"""Corruptions, other institutions, the gate for unfamiliar images and stress: what the notebooks say, held against
+other implementations and real data."""
 
 import json
 import time
@@ -229,8 +230,10 @@ def test_gate_needs_numpy_alone():
     import sys
 
     code = (
-        "import sys, json, numpy as np; from cxr_study.predict.familiarity import Familiarity; g = Familiarity.from_dict(json.load(sys.stdin)); "
-        "print(g.unfamiliar(np.zeros(6), np.zeros((32, 32), np.uint8))); assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
+        "import sys, json, numpy as np; from cxr_study.predict.familiarity import Familiarity; "
+        "g = Familiarity.from_dict(json.load(sys.stdin)); "
+        "print(g.unfamiliar(np.zeros(6), np.zeros((32, 32), np.uint8))); "
+        "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -357,7 +360,8 @@ def test_published_logits_hold_what_the_notebooks_say():
 
 
 def test_clean_logits_are_those_of_the_published_predictions(data):
-    "The road of a corrupted image, without a corruption, is the road of the study (by way of 224 pixels it may differ a little)"
+    """The road of a corrupted image, without a corruption, is the road of the study (by way of 224 pixels it may
+    differ a little)"""
     from cxr_study.predict.table import read_predictions
     from cxr_study.robust.corruptions import read_logits
 

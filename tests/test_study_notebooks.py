@@ -33,7 +33,7 @@ from cxr_study.data.phantom import draw_phantom
 from cxr_study.data.sets import phantom
 from cxr_study.data.splits import make_split
 from cxr_study.evaluate.metrics import metrics, scored, simulate
-from cxr_study.explain.attribution import Inside, explain, share_in_region
+from cxr_study.explain.attribution import ExplainableModel, explain, share_in_region
 from cxr_study.predict.decision import Calibration
 from cxr_study.robust.corruptions import settings
 from cxr_study.train.loaders import STRESS
@@ -303,7 +303,7 @@ def test_likeness_of_maps():
 
 def test_random_weights_leave_nothing_of_the_body(network):
     maps, (_, model, images, _) = functions_of("results/07_maps"), network
-    inside = Inside(model)
+    inside = ExplainableModel(model)
     z = inside.normalised(np.array(images[:16]))
     head, whole = maps.randomised(inside, 0, z), maps.randomised(inside, 1, z)
     assert torch.equal(head.body(z), inside.body(z))
@@ -322,7 +322,10 @@ def test_permuted_labels_keep_patients_together(drawn):
 def test_taking_away_what_a_map_marks_tells_good_maps_from_bad(network):
     "A toy network that looks at the left half alone"
     maps, (_, model, _, _) = functions_of("results/07_maps"), network
-    inside, some = Inside(model), np.random.default_rng(0).integers(0, 256, (16, 64, 64), np.uint8)
+    inside, some = (
+        ExplainableModel(model),
+        np.random.default_rng(0).integers(0, 256, (16, 64, 64), np.uint8),
+    )
 
     class LeftHalf(nn.Module):
         def forward(self, z):
@@ -341,7 +344,7 @@ def test_taking_away_what_a_map_marks_tells_good_maps_from_bad(network):
 def test_all_tests_of_one_network(network, tmp_path):
     "The table has a cell for each method and test; a map like the original despite random weights fails"
     maps, (training, model, images, table) = functions_of("results/07_maps"), network
-    inside, some, ids = Inside(model), np.array(images[:24]), table.patient_id[:24]
+    inside, some, ids = ExplainableModel(model), np.array(images[:24]), table.patient_id[:24]
     other, _ = train(
         dataclasses.replace(training, seed=1),
         TrainingData(images, table, model.spec),
