@@ -209,7 +209,7 @@ def make_split(
     fold: int = 0,  # Number of the fold that is for validation
     seed: int = 0,
 ) -> tuple[pd.DataFrame, dict]:
-    "(table with `split` ('' where excluded), `excluded` (why), `row` and `image_hash`; what is tolerated in two splits)"
+    "(table with `split` ('' where excluded), `excluded` (why), `row`, `image_hash`; what is tolerated in two splits)"
     rule = resolve_split(image_set, split)
     if not 0 <= fold < val_folds:
         raise DataError(

@@ -248,7 +248,7 @@ _SCHEMA = 2  # Version of the stored form
 
 
 @patch
-def point_dict(self: Calibration) -> dict:  # noqa: F811
+def to_dict(self: Calibration) -> dict:
     "Plain values for `calibration.json`"
     points = [dataclasses.asdict(p) for p in self.points]
     conformal = dataclasses.asdict(self.conformal) if self.conformal else None
@@ -267,7 +267,7 @@ def from_dict(
     cls: Calibration,
     values: dict,  # Content of `calibration.json`
 ) -> Calibration:
-    "The calibration of a dictionary from `point_dict`; raises `PredictionError` if it is unusable"
+    "The calibration of a dictionary from `to_dict`; raises `PredictionError` if it is unusable"
     if values.get('schema') != _SCHEMA:
         raise PredictionError(
             "This calibration was written by another version: "
