@@ -375,7 +375,12 @@ ALL = {
 @pytest.mark.parametrize(
     "file, old, new, stages",
     [
-        ("nbs/02_training.ipynb", "One line an epoch.", "One line each epoch.", set()),  # Prose
+        (
+            "nbs/02_training.ipynb",
+            "Each epoch prints one line.",
+            "Every epoch prints one line.",
+            set(),
+        ),  # Prose
         (
             "nbs/02_training.ipynb",
             "set_ylabel(\\\"Loss\\\")",

@@ -153,7 +153,8 @@ def undescribed(root):
 
 def not_in_sidebar(root):
     "Notebooks that the sidebar does not name, and names that are no notebook"
-    named = re.findall(r"[\w/]+\.ipynb", (root / "_quarto.yml").read_text())
+    _, _, sidebar = (root / "_quarto.yml").read_text().partition("\n  sidebar:\n")
+    named = re.findall(r"[\w/]+\.ipynb", sidebar)
     there = [p.relative_to(root / "nbs").as_posix() for p in notebooks(root)]
     return sorted(set(named) ^ set(there)) + [name for name in set(named) if named.count(name) > 1]
 
