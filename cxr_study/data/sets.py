@@ -175,8 +175,8 @@ def _labels_by_name(names):
         )
     examples = ', '.join(map(repr, unknown[:5]))
     raise DataError(
-        f"The label {examples} is neither NORMAL nor PNEUMONIA, and there are {len(names)} classes. "
-        "Two are needed."
+        f"The label {examples} is neither NORMAL nor PNEUMONIA. "
+        f"The number of classes is {len(names)}, and two are needed."
     )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d4a78a8b
