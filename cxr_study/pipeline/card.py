@@ -20,6 +20,7 @@ from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
 from ..evaluate.evaluation import metric_title, number, quote
 from cxr_study.pipeline.report import (
     MEASURES,
+    compared_in_use,
     few_images,
     limit_sentences,
     measure_title,
@@ -153,7 +154,7 @@ _CHILDREN = (
     "Age, sex, origin and severity of each child were not released."
 )
 _PATIENTS_UNKNOWN = (
-    "It is not known which images belong to the same patient. "
+    "This run did not know which images belong to the same patient. "
     "A patient may be in two splits, and intervals may be too narrow."
 )
 
@@ -165,7 +166,7 @@ def _overlap_sentence(data: dict) -> str:  # Content of `data.json`
     if shared:
         return f"The splits are used as published, although they share {', '.join(shared)}."
     if data.get('patients_known'):
-        return "No patient is in two splits."
+        return "No patient, as the data set names them, is in two splits."
     return _PATIENTS_UNKNOWN
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #17d28206
@@ -219,12 +220,25 @@ def _training_data(run: Run) -> str:
     return _paragraphs(f"{_source(data)} {_population(run)}", _counts_table(data), _bullets(notes))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #2f437bbc
+def _in_use(run: Run) -> str | None:
+    "Sensitivity and specificity at the threshold in use, on test and validation; None if they were not compared"
+    rows = compared_in_use(run)
+    if not rows:
+        return None
+    point = read_if_present(run, 'calibration.json')['operating_point']
+    phrases = []
+    for metric, row in rows.items():
+        on_test, on_validation = quote(row['got']), quote(row['promised'])
+        phrases.append(f"{metric} {on_test} on the test, {on_validation} on validation")
+    return f"At the threshold in use, `{point}`: {'; '.join(phrases)}."
+
+
 def _performance_note(run: Run, report: dict, split: str) -> str:
     "How the intervals were computed, and how large the split is"
     method = report['figures'][f'{split}.auc']['method']
     sentences = [
         f"Values in brackets are 95 % intervals ({method}).",
-        f"Sensitivity and other decision metrics are at a threshold of 0.5; n is that of the {split}.",
+        f"In this table, sensitivity and other decision metrics are at a threshold of 0.5; n is that of the {split}.",
     ]
     size = report.get('splits', {}).get(split)
     if size and size['patients_known']:
@@ -249,7 +263,8 @@ def _performance(run: Run) -> str:
     splits, results = results_rows(figures)
     rows = [[*cells, n] for cells, n in zip(results, images)]
     table = _markdown_table(('', *splits, 'n'), rows)
-    return _paragraphs(table, _performance_note(run, report, split))
+    parts = [_in_use(run), table, _performance_note(run, report, split)]
+    return _paragraphs(*filter(None, parts))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #0577cc54
 _COMPARED_HEAD = ('validation', 'test', 'reproduced')
