@@ -286,6 +286,103 @@ def test_subgroups_without_a_difference_are_seldom_significant():
     assert findings <= 5, findings
 
 
+# --- a mean over seeds ---
+
+
+def _values_over_patients(values):  # Float [patients], of one seed
+    "The weighted mean of a value that each patient has, as a `Measure`"
+    return lambda weights: dict(mean=weights @ values / weights.sum(1))
+
+
+def test_a_two_way_bootstrap_agrees_with_a_plain_loop():
+    "The same draws, image by image, with scikit-learn's AUC; patients differ between the seeds"
+    whole = mt.simulate(patients=40, seed=5)
+    rng = np.random.default_rng(0)
+    tables = [whole.assign(logit=whole.logit + rng.normal(size=len(whole))) for _ in range(3)]
+    tables[2] = tables[2][tables[2].patient_id != '7']
+    seeds, patients = cp.scored_alike(tables)
+    measures = [cp.measure_of(s, metrics_of=mt.fast_metrics) for s in seeds]
+    ours = iv.resample_seeds(measures, patients, replicates=20, seed=4)['auc'].draws
+
+    names = np.unique(whole.patient_id.to_numpy(str))
+    of_patients = np.random.default_rng(4).integers(0, 40, (20, 40))
+    of_seeds = np.random.default_rng([4, 3]).multinomial(3, [1 / 3] * 3, 20)
+    for drawn, times, found in zip(of_patients, of_seeds, ours):
+        aucs = []
+        for table in tables:
+            images = [table[table.patient_id == names[patient]] for patient in drawn]
+            together = pd.concat(images)
+            aucs.append(sk.roc_auc_score(together.label, together.logit))
+        np.testing.assert_allclose(found, times @ aucs / 3, **EXACT)
+
+
+@pytest.mark.parametrize(
+    'mean, between, shared, bounds',
+    [
+        (0.9109867, 0.0027417481, 0.0004612327, (0.8426298, 0.9793435)),
+        (0.9515536, 0.0008142512, 0.0001619773, (0.9133299, 0.9897774)),
+    ],
+)
+def test_obuchowski_rockette_agrees_with_mrmcaov(mean, between, shared, bounds):
+    "Both modalities of the VanDyke data, as MRMCaov's authors print them"
+    steps = np.arange(5) - 2
+    auc = mean + steps * np.sqrt(between / steps.var(ddof=1))
+    found = iv.obuchowski_rockette(auc, np.full((5, 5), shared))
+    np.testing.assert_allclose(found[:2], bounds, atol=2e-7)
+
+
+def test_obuchowski_rockette_of_seeds_that_share_nothing_is_students_t():
+    auc = np.array([0.9, 0.91, 0.93])
+    apart = iv.obuchowski_rockette(auc, np.diag([0.1] * 3) - 0.01)
+    low, high = stats.ttest_1samp(auc, 0).confidence_interval()
+    np.testing.assert_allclose(apart[:2], [low, min(1, high)])
+    assert iv.obuchowski_rockette(auc[:1], np.ones((1, 1))).reason
+    assert iv.obuchowski_rockette(np.ones(3), np.zeros((3, 3))).reason
+
+
+@pytest.mark.parametrize('of_seed', [0.02, 0.2])
+def test_the_interval_of_a_mean_over_seeds_holds_for_other_patients(of_seed):
+    "Two standard errors of 150 studies below 0.95 are 0.914. Student's t knows nothing of the patients"
+    rng = np.random.default_rng(1)
+    hits = []
+    narrow = []
+    for study in range(150):
+        patients = rng.normal(0, 1, 80)
+        noise = rng.normal(0, 0.1, (5, 80))
+        values = patients + noise + rng.normal(0, of_seed, (5, 1))
+        found = iv.resample_seeds([_values_over_patients(v) for v in values], 80, 300, study)
+        lower, upper, _ = iv.seeds_interval(found['mean'])
+        hits.append(lower <= 0 <= upper)
+        low, high = stats.ttest_1samp(values.mean(1), 0).confidence_interval()
+        narrow.append(low <= 0 <= high)
+    assert 0.9 < np.mean(hits) < 0.99, np.mean(hits)
+    if of_seed < 0.1:
+        assert np.mean(narrow) < 0.6
+
+
+def test_a_mean_over_seeds_adds_nothing_where_seeds_do_not_differ():
+    "Negative control: copies of one network have the interval of that network"
+    table = mt.simulate(patients=60, seed=2)
+    copies = {f"seed{k}": table for k in range(4)}
+    mean = cp.mean_over_seeds(copies, metrics_of=mt.fast_metrics, replicates=400)
+    alone = ev.evaluate_at(table, replicates=400)
+    for name in ('auc', 'accuracy', 'brier'):
+        bounds = [alone[name]['lower'], alone[name]['upper']]
+        np.testing.assert_allclose([mean[name]['lower'], mean[name]['upper']], bounds, **EXACT)
+        assert mean[name]['sd'] < 1e-12
+    nothing = cp.mean_difference(copies, copies, metrics_of=mt.fast_metrics, replicates=100)
+    assert nothing['auc']['p'] == 1 and nothing['auc']['value'] == 0
+
+
+def test_seeds_with_other_images_still_have_an_interval():
+    "Then the patients of all seeds are drawn together, and Obuchowski and Rockette's interval is missing"
+    whole = mt.simulate(patients=60, seed=2)
+    number = whole.patient_id.astype(int)
+    parts = {f"seed{k}": whole[number % 3 != k] for k in range(3)}
+    auc = cp.mean_over_seeds(parts, metrics_of=mt.fast_metrics, replicates=200)['auc']
+    assert auc['lower'] < auc['value'] < auc['upper'] and 'also' not in auc
+
+
 # --- what cannot be evaluated ---
 
 

@@ -513,17 +513,21 @@ def _difference_name(difference, split, point):  # Entry of `compare_models`
 
 
 def _mean_entry(found):  # Entry of `over_seeds`
-    "The entry of a mean over seeds, with its range in place of an interval"
+    "The entry of a mean over seeds, with its interval for other seeds and patients, and its range"
+    spread = dict(lowest=found['lowest'], highest=found['highest'], sampling=found['sampling'])
+    if found['over_seeds']:
+        return found['over_seeds'] | spread
     of_ensemble = found['ensemble']
     return dict(
         value=found['mean'],
-        lower=found['lowest'],
-        upper=found['highest'],
+        lower=None,
+        upper=None,
         sd=found['sd'],
-        sampling=found['sampling'],
+        seeds=len(found['seeds']),
         n=of_ensemble['n'],
         patients=of_ensemble['patients'],
-        method=f"mean and range of {len(found['seeds'])} seeds",
+        method=f"mean of {len(found['seeds'])} seeds",
+        **spread,
     )
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d0e02545
@@ -563,7 +567,7 @@ def _side_by_side(figures, split='test', classes=CLASSES):  # From `_flat`
         row[model] = quote(entry)
     table = pd.DataFrame(rows).T.fillna('')
     table = table.rename_axis('metric').reset_index()
-    return table.rename(columns=dict(mean='mean (range of seeds)'))
+    return table.rename(columns=dict(mean='mean of seeds'))
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d312b14b
 def _the_split(tables, split=None):

@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['HALF', 'NEEDS', 'Population', 'simulate', 'Scored', 'scored', 'confusion_counts', 'decision_rates', 'curve', 'areas',
-           'losses', 'brier_parts', 'metrics', 'why_undefined']
+           'losses', 'brier_parts', 'fast_metrics', 'metrics', 'why_undefined']
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #153a839c
 import dataclasses
@@ -283,6 +283,21 @@ def brier_parts(
     )
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #0be04aba
+def fast_metrics(
+    s: Scored,
+    weights: np.ndarray,  # Float [replicates, images]
+    point: OperatingPoint = HALF,
+    prevalences: tuple = (),  # Prevalences for which predictive values are computed
+) -> dict:  # Name -> float [replicates]; NaN where it is undefined
+    "Every metric at an operating point but the parts of the Brier score, which need a loop"
+    counts = confusion_counts(s, weights, point)
+    return {
+        **decision_rates(*counts, prevalences),
+        **areas(*curve(s, weights)),
+        **losses(s, weights),
+    }
+
+
 def metrics(
     s: Scored,
     weights: np.ndarray,  # Float [replicates, images]
@@ -290,15 +305,8 @@ def metrics(
     prevalences: tuple = (),  # Prevalences for which predictive values are computed
 ) -> dict:  # Name -> float [replicates]; NaN where it is undefined
     "Every metric at an operating point"
-    counts = confusion_counts(s, weights, point)
-    tp, fp = curve(s, weights)
-    loss = losses(s, weights)
-    return {
-        **decision_rates(*counts, prevalences),
-        **areas(tp, fp),
-        **loss,
-        **brier_parts(loss['brier'], tp, fp),
-    }
+    fast = fast_metrics(s, weights, point, prevalences)
+    return fast | brier_parts(fast['brier'], *curve(s, weights))
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #b15d0a77
 _OF_BOTH_CLASSES = (
