@@ -25,7 +25,7 @@ from cxr_study.evaluate.evaluation import (
 )
 from cxr_study.evaluate.metrics import HALF, metrics, scored
 from cxr_study.pipeline.published import is_variant, published_experiments, published_facts
-from cxr_study.pipeline.summary import mean_over_seeds
+from cxr_study.pipeline.summary import students_mean
 from cxr_study.predict.decision import Calibration, Calibrator, OperatingPoint
 from cxr_study.predict.table import PredictionError, read_predictions
 
@@ -159,7 +159,7 @@ def _mean_entries(seeds: dict[str, dict]) -> dict[str, dict]:
     entries = {}
     for name in MEASURES:
         values = [figures[name]["value"] for figures in seeds.values()]
-        entries[name] = mean_over_seeds(values) | size
+        entries[name] = students_mean(values) | size
     return entries
 
 
