@@ -43,7 +43,11 @@ extras["dev"] += extras["study"] + extras["cluster"] + extras["serve"]
 
 setup(
     packages=find_packages(include=["cxr_study", "cxr_study.*"]),
-    package_data={"cxr_study": ["pages/*"], "cxr_study.serve": ["page/*"]},
+    package_data={
+        "cxr_study": ["pages/*"],
+        "cxr_study.data": ["*.csv"],
+        "cxr_study.serve": ["page/*"],
+    },
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=lines("requirements"),
     extras_require=extras,

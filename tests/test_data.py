@@ -24,12 +24,14 @@ from cxr_study.data import cache
 from cxr_study.data import sets as data
 from cxr_study.data.cache import decoded
 from cxr_study.data.images import Preprocess, resize
+from cxr_study.data.match import match_films
 from cxr_study.data.sets import (
     DataError,
     LeakError,
     MissingData,
     load_dataset,
     phantom,
+    pneumoniamnist_matches,
     sample_patients,
     take,
 )
@@ -631,3 +633,42 @@ def test_interval_of_the_auc_covers():
         r = audits.auc_interval(y, score, np.repeat(np.arange(120), 2), draws=200, seed=seed)
         hits += r['lower'] <= truth <= r['upper']
     assert hits >= 88
+
+
+def rows_of(image_set, ids):
+    "The images with these ids, in the data set's order"
+    return take(image_set, np.flatnonzero(image_set.table.image_id.isin(ids)))
+
+
+@pytest.mark.parametrize("folder", ["chest_xray", "native", "chest_xray_aspect"])
+def test_the_shipped_match_is_what_the_pixels_give(data, folder):
+    "Squashed files, native ones and those with their aspect ratio, against more images than files"
+    if not (data / folder).is_dir():
+        pytest.skip(f"{folder} is not in {data}")
+    shipped = pneumoniamnist_matches()
+    shipped = shipped[(shipped.image_id != '') & (shipped.file != '')]
+    films = load_dataset(data / folder)
+    present = shipped[shipped.file.isin(films.table.image_id)]
+    few = present[:: max(1, len(present) // 60)]
+    others = shipped[~shipped.index.isin(present.index) | (shipped.index % 40 == 0)]
+    images = rows_of(real('pneumoniamnist'), [*few.image_id, *others.image_id[:300]])
+    found = match_films(images, rows_of(films, few.file))
+    found = found[found.file != ''].set_index('file')
+    expected = few.set_index('file').loc[found.index]
+    assert list(found.image_id) == list(expected.image_id)
+    assert (found.ratio / expected.ratio - 1).abs().max() < 0.03
+    if folder == "chest_xray":
+        assert (found[['ratio', 'correlation']] == expected[['ratio', 'correlation']]).all(
+            axis=None
+        )
+
+
+def test_every_film_of_train_and_val_has_one_partner():
+    matches = pneumoniamnist_matches()
+    for column in ('image_id', 'file'):
+        present = matches[column][matches[column] != '']
+        assert present.is_unique and len(present) == 5856
+    alone = matches[(matches.image_id == '') | (matches.file == '')]
+    assert alone.image_id.str.match(r'test-|$').all()
+    assert alone.file.str.match(r'test/NORMAL/|$').all()
+    assert (alone.patient_id != '').equals(alone.file != '')

@@ -6,9 +6,9 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 
 # %% auto #0
 __all__ = ['BOOKKEEPING', 'PNEUMONIAMNIST', 'DATASETS', 'DataError', 'MissingData', 'LeakError', 'ImageSet', 'take', 'phantom',
-           'data_folders', 'image_files', 'kermany_names', 'pneumoniamnist', 'chest_xray', 'usable', 'public_set',
-           'nih_chestxray14', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset', 'load_if_present',
-           'sample_patients']
+           'data_folders', 'image_files', 'kermany_names', 'pneumoniamnist_matches', 'pneumoniamnist', 'chest_xray',
+           'usable', 'public_set', 'nih_chestxray14', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset',
+           'load_if_present', 'sample_patients']
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1f9d036c
 import dataclasses
@@ -19,6 +19,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -504,6 +505,12 @@ def _verify_npz(path: Path, facts: dict) -> Path:  # The publisher's `bytes` and
             f"{path} has the wrong checksum: MD5 {md5} instead of {facts['md5']}. {remedy}"
         )
     return path
+
+# %% ../../nbs/lib/data/05_sets.ipynb #60e00243
+def pneumoniamnist_matches() -> pd.DataFrame:
+    "Table of `image_id` (PneumoniaMNIST), `file` (Kaggle), `patient_id, ratio, correlation, margin`, a row a film"
+    path = resources.files('cxr_study.data') / 'pneumoniamnist_matches.csv'
+    return read_table(path, dict(image_id=str, file=str, patient_id=str, ratio=float))
 
 # %% ../../nbs/lib/data/05_sets.ipynb #8c0026ef
 def _read_pneumoniamnist(path):
