@@ -632,14 +632,14 @@ def _bundle(path, out, name, int8):
     click.echo(f"Bundle: {folder}, {size / 1e6:.1f} MB")
 
 # %% ../nbs/lib/cli/01_cli.ipynb #7373ce42
-def _write_structured_report(folder, path, prediction):
+def _write_structured_report(decoders, folder, path, prediction):
     "Write the DICOM Structured Report of a file into `folder`; other formats have none"
     image = prediction['image']
     if image['format'] != 'DICOM':
         return
-    from cxr_study.serve.structured_report import structured_report
+    from cxr_study.serve.structured_report import report_in_worker
 
-    content = structured_report(Path(path).read_bytes(), prediction)
+    content = report_in_worker(decoders, Path(path).read_bytes(), prediction)
     with atomic_write(folder / f"{image['sha256'][:16]}.dcm") as temporary:
         temporary.write_bytes(content)
 
@@ -656,7 +656,7 @@ def _write_structured_report(folder, path, prediction):
 @click.option(
     '--bundle',
     type=_FOLDER,
-    help="Folder of the bundle; default: CXR_BUNDLE, or the one in models/",
+    help="Folder of the bundle; default: CXR_BUNDLE, or the newest in models/",
 )
 @click.option(
     '--dicom-sr',
@@ -688,15 +688,19 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
       cxr-study predict radiographs/ --out predictions.csv
       cxr-study predict study.dcm --dicom-sr reports/
     """
+    from cxr_study.data.decoders import Decoders
     from cxr_study.serve.bundle import check_classes
     from cxr_study.serve.predictor import Predictor, predict_files
 
-    predictor = Predictor(bundle)
-    check_classes(predictor.bundle)
-    predictor.bundle.calibration.point(decision['point'])  # An error if there is no such point
-    also = functools.partial(_write_structured_report, dicom_sr) if dicom_sr else None
-    say = _printer(as_json)
-    counts = predict_files(paths, out, predictor, jobs or None, also, say, **decision)
+    with Decoders(*([jobs] if jobs else [])) as decoders:
+        predictor = Predictor(bundle, decoders=decoders)
+        check_classes(predictor.bundle)
+        predictor.bundle.calibration.point(decision['point'])  # An error if there is no such point
+        also = None
+        if dicom_sr:
+            also = functools.partial(_write_structured_report, decoders, dicom_sr)
+        say = _printer(as_json)
+        counts = predict_files(paths, out, predictor, jobs or None, also, say, **decision)
     _print_json(dict(counts, out=out), as_json)
     if counts['failed']:
         raise click.exceptions.Exit(1)
@@ -732,7 +736,7 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
     '--workers',
     type=click.IntRange(0),
     default=0,
-    help="Images at the same time; default: one per core",
+    help="Networks at the same time; default: one per core",
 )
 @click.option(
     '--queue',
@@ -742,17 +746,31 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
     help="Images that may wait; further ones are rejected with status 429",
 )
 @click.option(
+    '--decoders',
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Processes that decode images; each may take 1 GB of memory",
+)
+@click.option(
     '--max-bytes',
     type=click.IntRange(1),
     default=45_000_000,
     show_default=True,
     help="Largest request in bytes",
 )
-def _serve(bundle, open_to_all, **settings):
+@click.option(
+    '--allow-host',
+    metavar='NAME',
+    multiple=True,
+    envvar='CXR_ALLOW_HOST',
+    help="A further name by which clients call the service, such as cxr.example.org",
+)
+def _serve(bundle, open_to_all, allow_host, **settings):
     """Start the service: a web page and a REST interface.
 
-    BUNDLE is the folder of a bundle; default: CXR_BUNDLE, or the one in
-    models/. The page is on http://localhost:8000, the interface is described
+    BUNDLE is the folder of a bundle; default: CXR_BUNDLE, or the newest
+    in models/. The page is on http://localhost:8000, the interface is described
     on /docs, and metrics for Prometheus are on /metrics. Research software,
     not a medical device.
 
@@ -765,7 +783,7 @@ def _serve(bundle, open_to_all, **settings):
     from cxr_study.serve.guard import Settings
     from cxr_study.serve.service import serve
 
-    serve(bundle, Settings(**settings), open_to_all)
+    serve(bundle, Settings(hosts=allow_host, **settings), open_to_all)
 
 # %% ../nbs/lib/cli/01_cli.ipynb #d4b5bda1
 @main.command('evaluate-bundle')

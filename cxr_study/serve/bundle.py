@@ -12,6 +12,7 @@ __all__ = ['BundleError', 'Bundle', 'write_bundle', 'brightness_onnx', 'example_
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +274,8 @@ def find_bundle(
     | str
     | None = None,  # A bundle, or a folder that holds one; None: CXR_BUNDLE, or `models`
 ) -> Path:
-    "The folder of the bundle to use. Raises `BundleError` if there is none, or more than one."
+    """The folder of the bundle to use; of several in a folder the one that was written last, which is said on
+    standard error. Raises `BundleError` if there is none."""
     if not path:
         path = os.environ.get('CXR_BUNDLE') or root() / 'models'
     path = Path(path)
@@ -285,7 +287,11 @@ def find_bundle(
             f"There is no bundle in {path}. `cxr-study bundle RUN` makes one from a run. "
             "Name its folder, or set CXR_BUNDLE."
         )
+    newest = max(bundles, key=lambda folder: (folder / 'bundle.json').stat().st_mtime_ns)
     if len(bundles) > 1:
-        names = ', '.join(bundle.name for bundle in bundles)
-        raise BundleError(f"{path} holds several bundles: {names}. Name one of them.")
-    return bundles[0]
+        print(
+            f"{path} holds {len(bundles)} bundles. {newest.name} is used, because it is the newest. "
+            "Name another one, or set CXR_BUNDLE.",
+            file=sys.stderr,
+        )
+    return newest

@@ -31,8 +31,8 @@ from PIL import Image
 
 from ..core.classes import CLASSES
 from ..core.run import NOTICE, StudyError, sha256, write_error
+from ..data.decoders import Decoders, DecodersBusy, PreparedImage, prepare_image
 from ..data.formats import CorruptImage, ImageError, Limits, read_bytes, sniff
-from ..data.images import read_image
 from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
 from ..predict.heat_map import colours, evidence, heat_map, overlay
@@ -78,11 +78,13 @@ class Predictor:
         bundle: Bundle | Path | str | None = None,  # None: see `find_bundle`
         threads: int = 1,  # Threads of one call
         limits: Limits = Limits(),  # The largest image that is accepted
+        decoders: Decoders | None = None,  # None: decode in this process
     ):
         if not isinstance(bundle, Bundle):
             bundle = load_bundle(find_bundle(bundle))
         self.bundle = bundle
         self.limits = limits
+        self.decoders = decoders
         self.familiarity = None  # The familiarity check, if the bundle has one
         if bundle.facts.get('familiarity') is not None:
             self.familiarity = Familiarity.from_dict(bundle.facts['familiarity'])
@@ -236,13 +238,15 @@ def identity(self: Predictor) -> dict:
 @patch
 def _explanation(
     self: Predictor,
-    grey: np.ndarray,  # uint8 [size, size]
+    prepared: PreparedImage,
     maps: np.ndarray,  # Last feature map [channels, h, w]
 ) -> dict:
-    "The part of an answer that explains it: heat map, the image as the network sees it, and both together"
+    "The part of an answer that explains it: heat map, the image, what the network sees of it, and both together"
+    grey = prepared.grey
     squares = evidence(maps, self.bundle.weight)
     heat = heat_map(squares, len(grey))
     return dict(
+        picture_jpeg=prepared.picture,
         heat=np.round(squares.astype(float), 5).tolist(),
         bias=self.bundle.facts['head']['bias'],
         seen_png=_png(grey),
@@ -273,30 +277,41 @@ def _milliseconds(start: float, end: float) -> float:
 
 
 @patch
+def _prepare(
+    self: Predictor, source: Path | str | bytes, picture: bool, waiting: dict
+) -> PreparedImage:
+    "The input of the network, decoded in a worker or here"
+    spec = self.bundle.spec
+    if self.decoders:
+        return self.decoders.prepare(source, spec, self.limits, picture, **waiting)
+    return prepare_image(read_bytes(source, self.limits), spec, self.limits, picture)
+
+
+@patch
 def __call__(
     self: Predictor,
     source: Path | str | bytes,  # A JPEG, PNG or DICOM file, or its content
     point: str | None = None,  # Name of an operating point; None: the one in use
     prevalence: float
     | None = None,  # Share of pneumonia where it is used; None: that of the calibration data
-    explain: bool = False,  # Add the heat map
+    explain: bool = False,  # Add the heat map and the picture
+    waiting: dict | None = None,  # `seconds` and `ticket` of `Decoders.run`
 ) -> dict:
     "The answer for one image as plain values. Raises `ImageError` if the image cannot be used."
     start = time.perf_counter()
-    content = read_bytes(source, self.limits)
-    picture = read_image(content, self.bundle.spec.at_least, self.limits)
-    grey = self.bundle.spec(picture.grey)
+    prepared = self._prepare(source, explain, waiting or {})
     decoded = time.perf_counter()
-    outputs = self._outputs(grey, explain)
+    outputs = self._outputs(prepared.grey, explain)
     computed = time.perf_counter()
-    colourfulness = picture.colourfulness()
-    unfamiliar, reason = self._check_familiarity(colourfulness, grey, outputs['features'])
+    unfamiliar, reason = self._check_familiarity(
+        prepared.colourfulness, prepared.grey, outputs['features']
+    )
     answer = self.answer(outputs['logit'][0], unfamiliar, reason, point, prevalence)
     if explain:
-        answer |= self._explanation(grey, outputs['maps'])
+        answer |= self._explanation(prepared, outputs['maps'])
     finished = time.perf_counter()
     answer |= self.identity()
-    answer['image'] = dict(format=picture.format, bytes=len(content), sha256=sha256(content))
+    answer['image'] = dict(format=prepared.format, bytes=prepared.bytes, sha256=prepared.sha256)
     answer['timing_ms'] = dict(
         decode=_milliseconds(start, decoded),
         network=_milliseconds(decoded, computed),
@@ -354,6 +369,9 @@ _COLUMNS = (
 )
 
 
+_PATIENT = dict(seconds=600)  # A worker's seconds of computing are limited anyway
+
+
 def _row_of(
     path: Path,
     predictor: Predictor,
@@ -363,14 +381,14 @@ def _row_of(
     "The row of one file"
     row = dict(file=str(path), model=_model_key(predictor))
     try:
-        answer = predictor(path, **(options or {}))
+        answer = predictor(path, waiting=_PATIENT, **(options or {}))
         for name in _FROM_ANSWER:
             row[name] = answer[name]
         row['operating_point'] = answer['operating_point']['name']
         row['sha256'] = answer['image']['sha256']
         if on_answer:
             on_answer(path, answer)
-    except ImageError as error:
+    except (ImageError, DecodersBusy) as error:
         row['error'] = str(error)
     except Exception as error:
         row['error'] = f"The file could not be processed ({type(error).__name__})."
@@ -448,7 +466,10 @@ def predict_files(
     remaining = [path for path in files if str(path) not in finished]
     row_of = functools.partial(_row_of, predictor=predictor, on_answer=on_answer, options=options)
     file, writer = _open_table(out)
-    with file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    threads = workers or os.cpu_count()
+    if predictor.decoders:
+        threads += predictor.decoders.workers
+    with file, ThreadPoolExecutor(threads) as pool:
         rows = pool.map(row_of, remaining)
         try:
             failed = _write_rows(rows, len(remaining), file, writer)

@@ -6,18 +6,23 @@ Docs: https://cxr-study.github.io/cxr_study/lib/serve/service.html.md"""
 
 # %% auto #0
 __all__ = ['Promise', 'Point', 'ModelIdentity', 'SentImage', 'Answer', 'Explained', 'ProblemDocument', 'Batch', 'ModelFacts',
-           'Health', 'Metrics', 'create_app', 'Server', 'serve']
+           'Health', 'Metrics', 'create_app', 'Server', 'listen', 'serve']
 
 # %% ../../nbs/lib/serve/05_service.ipynb #c8a8acf8
+import asyncio
 import base64
+import contextlib
 import dataclasses
+import errno
 import functools
 import importlib.util
 import json
 import logging
+import socket
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,19 +32,22 @@ import prometheus_client as prometheus
 import uvicorn
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastcore.basics import patch
 from jinja2 import Environment, FileSystemLoader
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .. import __version__
 from ..core.classes import CLASSES
-from ..core.run import NOTICE, to_json
+from ..core.run import NOTICE, StudyError, to_json
+from ..data.decoders import Cancelled, Decoders, Ticket, call_job
 from ..data.formats import ImageError, Limits, UnsupportedFormat
 from ..predict.decision import Calibration
-from .bundle import check_classes
+from .bundle import check_classes, find_bundle
 from cxr_study.serve.guard import (
     Guard,
     Problem,
@@ -138,6 +146,9 @@ class Explained(Answer):
         description="What each square of the image adds to the logit. Their sum and `bias` add up to the logit."
     )
     bias: float
+    picture_jpeg: str = Field(
+        description="The whole image, its longer side at most 1280 pixels, JPEG in base64"
+    )
     seen_png: str = Field(description="The image as the network sees it, PNG in base64")
     heat_png: str = Field(description="The evidence for pneumonia in colours, PNG in base64")
     overlay_png: str = Field(description="The image with the heat map over it, PNG in base64")
@@ -290,6 +301,8 @@ def _problem_of(error: Exception) -> Problem:
         return _parameter_problem(error)
     if isinstance(error, ClientDisconnect):
         return Problem(400, "The client closed the connection.")
+    if isinstance(error, Cancelled):
+        return Problem(503, "The service is stopping.", retry_after=1)
     if isinstance(error, HTTPException):
         return _routing_problem(error)
     return internal_error()
@@ -298,16 +311,21 @@ def _problem_of(error: Exception) -> Problem:
 async def _answer_error(request: Request, error: Exception) -> Response:
     "The response to an exception: a problem document"
     problem = _problem_of(error)
-    body = problem.document()
-    if request.url.path.startswith('/v2'):
-        body['error'] = problem.detail  # Clients of the Open Inference Protocol read this key
+    body = problem.document(request.url.path)
     headers = problem.headers | {'content-type': 'application/problem+json'}
     return Response(json.dumps(body), problem.status, headers)
 
 
 def _add_error_handlers(api: FastAPI) -> None:
     "Answer every exception with a problem document"
-    expected = (Problem, ImageError, RequestValidationError, ClientDisconnect, HTTPException)
+    expected = (
+        Problem,
+        ImageError,
+        RequestValidationError,
+        ClientDisconnect,
+        Cancelled,
+        HTTPException,
+    )
     for kind in (*expected, Exception):
         api.add_exception_handler(kind, _answer_error)
 
@@ -315,16 +333,19 @@ def _add_error_handlers(api: FastAPI) -> None:
 _STATUSES = {
     400: "Empty, or a form that cannot be read",
     401: "Token missing or wrong",
+    403: "From another site",
     404: "No such model",
     408: "Too slow to arrive",
     413: "Too many bytes",
-    415: "Another kind of file",
+    415: "Another kind of file, or compressed",
+    421: "Another name than that of the service",
     422: "Damaged, too large, not one frontal grey radiograph, or a parameter out of range",
     429: "Busy; see Retry-After",
     500: "A failure of the service",
     503: "Not ready, or too late",
 }
-_UPLOAD_STATUSES = (400, 401, 408, 413, 415, 422, 429, 500, 503)
+_EVERYWHERE = (403, 421, 500)  # Every route can answer these
+_UPLOAD_STATUSES = (400, 401, 408, 413, 415, 422, 429, 503)
 _DOCUMENT = {
     'application/problem+json': {'schema': {'$ref': '#/components/schemas/ProblemDocument'}}
 }
@@ -334,7 +355,7 @@ _RETRY_AFTER = {'Retry-After': {'schema': {'type': 'integer'}, 'description': "S
 def _problems(*statuses: int) -> dict[int, dict]:
     "Documentation of these error statuses in the OpenAPI document"
     responses = {}
-    for status in statuses:
+    for status in sorted({*statuses, *_EVERYWHERE}):
         response = dict(description=_STATUSES[status], content=_DOCUMENT)
         if status in (429, 503):
             response['headers'] = _RETRY_AFTER
@@ -419,49 +440,122 @@ class Metrics:
         return prometheus.generate_latest(self.registry)
 
 # %% ../../nbs/lib/serve/05_service.ipynb #54498693
-class _Service:
-    "What the routes of one application share"
+class _Answered(NamedTuple):
+    "The answer for one image"
 
-    def __init__(self, predictor: Predictor, settings: Settings):
-        self.predictor = predictor
-        self.settings = settings
-        self.workers = Workers(settings.workers, settings.queue, settings.answer_seconds)
-        self.metrics = Metrics(predictor, self.workers)
-        self.ready = True  # False while the service stops
-
-    async def answer(
-        self,
-        content: bytes,  # Of an image file
-        admitted: bool = False,  # The capacity was checked before
-        **options,  # Of `Predictor`
-    ) -> dict:
-        "The answer for one image, computed in a thread"
-        start = time.perf_counter()
-        job = functools.partial(self.predictor, content, **options)
-        try:
-            answer = await self.workers.run(job, admitted=admitted)
-        except ImageError as error:
-            raise _image_problem(error) from None
-        elapsed = 1000 * (time.perf_counter() - start)
-        wait = max(0.0, elapsed - answer['timing_ms']['total'])
-        answer['timing_ms']['wait'] = round(wait, 2)
-        self.metrics.count_answer(answer)
-        return answer
-
-    def check_ready(self) -> None:
-        "Raise the 503 while the service stops"
-        if not self.ready:
-            raise Problem(503, "The service is stopping.", retry_after=1)
+    values: dict
+    body: bytes  # The same as JSON
 
 
-def _json_response(values: dict) -> Response:
+def _encode(values: dict) -> bytes:
     "Plain values as JSON; bytes become base64"
     encoded = {}
     for name, value in values.items():
         if isinstance(value, bytes):
             value = base64.b64encode(value).decode()
         encoded[name] = value
-    return Response(json.dumps(encoded), media_type='application/json')
+    return json.dumps(encoded).encode()
+
+
+def _json_response(body: bytes) -> Response:
+    return Response(body, media_type='application/json')
+
+
+class _Service:
+    "What the routes of one application share"
+
+    def __init__(self, predictor: Predictor, settings: Settings):
+        self.predictor = predictor
+        self.settings = settings
+        self.decoders = predictor.decoders  # None: decode in the threads
+        self.workers = Workers(
+            settings.workers,
+            settings.queue,
+            settings.answer_seconds,
+            waiting=self.decoders.workers if self.decoders else 0,
+        )
+        self.metrics = Metrics(predictor, self.workers)
+        self.ready = True  # False while the service stops
+
+    def check_ready(self) -> None:
+        "Raise the 503 while the service stops, or while every decoder is stuck"
+        if not self.ready:
+            raise Problem(503, "The service is stopping.", retry_after=1)
+        if self.decoders and self.decoders.are_stuck():
+            raise Problem(503, "Every decoder is busy with a difficult file.", retry_after=1)
+
+# %% ../../nbs/lib/serve/05_service.ipynb #79d90aac
+async def _until_gone(request: Request) -> None:
+    "Return when the client has closed the connection; the request has arrived completely"
+    while (await request.receive())['type'] != 'http.disconnect':
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _watching(request: Request) -> AsyncIterator[asyncio.Future]:
+    "A future that is done when the client has gone. Raises `ClientDisconnect` if a job was cancelled for it."
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        yield gone
+    except Cancelled:
+        if gone.done():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        gone.cancel()
+
+# %% ../../nbs/lib/serve/05_service.ipynb #8639895c
+@patch
+def _waiting(self: _Service, submitted: float, ticket: Ticket) -> dict:
+    "How long a worker may take for a job that was submitted then"
+    elapsed = time.perf_counter() - submitted
+    return dict(seconds=max(0.1, self.settings.answer_seconds - elapsed), ticket=ticket)
+
+
+@patch
+def _compute(
+    self: _Service, content: bytes, submitted: float, ticket: Ticket, options: dict
+) -> _Answered:
+    "The answer for one image; called in a thread"
+    wait = time.perf_counter() - submitted
+    answer = self.predictor(content, waiting=self._waiting(submitted, ticket), **options)
+    answer['timing_ms']['wait'] = round(1000 * wait, 2)
+    return _Answered(answer, _encode(answer))
+
+
+@patch
+async def predict(
+    self: _Service,
+    content: bytes,  # Of an image file
+    gone: asyncio.Future,  # Done when the client has gone
+    **options,  # Of `Predictor`
+) -> _Answered:
+    "The answer for one image, computed in a thread. The request was admitted before."
+    ticket = Ticket()
+    job = functools.partial(self._compute, content, time.perf_counter(), ticket, options)
+    answered = await self.workers.run(job, admitted=True, gone=gone, ticket=ticket)
+    self.metrics.count_answer(answered.values)
+    return answered
+
+
+@patch
+async def work(
+    self: _Service,
+    name: str,  # `module:function`
+    content: bytes,
+    options: dict,
+    gone: asyncio.Future,  # Done when the client has gone
+) -> tuple[dict, bytes]:
+    "What a job returns, done in a worker"
+    ticket = Ticket()
+    submitted = time.perf_counter()
+
+    def job():
+        if self.decoders is None:
+            return call_job(name, content, options)
+        return self.decoders.run(name, content, options, **self._waiting(submitted, ticket))
+
+    return await self.workers.run(job, admitted=True, gone=gone, ticket=ticket)
 
 # %% ../../nbs/lib/serve/05_service.ipynb #caff24e1
 def _point_parameter(predictor: Predictor):
@@ -496,21 +590,19 @@ async def _check_parameters(request: Request) -> None:
         )
 
 # %% ../../nbs/lib/serve/05_service.ipynb #ae74007b
-def _report(content: bytes, answer: dict) -> bytes:
-    "The answer as a DICOM Structured Report. highdicom is imported only now, because it is heavy."
-    from cxr_study.serve.structured_report import structured_report
-
-    try:
-        return structured_report(content, answer)
-    except ImageError as error:
-        raise _image_problem(error) from None
+_REPORT_JOB = 'cxr_study.serve.structured_report:report_job'
 
 
-async def _report_body(service: _Service, content: bytes, answer: dict) -> bytes:
-    return await service.workers.run(_report, content, answer, admitted=True)
+async def _report_body(
+    service: _Service, content: bytes, answer: dict, gone: asyncio.Future
+) -> bytes:
+    _, report = await service.work(_REPORT_JOB, content, dict(answer=answer), gone)
+    return report
 
 
-async def _overlay_body(service: _Service, content: bytes, answer: dict) -> bytes:
+async def _overlay_body(
+    service: _Service, content: bytes, answer: dict, gone: asyncio.Future
+) -> bytes:
     return answer['overlay_png']
 
 # %% ../../nbs/lib/serve/05_service.ipynb #1e93cc57
@@ -523,7 +615,7 @@ class _ImageRoute:
     model: type[BaseModel]  # Of the JSON answer
     description: str  # Of the answer
     media_type: str  # The other media type
-    body: Callable  # Coroutine (service, content, answer) that gives bytes of that type
+    body: Callable  # Coroutine (service, content, answer, gone) that gives bytes of that type
     explain: bool  # Compute the heat map
 
 
@@ -555,12 +647,12 @@ def _add_image_route(api: FastAPI, service: _Service, route: _ImageRoute) -> Non
         request: Request, point: PointName = None, prevalence: _Prevalence = None
     ) -> Response:
         content = await _read_image(request)
-        answer = await service.answer(
-            content, point=point, prevalence=prevalence, explain=route.explain
-        )
-        if not _accepts(request, route.media_type):
-            return _json_response(answer)
-        body = await route.body(service, content, answer)
+        options = dict(point=point, prevalence=prevalence, explain=route.explain)
+        async with _watching(request) as gone:
+            answered = await service.predict(content, gone, **options)
+            if not _accepts(request, route.media_type):
+                return _json_response(answered.body)
+            body = await route.body(service, content, answered.values, gone)
         return Response(body, media_type=route.media_type)
 
     success = dict(
@@ -581,14 +673,17 @@ def _add_image_route(api: FastAPI, service: _Service, route: _ImageRoute) -> Non
     )
 
 # %% ../../nbs/lib/serve/05_service.ipynb #46cd6958
-async def _answer_or_problem(service: _Service, content: bytes, options: dict) -> dict:
-    "The answer for one file of a batch, or its problem document"
+async def _answer_or_problem(
+    service: _Service, content: bytes, options: dict, gone: asyncio.Future
+) -> bytes:
+    "The answer for one file of a batch as JSON, or its problem document"
     try:
         if not content:
             raise Problem(400, "The file is empty.")
-        return await service.answer(content, admitted=True, **options)
-    except Problem as problem:
-        return problem.document()
+        answered = await service.predict(content, gone, **options)
+    except (Problem, ImageError) as error:
+        return _encode(_problem_of(error).document())
+    return answered.body
 
 
 def _add_batch_route(api: FastAPI, service: _Service) -> None:
@@ -602,8 +697,11 @@ def _add_batch_route(api: FastAPI, service: _Service) -> None:
             raise Problem(415, f"Send a form ({_FORM}) with the images in fields named `files`.")
         files = await _form_files(request, 'files', service.settings.batch)
         options = dict(point=point, prevalence=prevalence)
-        results = [await _answer_or_problem(service, content, options) for content in files]
-        return _json_response(dict(results=results))
+        async with _watching(request) as gone:
+            results = [
+                await _answer_or_problem(service, content, options, gone) for content in files
+            ]
+        return _json_response(b'{"results": [' + b', '.join(results) + b']}')
 
     success = dict(model=Batch, description="An answer or an error for each file")
     api.add_api_route(
@@ -682,7 +780,7 @@ def _add_fact_routes(api: FastAPI, service: _Service) -> None:
         '/model',
         routes.model,
         summary="The model card",
-        responses={200: dict(model=ModelFacts)} | _problems(401, 429, 500),
+        responses={200: dict(model=ModelFacts)} | _problems(401),
         response_class=Response,
     )
     success = dict(content={'text/plain': {}}, description="Text in the format of Prometheus")
@@ -690,7 +788,7 @@ def _add_fact_routes(api: FastAPI, service: _Service) -> None:
         '/metrics',
         routes.metrics,
         summary="Counters for Prometheus",
-        responses={200: success} | _problems(401, 429, 500),
+        responses={200: success} | _problems(401),
         response_class=Response,
     )
 
@@ -717,14 +815,14 @@ def _add_health_routes(api: FastAPI, service: _Service) -> None:
         '/livez',
         routes.livez,
         summary="Is the process alive",
-        responses=success | _problems(429, 500),
+        responses=success | _problems(),
         response_class=Response,
     )
     api.add_api_route(
         '/readyz',
         routes.readyz,
         summary="Can it answer",
-        responses=success | _problems(429, 500, 503),
+        responses=success | _problems(503),
         response_class=Response,
     )
 
@@ -810,115 +908,18 @@ def _inference_schema(size: int) -> dict:
     id_schema = dict(type='string', maxLength=256)
     return dict(type='object', required=['inputs'], properties=dict(id=id_schema, inputs=inputs))
 
-# %% ../../nbs/lib/serve/05_service.ipynb #693b5fd4
-def _not_usable(reason: str) -> Problem:
-    "The `Problem` of a request that this model cannot use"
-    return Problem(422, f"This is not an Open Inference request that the model can use: {reason}.")
-
-
-def _whole_numbers(data) -> np.ndarray:  # The `data` of a tensor, a flat or nested list
-    "uint8 values, flat. Raises the 422 unless all are whole numbers from 0 to 255."
-    not_numbers = _not_usable("its data are not numbers")
-    try:
-        values = np.asarray(data)
-    except ValueError:
-        raise not_numbers from None
-    if not isinstance(data, list) or values.dtype.kind not in 'iuf':
-        raise not_numbers
-    elements = np.asarray(data, object).ravel()
-    if any(isinstance(element, bool) for element in elements):
-        raise not_numbers
-    is_whole = (values >= 0) & (values <= 255) & (values == np.rint(values))
-    if not is_whole.all():
-        raise _not_usable("its data are not whole numbers from 0 to 255")
-    return values.astype(np.uint8).ravel()
-
-# %% ../../nbs/lib/serve/05_service.ipynb #7b8d1d08
-def _check_tensor(
-    tensor,  # An input of a request
-    size: int,  # Side of the image, pixels
-    most: int,  # Images at most
-) -> int:
-    "The number of images of an input. Raises the 422 unless it is `image`, UINT8 `[n, 1, size, size]`."
-    wanted = dict(name='image', datatype='UINT8')
-    if not isinstance(tensor, dict) or any(tensor.get(k) != v for k, v in wanted.items()):
-        raise _not_usable("the input must be named image and be UINT8")
-    shape = tensor.get('shape')
-    wrong_shape = _not_usable(f"its shape must be [1 to {most}, 1, {size}, {size}]")
-    if not isinstance(shape, list) or [type(number) for number in shape] != [int] * 4:
-        raise wrong_shape
-    if not 1 <= shape[0] <= most or shape[1:] != [1, size, size]:
-        raise wrong_shape
-    return shape[0]
-
-# %% ../../nbs/lib/serve/05_service.ipynb #0e83a9bb
-class _Inference(NamedTuple):
-    "A request of the Open Inference Protocol"
-
-    id: str | None
-    images: np.ndarray  # uint8 [n, size, size]
-    outputs: list[str]  # Names; empty: all
-
-
-def _read_json(text: bytes) -> dict:
-    "The JSON of a request. Raises the 422 unless it has exactly one input and a usable id."
-    try:
-        request = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _not_usable("its JSON cannot be read") from None
-    inputs = request.get('inputs') if isinstance(request, dict) else None
-    if not isinstance(inputs, list) or len(inputs) != 1:
-        raise _not_usable("it needs exactly one input")
-    if 'id' in request:
-        id = request['id']
-        if not isinstance(id, str) or len(id) > 256:
-            raise _not_usable("its id is not a short text")
-    return request
-
-
-def _output_names(request: dict) -> list[str]:
-    "Names of the outputs that a request wants. Raises the 422 if they have no names."
-    outputs = request.get('outputs') or []
-    has_no_names = _not_usable("its outputs have no names")
-    if not isinstance(outputs, list):
-        raise has_no_names
-    names = [output.get('name') if isinstance(output, dict) else None for output in outputs]
-    if not all(isinstance(name, str) for name in names):
-        raise has_no_names
-    return names
-
-# %% ../../nbs/lib/serve/05_service.ipynb #5c827497
-def _read_inference(
-    body: bytes,
-    json_length: int | None,  # Length of the JSON part; None: all of the body
-    size: int,  # Side of the image, pixels
-    most: int,  # Images at most
-) -> _Inference:
-    "Read and check a request. Raises the 422 if the model cannot use it."
-    request = _read_json(body[:json_length])
-    names = _output_names(request)
-    tensor = request['inputs'][0]
-    n = _check_tensor(tensor, size, most)
-    if json_length is not None and 'data' not in tensor:
-        values = np.frombuffer(body[json_length:], np.uint8)
-    else:
-        values = _whole_numbers(tensor.get('data'))
-    if values.size != n * size * size:
-        raise _not_usable("the number of its values differs from its shape")
-    return _Inference(request.get('id'), values.reshape(n, size, size), names)
-
 # %% ../../nbs/lib/serve/05_service.ipynb #405b90f1
 def _inference_outputs(
     predictor: Predictor,
     images: np.ndarray,  # uint8 [n, size, size]
     names: list[str],  # Of outputs; empty: all
 ) -> list[dict]:
-    "The outputs of the answer. Raises the 422 if there is no output of such a name."
+    "The outputs of the answer"
     logits = [predictor.network(image, ['logit'])[0][0] for image in images]
     logits = np.array(logits, float)
+    if not np.isfinite(logits).all():
+        raise Problem(422, "The network gives no number for one of these images.")
     values = dict(logit=logits, probability=predictor.bundle.calibration.probability(logits))
-    if not set(names) <= set(values):
-        raise _not_usable("its outputs can be logit and probability")
     outputs = []
     for name in names or values:
         data = values[name].tolist()
@@ -927,6 +928,9 @@ def _inference_outputs(
 
 # %% ../../nbs/lib/serve/05_service.ipynb #4a0fca34
 _MODEL_PATH = '/v2/models/{name}'
+_INFERENCE_JOB = 'cxr_study.serve.guard:read_inference_job'
+_JSON_BYTES = 8  # Of JSON for one pixel at most, spaces included
+_JSON_FRAME = 65_536  # Of JSON for everything else
 
 
 class _InferenceRoutes:
@@ -935,12 +939,24 @@ class _InferenceRoutes:
     def __init__(self, service: _Service):
         self.service = service
         self.bundle = service.predictor.bundle
+        self.version = str(self.bundle.facts['version'])
         self.size = self.bundle.spec.size
 
     def check_name(self, name: str) -> None:
         "Raise the 404 unless it is the name of the model"
         if name != self.bundle.name:
             raise Problem(404, f"There is no model of that name here; there is {self.bundle.name}.")
+
+    def versioned(self, handler: Callable) -> Callable:
+        "The handler of the same route with a version in its address"
+
+        async def respond(request: Request, name: str, version: str) -> Response:
+            self.check_name(name)
+            if version != self.version:
+                raise Problem(404, f"The model has only the version {self.version}.")
+            return await handler(request, name)
+
+        return respond
 
     async def server(self) -> Response:
         return JSONResponse(
@@ -954,45 +970,75 @@ class _InferenceRoutes:
         self.service.check_ready()
         return JSONResponse(dict(ready=True))
 
-    async def model_ready(self, name: str) -> Response:
+    async def model_ready(self, request: Request, name: str) -> Response:
         self.check_name(name)
-        return JSONResponse(dict(name=name, ready=self.service.ready))
+        self.service.check_ready()
+        return JSONResponse(dict(name=name, ready=True))
 
-    async def metadata(self, name: str) -> Response:
+    async def metadata(self, request: Request, name: str) -> Response:
         self.check_name(name)
         image = dict(name='image', datatype='UINT8', shape=[-1, 1, self.size, self.size])
         logit = dict(name='logit', datatype='FP32', shape=[-1, 1])
         probability = dict(name='probability', datatype='FP32', shape=[-1, 1])
         facts = dict(
             name=name,
-            versions=[self.bundle.facts['version']],
+            versions=[self.version],
             platform='onnxruntime_onnx',
             inputs=[image],
             outputs=[logit, probability],
         )
         return JSONResponse(facts)
 
-    async def infer(self, request: Request, name: str) -> Response:
-        self.check_name(name)
-        run = self.service.workers.run
-        body = await request.body()
-        length = request.headers.get('inference-header-content-length', '')
-        json_length = int(length) if length.isdigit() else None
-        most = self.service.settings.batch
-        inference = await run(_read_inference, body, json_length, self.size, most)
-        outputs = await run(
-            _inference_outputs,
-            self.service.predictor,
-            inference.images,
-            inference.outputs,
-            admitted=True,
-        )
-        answer = dict(model_name=name, model_version=self.bundle.facts['version'], outputs=outputs)
-        if inference.id is not None:
-            answer['id'] = inference.id
-        return JSONResponse(answer)
+# %% ../../nbs/lib/serve/05_service.ipynb #673796ee
+@patch
+def json_length(self: _InferenceRoutes, request: Request, body: bytes) -> int | None:
+    "Bytes of the JSON before binary values; None: all is JSON. Raises the 413 or the 422 if it cannot be."
+    most = _JSON_BYTES * self.service.settings.batch * self.size**2 + _JSON_FRAME
+    text = request.headers.get('inference-header-content-length')
+    if text is None:
+        length = None
+    elif text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= len(body):
+        length = int(text)
+    else:
+        raise Problem(422, "Inference-Header-Content-Length is not a length within the request.")
+    if (length or len(body)) > most:
+        raise Problem(413, f"The JSON of the request has more than {most:,} bytes.")
+    return length
+
+
+@patch
+async def infer(self: _InferenceRoutes, request: Request, name: str) -> Response:
+    "Run the network on the images of a request"
+    self.check_name(name)
+    body = await request.body()
+    if not body:
+        raise Problem(400, "The request is empty.")
+    options = dict(
+        json_length=self.json_length(request, body),
+        size=self.size,
+        most=self.service.settings.batch,
+    )
+    async with _watching(request) as gone:
+        facts, values = await self.service.work(_INFERENCE_JOB, body, options, gone)
+        job = functools.partial(self.inference_answer, facts, values)
+        answer = await self.service.workers.run(job, admitted=True, gone=gone)
+    return _json_response(answer)
+
+
+@patch
+def inference_answer(self: _InferenceRoutes, facts: dict, values: bytes) -> bytes:
+    "The JSON of the answer; called in a thread"
+    images = np.frombuffer(values, np.uint8).reshape(facts['images'], self.size, self.size)
+    outputs = _inference_outputs(self.service.predictor, images, facts['outputs'])
+    answer = dict(model_name=self.bundle.name, model_version=self.version, outputs=outputs)
+    if facts['id'] is not None:
+        answer['id'] = facts['id']
+    return json.dumps(answer).encode()
 
 # %% ../../nbs/lib/serve/05_service.ipynb #a7cffe01
+_INFER_STATUSES = (400, 401, 404, 408, 413, 415, 422, 429, 503)
+
+
 def _add_server_routes(api: FastAPI, routes: _InferenceRoutes) -> None:
     "Add the routes of the Open Inference Protocol that concern the server"
     success = {200: dict(description="Name, version, extensions")}
@@ -1000,51 +1046,52 @@ def _add_server_routes(api: FastAPI, routes: _InferenceRoutes) -> None:
         '/v2',
         routes.server,
         summary="Open Inference: the server",
-        responses=success | _problems(401, 429, 500),
+        responses=success | _problems(401),
         response_class=Response,
     )
     api.add_api_route(
         '/v2/health/live',
         routes.live,
         summary="Open Inference: is the server alive",
-        responses=_problems(429, 500),
+        responses=_problems(),
         response_class=Response,
     )
     api.add_api_route(
         '/v2/health/ready',
         routes.ready,
         summary="Open Inference: can the server answer",
-        responses=_problems(429, 500, 503),
+        responses=_problems(503),
         response_class=Response,
     )
 
 
 def _add_model_routes(api: FastAPI, routes: _InferenceRoutes) -> None:
-    "Add the routes of the Open Inference Protocol that concern the model"
-    api.add_api_route(
-        _MODEL_PATH,
-        routes.metadata,
-        summary="Open Inference: inputs and outputs of the model",
-        responses=_problems(401, 404, 429, 500),
-        response_class=Response,
-    )
-    api.add_api_route(
-        f'{_MODEL_PATH}/ready',
-        routes.model_ready,
-        summary="Open Inference: is the model ready",
-        responses=_problems(401, 404, 429, 500),
-        response_class=Response,
-    )
+    "Add the routes of the Open Inference Protocol that concern the model, with and without its version"
     schema = _inference_schema(routes.size)
-    api.add_api_route(
-        f'{_MODEL_PATH}/infer',
-        routes.infer,
-        methods=['POST'],
-        summary="Open Inference: run the model on preprocessed images",
-        responses=_problems(401, 404, 408, 413, 422, 429, 500, 503),
-        openapi_extra=_request_body({'application/json': {'schema': schema}}),
-        response_class=Response,
+    described = (
+        ('', routes.metadata, "inputs and outputs of the model", {}),
+        ('/ready', routes.model_ready, "is the model ready", {}),
+        (
+            '/infer',
+            routes.infer,
+            "run the model on preprocessed images",
+            _request_body({'application/json': {'schema': schema}}),
+        ),
     )
+    for path, handler, summary, body in described:
+        options = dict(
+            methods=['POST'] if body else ['GET'],
+            summary=f"Open Inference: {summary}",
+            responses=_problems(*(_INFER_STATUSES if body else (401, 404, 503))),
+            openapi_extra=body,
+            response_class=Response,
+        )
+        api.add_api_route(f'{_MODEL_PATH}{path}', handler, **options)
+        versioned = routes.versioned(handler)
+        name = f'{handler.__name__}_of_version'
+        api.add_api_route(
+            f'{_MODEL_PATH}/versions/{{version}}{path}', versioned, name=name, **options
+        )
 
 
 def _add_inference_routes(api: FastAPI, service: _Service) -> None:
@@ -1073,6 +1120,7 @@ def create_app(
         description=NOTICE,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     api.state.service = service
     _add_error_handlers(api)
@@ -1086,6 +1134,98 @@ def create_app(
     if settings.token:
         _document_token(api)
     return Guard(api, settings, service.metrics.count_request, service.workers.check_capacity)
+
+# %% ../../nbs/lib/serve/05_service.ipynb #df246d03
+class _Connection(HttpToolsProtocol):
+    "A connection with limits on its headers, their time, and its number of requests"
+
+    settings = Settings()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.requests = 0
+        self.header_size = 0  # Bytes of the lines of the header that has begun
+        self.unparsed = 0  # Bytes that came without completing a header
+        self.in_header = True  # The next bytes belong to a header
+        self.waits_since = self.loop.time()  # For a request; None: one is in progress
+        self.timer = None  # Closes the connection if the header takes too long
+        super().connection_made(transport)
+        self.start_timer()
+        if len(self.connections) > self.settings.connections:
+            self.make_room()
+
+    def make_room(self) -> None:
+        "Close the connection that has waited longest for a request"
+        waiting = [other for other in self.connections if other.waits_since is not None]
+        oldest = min(waiting, key=lambda other: other.waits_since)
+        oldest.transport.abort()
+        self.connections.discard(oldest)
+
+    def start_timer(self) -> None:
+        self.timer = self.loop.call_later(self.settings.header_seconds, self.transport.abort)
+
+    def stop_timer(self) -> None:
+        if self.timer:
+            self.timer.cancel()
+            self.timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stop_timer()
+        super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()  # Also if the client has not read the answer
+
+    def data_received(self, data: bytes) -> None:
+        if self.in_header and self.timer is None:
+            self.start_timer()
+        before = (self.in_header, self.requests)
+        super().data_received(data)
+        if before != (True, self.requests) or not self.in_header:
+            return
+        self.unparsed += len(data)
+        if self.unparsed > self.settings.header_bytes and not self.transport.is_closing():
+            self.send_400_response('')
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.header_size += len(name) + len(value) + 4
+        if self.header_size > self.settings.header_bytes:
+            raise ValueError  # The parser stops
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.stop_timer()
+        self.in_header = False
+        self.unparsed = 0
+        self.waits_since = None
+        super().on_headers_complete()
+        self.requests += 1
+        if self.requests >= self.settings.requests:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        self.in_header = True
+        self.header_size = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # No further request waits
+            self.waits_since = self.loop.time()
+        if not self.in_header:  # The client still sends a request that was answered
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        "Refuse a request that cannot be parsed, or whose header is too long"
+        problem = Problem(400, "This is not HTTP.")
+        if max(self.header_size, self.unparsed) > self.settings.header_bytes:
+            problem = Problem(431, "The header of the request is too long.")
+        body = json.dumps(problem.document()).encode()
+        head = (
+            f'HTTP/1.1 {problem.status} \r\ncontent-type: application/problem+json\r\n'
+            f'content-length: {len(body)}\r\nconnection: close\r\n\r\n'
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
 # %% ../../nbs/lib/serve/05_service.ipynb #9e3677b6
 class Server(uvicorn.Server):
@@ -1117,31 +1257,106 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 # %% ../../nbs/lib/serve/05_service.ipynb #f3f73c7b
-def _address(settings: Settings, created: bool) -> str:  # Whether the token was created here
-    "The address for the log. It holds the token only if the token was created here."
+def _address(settings: Settings) -> str:
+    "The address of the page, for a browser on this machine"
     host = settings.host
     if host in ('0.0.0.0', '::', '127.0.0.1'):
         host = 'localhost'
-    token = f'#token={settings.token}' if created else ''
-    return f'http://{host}:{settings.port}/{token}'
+    if ':' in host:
+        host = f'[{host}]'
+    return f'http://{host}:{settings.port}/'
+
+
+def _limit_connections(settings: Settings) -> Settings:
+    "The settings with no more connections than the process may open descriptors for"
+    if sys.platform == 'win32':
+        return settings
+    import resource
+
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(8, (descriptors - 64) // 2)
+    return dataclasses.replace(settings, connections=min(settings.connections, most))
 
 
 def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
-    "uvicorn without its own logs, server header and websockets"
+    "uvicorn with our protocol, without its own logs, server header and websockets"
+    limited = _limit_connections(settings)
+    protocol = type('_LimitedConnection', (_Connection,), dict(settings=limited))
     return uvicorn.Config(
         app,
-        settings.host,
-        settings.port,
+        http=protocol,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan='off',
         ws='none',
-        timeout_keep_alive=30,
+        backlog=max(4, min(128, limited.connections // 2)),
+        timeout_keep_alive=int(settings.header_seconds),
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
 
+# %% ../../nbs/lib/serve/05_service.ipynb #8491ec8a
+def _listen_problem(settings: Settings, error: OSError) -> StudyError:
+    "The error of an address on which the service cannot listen"
+    address = f"{settings.host}, port {settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        reason = "another program listens there. Stop it, or choose another port with --port"
+    elif error.errno == errno.EACCES:
+        reason = "this port needs more rights. Choose one above 1023 with --port"
+    else:
+        reason = "this machine has no such address. Choose another one with --host"
+    return StudyError(f"The service cannot listen on {address}: {reason}.")
+
+
+def _bind(family: int, address: tuple) -> socket.socket:
+    "A socket at this address"
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def listen(settings: Settings) -> list[socket.socket]:
+    "A socket for each address of the host. Raises `StudyError` if the service cannot listen there."
+    listeners = []
+    try:
+        found = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, address in dict.fromkeys(found):
+            listeners.append(_bind(family, address))
+    except (OSError, UnicodeError) as error:
+        is_missing = getattr(error, 'errno', None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        if not (listeners and is_missing):
+            for listener in listeners:
+                listener.close()
+            raise _listen_problem(settings, error) from None
+    return listeners
+
 # %% ../../nbs/lib/serve/05_service.ipynb #0f1451c5
+def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket.socket]) -> None:
+    "Answer requests until SIGTERM or Ctrl-C"
+    app = create_app(predictor, settings)
+    server = Server(_uvicorn_config(app, settings), app, settings.drain_seconds)
+    log_line(
+        'start',
+        model=predictor.bundle.name,
+        sha256=predictor.bundle.sha256,
+        address=_address(settings),
+        token=bool(settings.token),
+        notice=NOTICE,
+    )
+    server.run(listeners)
+    predictor.decoders.close()  # Before the threads that wait for them
+    app.app.state.service.workers.close()
+
+
 def serve(
     bundle: Path | str | None = None,  # None: see `find_bundle`
     settings: Settings = Settings(),
@@ -1152,18 +1367,14 @@ def serve(
     logging.disable(logging.CRITICAL)  # So can a library's log
     token, created = decide_token(settings.host, settings.token, open_to_all)
     settings = dataclasses.replace(settings, token=token)
-    predictor = Predictor(bundle, limits=Limits(max_bytes=settings.max_bytes))
-    check_classes(predictor.bundle)
-    app = create_app(predictor, settings)
-    server = Server(_uvicorn_config(app, settings), app, settings.drain_seconds)
-    log_line(
-        'start',
-        model=predictor.bundle.name,
-        sha256=predictor.bundle.sha256,
-        address=_address(settings, created),
-        token=bool(token),
-        notice=NOTICE,
-    )
-    server.run()
-    app.app.state.service.workers.close()
+    listeners = listen(settings)
+    folder = find_bundle(bundle)
+    limits = Limits(max_bytes=settings.max_bytes)
+    with Decoders(settings.decoders) as decoders:
+        predictor = Predictor(folder, limits=limits, decoders=decoders)
+        check_classes(predictor.bundle)
+        decoders.wait_ready()
+        if created:
+            print(f"Open {_address(settings)}#token={token}", file=sys.stderr, flush=True)
+        _run_server(predictor, settings, listeners)
     log_line('stopped')
