@@ -1,0 +1,94 @@
+"""Trains the seeds of the shape grid that earlier calls of second_edition.py did not finish, one after the other.
+
+It runs the same code as the GPU's calls: `Bench.train` of second_edition.py. --out gets second_edition.json and
+search.npz in their form, written anew after each training; a call that was killed goes on after the last of them.
+The films have to be those of the earlier calls. Nothing is chosen here (ANALYSIS_PLAN.md, section 7, look 2).
+
+usage: shape_grid.py EARLIER [EARLIER ...] --out FOLDER [--threads 2] [--most 0]
+CXR_DATA has to hold chest_xray and chest_xray_matches.csv.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from second_edition import Bench, Kept, finite, grid_jobs, line_of
+
+from cxr_study.core.run import StudyError, to_json
+
+
+class Resumed(Kept):
+    "What is finished, with what a killed call left in the same folder"
+
+    def __init__(self, out, folder, options):
+        super().__init__(out, folder, options)
+        path = self.out / 'second_edition.json'
+        if not path.exists():
+            return
+        before = json.loads(path.read_text())
+        self.facts['jobs'] = before['jobs']
+        self.facts['failed'] = before['failed']
+        with np.load(self.out / 'search.npz') as stored:
+            keys = {entry['key'] for entry in before['jobs']}
+            for name in stored.files:
+                if name.split('/')[0] in keys:
+                    self.logits['search'][name] = stored[name]
+
+
+def missing_jobs(finished):  # Keys of finished trainings
+    "The trainings of the grid that are not finished, in the plan's order"
+    return [job for job in grid_jobs() if job.key not in finished]
+
+
+def check_films(table, earlier):  # From `Films.table`; `films` of an earlier call
+    "Raise a `StudyError` unless the films and their split are those of the earlier call"
+    mine = json.loads(to_json(finite(table.drop(columns='row').to_dict('list'))))
+    if mine != earlier['chest_xray']:
+        changed = [name for name in mine if mine[name] != earlier['chest_xray'].get(name)]
+        raise StudyError(
+            f"The films of CXR_DATA differ from those of the earlier call in {', '.join(changed)}. "
+            "Use the data of that call."
+        )
+
+
+def train_missing(bench, kept, jobs):
+    "Train each job and keep its logits"
+    for job in jobs:
+        logits, facts = bench.run(job)
+        kept.add(job, logits, facts)
+        seconds = time.time() - kept.started
+        print(f"[{seconds:6.0f} s] {job.key} {line_of(logits, facts)}", flush=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('earlier', type=Path, nargs='+', help="folders of second_edition.py")
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--work', type=Path, help="folder of decoded films; default: OUT/work")
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--most', type=int, default=0, help="trainings in this call; 0: all")
+    options = parser.parse_args(arguments)
+    earlier = [json.loads((f / 'second_edition.json').read_text()) for f in options.earlier]
+    folder = options.work or options.out / 'work'
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ['CXR_CACHE'] = str(folder / 'cache')
+    torch.set_num_threads(options.threads)
+
+    kept = Resumed(options.out, folder, {k: str(v) for k, v in vars(options).items()})
+    bench = Bench(folder, limit=0, tiny=False)
+    check_films(bench.films('chest_xray').table(), earlier[0]['films'])
+    kept.facts['films'] = earlier[0]['films']
+    finished = {entry['key'] for call in [*earlier, kept.facts] for entry in call['jobs']}
+    jobs = missing_jobs(finished)
+    print(f"{len(jobs)} trainings are missing", flush=True)
+    train_missing(bench, kept, jobs[: options.most or None])
+
+
+if __name__ == '__main__':
+    main()
