@@ -1,7 +1,7 @@
 """Trains the seeds of the shape grid that earlier calls of second_edition.py did not finish, one after the other.
 
 It runs the same code as the GPU's calls: `Bench.train` of second_edition.py. --out gets second_edition.json and
-search.npz in their form, written anew after each training; a call that was killed goes on after the last of them.
+search.npz in their form, written anew after each training; a call that was killed goes on with its last epoch.
 The films have to be those of the earlier calls. Nothing is chosen here (ANALYSIS_PLAN.md, section 7, look 2).
 
 usage: shape_grid.py EARLIER [EARLIER ...] --out FOLDER [--threads 2] [--most 0]
@@ -19,6 +19,23 @@ import torch
 from second_edition import Bench, Kept, finite, grid_jobs, line_of
 
 from cxr_study.core.run import StudyError, to_json
+from cxr_study.data.images import Preprocess
+from cxr_study.train.training import TrainingData, train
+
+
+class ResumingBench(Bench):
+    "As `Bench`; a training that was killed goes on from its checkpoint"
+
+    def fit(self, training, job, pixels, table):
+        checkpoint = self.folder / f'{job.key}.pt'
+        data = TrainingData(pixels, table, Preprocess(job.size, standardise='image'))
+        found = train(training, data, checkpoint, say, self.device)
+        checkpoint.unlink(missing_ok=True)
+        return found
+
+
+def say(line):
+    print(line, flush=True)
 
 
 class Resumed(Kept):
@@ -81,7 +98,7 @@ def main(arguments=None):
     torch.set_num_threads(options.threads)
 
     kept = Resumed(options.out, folder, {k: str(v) for k, v in vars(options).items()})
-    bench = Bench(folder, limit=0, tiny=False)
+    bench = ResumingBench(folder, limit=0, tiny=False)
     check_films(bench.films('chest_xray').table(), earlier[0]['films'])
     kept.facts['films'] = earlier[0]['films']
     finished = {entry['key'] for call in [*earlier, kept.facts] for entry in call['jobs']}
