@@ -60,6 +60,7 @@ def test_help_speaks_of_the_user_s_classes():
         (dict(operating_point="sensitivity_98"), "sensitivity_0.98"),
         (dict(calibrator="plat"), "platt"),
         (dict(geometry="crops"), "crop"),
+        (dict(geometry="leterbox"), "letterbox"),
         (dict(learning_rate=0.1, batchsize=8), None),
         (dict(batchsize=8), "batch_size"),
         (dict(loss="hinge"), None),

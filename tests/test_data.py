@@ -463,12 +463,12 @@ def test_another_file_or_size_is_another_cache(tmp_path):
     own = folder(tmp_path / 'own', 2)
     paths = {
         cache.cache_path(load_dataset(own), s)
-        for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'))
+        for s in (SPEC, Preprocess(64), Preprocess(32, 'crop'), Preprocess(32, 'letterbox'))
     }
     assert cache.cache_path(load_dataset(own), Preprocess(32, standardise='image')) in paths
     write_image(own / 'NORMAL' / 'NORMAL0.png', seed=99, size=41)
     paths.add(cache.cache_path(load_dataset(own), SPEC))
-    assert len(paths) == 4
+    assert len(paths) == 5
 
 
 # --- Splits ---

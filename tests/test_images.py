@@ -479,6 +479,40 @@ def test_reduced_decoding_is_never_smaller_than_set_and_close():
     assert np.abs(Preprocess(224)(jpeg(a)).astype(int) - full).max() <= 4
 
 
+def cast(h, w, seed=0):
+    "An image without black, so that black is a bar"
+    rng = np.random.default_rng(seed)
+    return rng.integers(40, 256, (h, w)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('h, w', [(60, 90), (90, 60), (64, 64), (1, 300), (300, 1), (31, 32)])
+@pytest.mark.parametrize('antialias', (True, False))
+def test_a_letterbox_holds_the_whole_image_in_its_shape(h, w, antialias):
+    size = 48
+    square = resize(cast(h, w), size, 'letterbox', antialias)
+    assert square.shape == (size, size) and square.dtype == np.uint8
+    rows = np.flatnonzero(square.any(1))
+    columns = np.flatnonzero(square.any(0))
+    inner = square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    longer = max(h, w)
+    assert inner.shape == (max(1, round(size * h / longer)), max(1, round(size * w / longer)))
+    assert inner.min() >= 40
+    for first, last in ((rows[0], rows[-1]), (columns[0], columns[-1])):
+        assert abs(first - (size - 1 - last)) <= 1
+    if antialias:
+        reference = Image.fromarray(cast(h, w)).resize(inner.shape[::-1], Image.BILINEAR)
+        assert (inner == np.asarray(reference)).all()
+
+
+@pytest.mark.parametrize('geometry', ('squish', 'crop', 'letterbox'))
+def test_every_geometry_leaves_a_square_as_it_is_and_is_written_as_json(geometry):
+    square = cast(40, 40)
+    assert (resize(square, 40, geometry) == square).all()
+    spec = Preprocess(40, geometry)
+    assert Preprocess.from_dict(spec.to_dict()) == spec
+    assert (spec(png(cast(50, 80))) == resize(cast(50, 80), 40, geometry)).all()
+
+
 # --- The spec ---
 
 

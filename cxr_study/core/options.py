@@ -118,7 +118,7 @@ _IMAGES = (
 )
 
 # %% ../../nbs/lib/core/03_options.ipynb #23922213
-GEOMETRIES = ('squish', 'crop')
+GEOMETRIES = ('squish', 'crop', 'letterbox')
 STANDARDISATIONS = ('image', 'imagenet')
 
 _PIXELS = (
@@ -132,7 +132,8 @@ _PIXELS = (
     Option(
         'geometry',
         'squish',
-        "squish (whole image, aspect ratio lost) or crop (central square)",
+        "squish (whole image, aspect ratio lost), crop (central square) or letterbox (whole image "
+        "between black bars)",
         GEOMETRIES,
     ),
     Option(

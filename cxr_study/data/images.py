@@ -204,7 +204,7 @@ class Preprocess:
     "How grey levels become the input of a network"
 
     size: int = 160  # Side of the square, pixels; for radiographs in files
-    geometry: str = _DEFAULTS['geometry']  # `squish` or `crop` (the central square)
+    geometry: str = _DEFAULTS['geometry']  # `squish`, `crop` (central square) or `letterbox`
     antialias: bool = True  # Average the pixels that fall into one, or take samples
     standardise: str = _DEFAULTS['standardise']  # `image` (its own mean, deviation) or `imagenet`
 
@@ -232,7 +232,7 @@ def at_least(self: Preprocess) -> int | None:
 # %% ../../nbs/lib/data/03_images.ipynb #87c3b2c1
 def _box(width, height, geometry):
     "(left, top, right, bottom) of the part of an image that is kept"
-    if geometry == 'squish':
+    if geometry != 'crop':
         return (0, 0, width, height)
     side = min(height, width)
     left = (width - side) / 2
@@ -240,21 +240,34 @@ def _box(width, height, geometry):
     return (left, top, (width + side) / 2, (height + side) / 2)
 
 
+def _inner_size(width, height, size, geometry):
+    "(width, height) in pixels of the image inside the square; the rest of a letterbox is black"
+    if geometry != 'letterbox':
+        return size, size
+    longer = max(width, height)
+    return max(1, round(size * width / longer)), max(1, round(size * height / longer))
+
+
 def resize(
     grey: np.ndarray,  # uint8 [H, W]
     size: int,  # Side of the result, pixels
-    geometry: str = 'squish',
+    geometry: str = 'squish',  # Or `crop`, `letterbox`; see `Preprocess`
     antialias: bool = True,
 ) -> np.ndarray:  # uint8 [size, size]
     "Resize grey levels to a square with Pillow's bilinear filter"
     height, width = grey.shape
     box = _box(width, height, geometry)
+    inner = _inner_size(width, height, size, geometry)
     image = Image.fromarray(grey)
     bilinear = Image.Resampling.BILINEAR
     if antialias:
-        square = image.resize((size, size), bilinear, box=box)
+        resized = image.resize(inner, bilinear, box=box)
     else:
-        square = image.transform((size, size), Image.Transform.EXTENT, box, bilinear)
+        resized = image.transform(inner, Image.Transform.EXTENT, box, bilinear)
+    if inner == (size, size):
+        return np.asarray(resized)
+    square = Image.new('L', (size, size))
+    square.paste(resized, ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return np.asarray(square)
 
 # %% ../../nbs/lib/data/03_images.ipynb #767909bc
