@@ -672,3 +672,56 @@ def test_every_film_of_train_and_val_has_one_partner():
     assert alone.image_id.str.match(r'test-|$').all()
     assert alone.file.str.match(r'test/NORMAL/|$').all()
     assert (alone.patient_id != '').equals(alone.file != '')
+
+
+@pytest.mark.parametrize(
+    'size, copies',
+    [
+        ((224, 224), "squashed to 224 x 224 pixels, width over height lost"),
+        ((224, 300), "about 224 pixels high, width over height kept"),
+        ((900, 1200), None),
+    ],
+)
+def test_copies_of_the_published_films_are_named(tmp_path, monkeypatch, size, copies):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        for label, name in (('NORMAL', 'IM-{}-0001'), ('PNEUMONIA', 'person{}_virus_1')):
+            (tmp_path / 'chest_xray' / split / label).mkdir(parents=True)
+            for i in range(8):
+                path = (
+                    tmp_path
+                    / 'chest_xray'
+                    / split
+                    / label
+                    / f'{name.format(i + 8 * (split == "test"))}.jpeg'
+                )
+                Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(path)
+    monkeypatch.setenv('CXR_DATA', str(tmp_path))
+    image_set = load_dataset('chest_xray')
+    assert image_set.provenance.get('copies') == copies
+    facts = audits.audit(image_set, cache=tmp_path / 'cache')
+    assert facts['square_files'] == (size[0] == size[1])
+    told = [text for _, text in facts['findings'] if 'copies' in text]
+    assert told == ([f"The files are copies of the films, {copies}."] if copies else [])
+    assert not copies or copies in audits.datasheet(facts)
+
+
+def test_own_files_that_are_all_square_are_noted(tmp_path):
+    own = folder(tmp_path / 'own', 2)
+    facts = audits.audit(own, cache=tmp_path / 'cache')
+    assert any("All files are square" in text for _, text in facts['findings'])
+    one = next(own.rglob('*.png'))
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(one)
+    facts = audits.audit(own, cache=tmp_path / 'cache')
+    assert not any("All files are square" in text for _, text in facts['findings'])
+
+
+def test_the_restored_films_are_a_data_set_of_their_own_name(monkeypatch):
+    image_set = real('chest_xray_aspect')
+    assert image_set.name == 'chest_xray_aspect' and image_set.patients_known
+    assert "estimated for 66 normals" in image_set.provenance['copies']
+    assert list(image_set.table.image_id) == list(real('chest_xray').table.image_id)
+    assert "squashed" in real('chest_xray').provenance['copies']
+    monkeypatch.setenv('CXR_DATA', '/nowhere')
+    with pytest.raises(MissingData, match="publisher's files"):
+        load_dataset('chest_xray_aspect')

@@ -105,7 +105,8 @@ _IMAGES = (
         'dataset',
         'auto',
         "auto (pneumoniamnist if available, else phantom), phantom (synthetic), pneumoniamnist, "
-        "chest_xray, nih_chestxray14, rsna, chexpert, or the path of your own folder or csv",
+        "chest_xray, chest_xray_aspect, nih_chestxray14, rsna, chexpert, or the path of your own "
+        "folder or csv",
     ),
     Option(
         'positive',

@@ -410,6 +410,12 @@ def _original_sizes(image_set: ImageSet) -> np.ndarray:
         return np.tile(first.shape, (len(image_set), 1))
     return np.array([_size_of(image_set.source(i)) for i in range(len(image_set))])
 
+# %% ../../nbs/lib/data/08_audit.ipynb #5afe4e40
+def _are_square_files(image_set: ImageSet, sizes: np.ndarray) -> bool:
+    "Whether the originals are files, and all of them are square"
+    from_files = isinstance(image_set.source(0), Path)
+    return from_files and bool((sizes[:, 0] == sizes[:, 1]).all())
+
 # %% ../../nbs/lib/data/08_audit.ipynb #464772ea
 def _feature_medians(
     features: pd.DataFrame,
@@ -433,7 +439,8 @@ def examine(
     "All facts about a data set, as plain values that JSON can hold"
     classes = image_set.classes
     used = table.split != ''
-    features = _trivial_features(images, _original_sizes(image_set))
+    sizes = _original_sizes(image_set)
+    features = _trivial_features(images, sizes)
     groups = components(table.patient_id, table.image_hash)
     patients_by_split = table[used].groupby('split').patient_id.nunique().to_dict()
     published = table.assign(split=table.official)
@@ -442,6 +449,7 @@ def examine(
         synthetic=image_set.synthetic,
         images=len(table),
         provenance=image_set.provenance,
+        square_files=_are_square_files(image_set, sizes),
         classes={name: int((table.label == k).sum()) for k, name in enumerate(classes)},
         patients=_patient_facts(image_set),
         patients_by_split=patients_by_split if image_set.patients_known else None,
@@ -569,6 +577,20 @@ def _size_sentence(facts: dict) -> str:
     return f"{facts['images']:,} images{known}; {share:.0%} {in_prose(positive)}."
 
 
+def _shape_sentences(facts: dict) -> list[tuple[str, str]]:
+    "Whether the files are copies, or may have been squashed"
+    copies = facts['provenance'].get('copies')
+    if copies:
+        return [("note", f"The files are copies of the films, {copies}.")]
+    if facts.get('square_files'):
+        text = (
+            "All files are square. If they are squashed copies of films, width over height is lost "
+            "but still leaves its mark in the pictures. Use the originals if you can."
+        )
+        return [("note", text)]
+    return []
+
+
 def _leak_sentences(facts: dict) -> list[tuple[str, str]]:
     "Patients in more than one published split"
     leaked = (facts['patients'] or {}).get('both_sides')
@@ -584,6 +606,7 @@ def findings(
 ) -> list[tuple[str, str]]:
     "(weight, sentence) pairs; the weights are `grave`, `note` and `fine`, the grave ones first"
     sentences = [("note", _size_sentence(facts))]
+    sentences += _shape_sentences(facts)
     sentences += _leak_sentences(facts)
     sentences += _copy_sentences(facts['copies'], "identical")
     sentences += _copy_sentences(facts['near'], "nearly identical")

@@ -7,8 +7,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 # %% auto #0
 __all__ = ['BOOKKEEPING', 'PNEUMONIAMNIST', 'DATASETS', 'DataError', 'MissingData', 'LeakError', 'ImageSet', 'take', 'phantom',
            'data_folders', 'image_files', 'kermany_names', 'pneumoniamnist_matches', 'pneumoniamnist', 'chest_xray',
-           'usable', 'public_set', 'nih_chestxray14', 'rsna', 'chexpert', 'own_data', 'auto', 'load_dataset',
-           'load_if_present', 'sample_patients']
+           'chest_xray_aspect', 'usable', 'public_set', 'nih_chestxray14', 'rsna', 'chexpert', 'own_data', 'auto',
+           'load_dataset', 'load_if_present', 'sample_patients']
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1f9d036c
 import dataclasses
@@ -36,7 +36,8 @@ from cxr_study.core.run import (
     sha256,
     write_error,
 )
-from .images import Preprocess
+from .formats import ImageError
+from .images import Preprocess, dimensions
 from .phantom import draw_phantom, phantom_table
 
 # %% ../../nbs/lib/data/05_sets.ipynb #7a08603e
@@ -568,6 +569,43 @@ def _kagglehub_folder(places):
         raise _no_chest_xray(places, error) from None
 
 # %% ../../nbs/lib/data/05_sets.ipynb #fa32ad3c
+_KERMANY_FACTS = dict(publisher="Kermany et al. 2018, doi:10.17632/rscbjbr9sj", licence="CC BY 4.0")
+_LOOKED_AT = 64  # Files, evenly spread
+_SMALL_COPY = 400  # Median smaller side in pixels below which files are called copies
+
+
+def _sampled_sizes(image_set):
+    "(height, width) of some files, int [n, 2]; files that cannot be read are passed over"
+    rows = np.unique(np.linspace(0, len(image_set) - 1, _LOOKED_AT).astype(int))
+    sizes = []
+    for row in rows:
+        try:
+            sizes.append(dimensions(image_set.source(row)))
+        except ImageError:
+            continue
+    return np.array(sizes).reshape(-1, 2)
+
+
+def _with_copies(
+    image_set: ImageSet,  # Files of a set whose originals are large and have many shapes
+) -> ImageSet:
+    "The same `ImageSet`; its provenance has `copies` if the files are squashed or small copies"
+    sizes = _sampled_sizes(image_set)
+    if not len(sizes):
+        return image_set
+    height, width = np.median(sizes, axis=0).astype(int)
+    if (sizes[:, 0] == sizes[:, 1]).all():
+        copies = f"squashed to {width} x {height} pixels, width over height lost"
+        if len(np.unique(sizes, axis=0)) > 1:
+            copies = "squashed to squares, width over height lost"
+    elif np.median(sizes.min(axis=1)) < _SMALL_COPY:
+        copies = f"about {height} pixels high, width over height kept"
+    else:
+        return image_set
+    provenance = dict(image_set.provenance, copies=copies)
+    return dataclasses.replace(image_set, provenance=provenance)
+
+# %% ../../nbs/lib/data/05_sets.ipynb #4829f1a3
 def chest_xray() -> ImageSet:
     "5,856 radiographs of children (Kermany et al. 2018) in Kaggle's folders, patients from the file names"
     places = []
@@ -575,12 +613,29 @@ def chest_xray() -> ImageSet:
         places.append(folder / 'chest_xray')
         places.append(folder / 'chest-xray-pneumonia' / 'chest_xray')
     places.append(Path('/kaggle/input/chest-xray-pneumonia/chest_xray'))
-    return _class_folders(
-        _first_existing(places) or _kagglehub_folder(places),
-        name='chest_xray',
-        publisher="Kermany et al. 2018, doi:10.17632/rscbjbr9sj",
-        licence="CC BY 4.0",
+    image_set = _class_folders(
+        _first_existing(places) or _kagglehub_folder(places), name='chest_xray', **_KERMANY_FACTS
     )
+    return _with_copies(image_set)
+
+# %% ../../nbs/lib/data/05_sets.ipynb #e7b52bdc
+_RESTORED = (
+    "about 224 pixels high, width over height restored; "
+    "it is estimated for 66 normals of the test and 7 pneumonias of training"
+)
+
+
+def chest_xray_aspect() -> ImageSet:
+    "Copies of Kermany's radiographs 224 pixels high with width over height restored, which stand in for `chest_xray`"
+    places = [folder / 'chest_xray_aspect' for folder in data_folders()]
+    folder = _first_existing(places)
+    if not folder:
+        ways = [
+            "Take dataset='chest_xray' with the publisher's files: their shape is their own.",
+            "Set CXR_DATA to a folder that holds it as chest_xray_aspect.",
+        ]
+        raise _missing("chest_xray_aspect", places, ways)
+    return _class_folders(folder, name='chest_xray_aspect', copies=_RESTORED, **_KERMANY_FACTS)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #26c3a67f
 def usable(
@@ -788,6 +843,7 @@ DATASETS = dict(
     phantom=phantom,
     pneumoniamnist=pneumoniamnist,
     chest_xray=chest_xray,
+    chest_xray_aspect=chest_xray_aspect,
     nih_chestxray14=nih_chestxray14,
     rsna=rsna,
     chexpert=chexpert,

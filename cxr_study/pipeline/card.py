@@ -170,7 +170,7 @@ def _overlap_sentence(data: dict) -> str:  # Content of `data.json`
     return _PATIENTS_UNKNOWN
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #17d28206
-_SHOWN_PROVENANCE = ('publisher', 'licence', 'md5', 'source')
+_SHOWN_PROVENANCE = ('publisher', 'licence', 'md5', 'source', 'copies')
 
 
 def _audit_sentences(run: Run) -> list[str]:

@@ -44,9 +44,10 @@ def _classes(run: Run) -> tuple[str, str]:
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #0f66dee2
 def _source(data: dict) -> str:
-    "The data set, with publisher and licence where they are known"
+    "The data set, with publisher and licence where they are known, and what copies its files are"
     provenance = data.get('provenance', {})
-    source = [str(value) for name, value in provenance.items() if name in ('publisher', 'licence')]
+    shown = ('publisher', 'licence', 'copies')
+    source = [str(value) for name, value in provenance.items() if name in shown]
     name = data.get('dataset', '?')
     return f"{name} ({'; '.join(source)})" if source else name
 
@@ -500,7 +501,7 @@ _NOT_REPRODUCED = (
 )
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #c0affb3b
-_PAEDIATRIC_SETS = ('chest_xray', 'pneumoniamnist')  # Both from Kermany et al. 2018
+_PAEDIATRIC_SETS = ('chest_xray', 'chest_xray_aspect', 'pneumoniamnist')  # Kermany et al. 2018
 
 
 def of_children(
