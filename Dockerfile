@@ -2,7 +2,8 @@
 #   docker build -t cxr-study .                        docker run --rm -p 8000:8000 cxr-study
 #   docker build --target evaluate -t cxr-evaluate .   docker run --rm -v $PWD/models:/models:ro -v $PWD/outputs:/outputs -v $CXR_DATA:/data:ro -e CXR_DATA=/data cxr-evaluate
 # The first prints an address with a token: whoever can reach a service can use it. Read-only: add --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges.
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+# The base image is pinned by digest: the multi-platform index of October 2026. `docker buildx imagetools inspect python:3.11-slim-bookworm` shows the newest.
+ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # Packages are installed here, each checked against its hash, into an environment that itself has no pip. What the service never loads is left out: a second copy of ONNX Runtime for C programs,
 # its tools, decoders of picture formats that are refused anyway.
@@ -40,5 +41,6 @@ COPY models /app/models
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=3s --start-period=10s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+# Fails if the service does not answer in time, and if it says that it is not ready, as it does when its workers are stuck.
+HEALTHCHECK --interval=30s --timeout=3s --start-period=10s --retries=3 CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 CMD ["cxr-study", "serve", "--host", "0.0.0.0"]

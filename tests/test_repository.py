@@ -1,14 +1,18 @@
 """The tree itself: notebooks, library, README and site belong together."""
 
 import ast
+import http.server
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from marks import prose, stale, texts
 
@@ -342,3 +346,76 @@ def test_what_is_planted_in_nested_folders_is_found(copy):
     ]
     planted.unlink()
     module.write_text(kept)
+
+
+# --- Images and workflows
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def actions(value):
+    "Every `uses` in a workflow"
+    if isinstance(value, dict):
+        found = [value["uses"]] if "uses" in value else []
+        return found + [a for child in value.values() for a in actions(child)]
+    if isinstance(value, list):
+        return [a for child in value for a in actions(child)]
+    return []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.name)
+def test_actions_are_pinned_and_have_few_permissions(path):
+    "By the full commit, with the version beside it; the right to write belongs to single jobs"
+    workflow = yaml.safe_load(path.read_text())
+    assert actions(workflow)
+    for action in actions(workflow):
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+        assert re.search(re.escape(action) + r"  # v\d", path.read_text()), action
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert job["timeout-minutes"] <= 90, name
+        checkouts = [s for s in job["steps"] if s.get("uses", "").startswith("actions/checkout@")]
+        assert all(step["with"]["persist-credentials"] is False for step in checkouts), name
+        assert not set(job.get("permissions", {})) - {"pages", "id-token"}, name
+
+
+def test_images_have_a_base_by_digest_an_sbom_and_a_scan():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    bases = re.findall(r"^FROM (\S+)(?: AS (\w[\w-]*))?", dockerfile, re.M)
+    stages = {stage for _, stage in bases}
+    assert {base for base, _ in bases} <= stages | {"${BASE_IMAGE}"}
+    assert re.search(r"^ARG BASE_IMAGE=\S+@sha256:[0-9a-f]{64}$", dockerfile, re.M)
+    used = " ".join(actions(yaml.safe_load((ROOT / ".github/workflows/images.yml").read_text())))
+    assert "anchore/sbom-action@" in used and "anchore/scan-action@" in used
+
+
+class _Health(http.server.BaseHTTPRequestHandler):
+    "A service that is ready, is not, or does not answer"
+
+    status = 200
+
+    def do_GET(self):
+        if self.status is None:
+            time.sleep(10)
+        self.send_response(self.status if self.path == "/readyz" else 200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("status, code", [(200, 0), (503, 1), (429, 1), (None, 1)])
+def test_the_health_check_of_the_image_fails_when_the_service_is_not_ready(status, code):
+    command = re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.M)
+    _, option, program = json.loads(command[1])
+    handler = type("Handler", (_Health,), dict(status=status))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = program.replace("127.0.0.1:8000", f"127.0.0.1:{server.server_port}")
+    started = time.time()
+    done = subprocess.run([sys.executable, option, program], capture_output=True)
+    server.shutdown()
+    assert (done.returncode != 0) == bool(code)
+    assert time.time() - started < 6, "Docker stops a check after 3 seconds on a quiet machine"
