@@ -18,7 +18,16 @@ from pathlib import Path
 import click
 import click.shell_completion
 
-from .core.run import Run, StudyError, atomic_write, runs_folder, to_json
+from cxr_study.core.run import (
+    Run,
+    StudyError,
+    atomic_write,
+    disk_problem,
+    path_inside,
+    runs_folder,
+    to_json,
+    write_error,
+)
 
 # %% ../nbs/lib/cli/01_cli.ipynb #85d67684
 # Packages whose name is not that of their module
@@ -59,6 +68,16 @@ def _exit(message, code):
     raise click.exceptions.Exit(code)
 
 
+def _disk_message(error):  # An `OSError` that no command has explained
+    "A sentence if a disk is full, or a file may not be read or written; None for other errors"
+    path = error.filename or "the output"
+    if disk_problem(error) is not None:
+        return write_error(path, error)
+    if isinstance(error, PermissionError):
+        return f"Permission is denied for {path}. Change its permissions, or name another."
+    return None
+
+
 class _Group(click.Group):
     "A command group that prints errors as sentences"
 
@@ -73,6 +92,11 @@ class _Group(click.Group):
         except ModuleNotFoundError as error:
             module = (error.name or '').partition('.')[0]
             _exit(f"{prefix} {_missing_package(module)}", 2)
+        except OSError as error:
+            message = _disk_message(error)
+            if message is None:
+                raise
+            _exit(f"{prefix} {message}", 2)
         except KeyboardInterrupt:
             _exit("Interrupted. The same command continues where it stopped.", 130)
 
@@ -186,11 +210,12 @@ class _RunPath(click.Path):
     type=_FOLDER,
     help="Folder of the run; default: in runs/, with a name made from the options",
 )
+@click.option('--overwrite', is_flag=True, help="Replace a run with other options in --run-dir")
 @click.option(
     '--force', metavar='STAGE', help="Repeat this stage, such as 02_training, and later ones"
 )
 @_json_option
-def _run(run_dir, force, as_json, **given):
+def _run(run_dir, overwrite, force, as_json, **given):
     """Run all stages, from the data to the report.
 
     The stages are numbered notebooks. They run in order and write into one run
@@ -202,13 +227,21 @@ def _run(run_dir, force, as_json, **given):
       cxr-study run --dataset pneumoniamnist --arch resnet18
       cxr-study run --dataset ~/my_images --epochs 3
     """
-    from cxr_study.pipeline.stages import RunSettings, check_force, check_run, run_name
+    from cxr_study.pipeline.stages import (
+        RunSettings,
+        check_force,
+        check_run,
+        check_run_folder,
+        run_name,
+    )
     from cxr_study.pipeline.study import run_study
 
     say = _printer(as_json)
     values, dataset, inputs = check_run(given)
     check_force(force)
-    folder = run_dir or runs_folder() / run_name(values, dataset)
+    folder = run_dir or path_inside(runs_folder(), run_name(values, dataset))
+    if run_dir and not overwrite:
+        check_run_folder(run_dir, values, "Name another --run-dir, or add --overwrite.")
     say(f"Run: {folder}")
     report = run_study(folder, values, inputs, RunSettings(force=force, say=say))
     say(f"Report: {report}")
@@ -689,7 +722,7 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
       cxr-study predict study.dcm --dicom-sr reports/
     """
     from cxr_study.data.decoders import Decoders
-    from cxr_study.serve.bundle import check_classes
+    from cxr_study.serve.bundle import check_classes, origin
     from cxr_study.serve.predictor import Predictor, predict_files
 
     with Decoders(*([jobs] if jobs else [])) as decoders:
@@ -700,6 +733,7 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
         if dicom_sr:
             also = functools.partial(_write_structured_report, decoders, dicom_sr)
         say = _printer(as_json)
+        say(origin(predictor.bundle))
         counts = predict_files(paths, out, predictor, jobs or None, also, say, **decision)
     _print_json(dict(counts, out=out), as_json)
     if counts['failed']:

@@ -1,5 +1,6 @@
 """Data sets, caches, splits and the audit: mistakes of users, failures of machines, and faults in published data."""
 
+import dataclasses
 import errno
 import hashlib
 import http.server
@@ -385,11 +386,11 @@ cache.decoded(p, Preprocess(32))
 """
 
 
-def wait_for_index_lines(cache_folder, lines):
-    "Wait until the index of the partial cache in a folder has so many lines"
+def wait_for_images(cache_folder, images):
+    "Wait until the partial cache in a folder has so many images"
     while True:
-        index = next(cache_folder.glob('*.part/index.csv'), None)
-        if index and index.read_text().count('\n') >= lines:
+        done = next(cache_folder.glob('*.part/done.txt'), None)
+        if done and done.read_text().count('\n') >= images:
             return
         time.sleep(0.02)
 
@@ -399,13 +400,13 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
         [sys.executable, '-c', BUILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     build.stdout.readline()
-    wait_for_index_lines(tmp_path / 'cache', 60)
+    wait_for_images(tmp_path / 'cache', 60)
     build.send_signal(signal.SIGKILL)
     build.wait()
     part = next((tmp_path / 'cache').glob('*.part'))
-    before = cache.images_done(part, (600, 32, 32))
-    assert 50 <= before < 600
     p = phantom(images=600)
+    before = len(cache.images_done(part, list(p.table.image_id), 32))
+    assert 50 <= before < 600
     draw = p.source
     drawn = []
     p.source = lambda i: drawn.append(i) or draw(i)
@@ -414,6 +415,66 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     assert len(drawn) == 600 - before
     assert all((images[i] == SPEC(draw(i))).all() for i in range(0, 600, 37))
     assert list(index.image_id) == list(p.table.image_id)
+
+
+@pytest.fixture(scope='module')
+def partial(tmp_path_factory):
+    "(image set, its cache, a copy of its partial cache with all images)"
+    folder = tmp_path_factory.mktemp('partial')
+    p = phantom(images=60)
+    found = decoded(p, SPEC, folder)
+    part = folder / 'all.part'
+    cache.fill(p, SPEC, part, 16, 2)
+    return p, found, part
+
+
+def swap(content, a, b, size=32 * 32, start=128):
+    "The bytes of an array file with images `a` and `b` exchanged"
+    rows = [slice(start + i * size, start + (i + 1) * size) for i in (a, b)]
+    changed = bytearray(content)
+    changed[rows[0]], changed[rows[1]] = content[rows[1]], content[rows[0]]
+    return bytes(changed)
+
+
+DAMAGE = dict(
+    nothing=('images.npy', lambda b: b),
+    zeroed=('images.npy', lambda b: b[:20_000] + bytes(len(b) - 20_000)),
+    one_bit=('images.npy', lambda b: b[:40_000] + bytes([b[40_000] ^ 1]) + b[40_001:]),
+    swapped=('images.npy', lambda b: swap(b, 30, 50)),
+    shifted=('images.npy', lambda b: b[:128] + b[128 + 1024 :]),
+    longer=('images.npy', lambda b: b + bytes(5000)),
+    truncated=('images.npy', lambda b: b[: len(b) // 2]),
+    header=('images.npy', lambda b: b.replace(b'(60, 32, 32)', b'(61, 32, 32)')),
+    empty=('images.npy', lambda b: b''),
+    lines_swapped=('done.txt', lambda b: b'\n'.join(b.split(b'\n')[::-1])),
+    source=('done.txt', lambda b: b[:260] + b'0' * 64 + b[324:]),
+    no_text=('done.txt', lambda b: b'\xff\x00' * 100),
+    torn=('done.txt', lambda b: b[:1000]),
+)
+
+
+@pytest.mark.parametrize('name', DAMAGE)
+@pytest.mark.parametrize('leftover', [False, True])
+def test_a_partial_cache_that_was_damaged_gives_the_right_images(tmp_path, partial, name, leftover):
+    p, (images, index, meta), source = partial
+    folder = cache.cache_path(p, SPEC, tmp_path)
+    part = folder.with_name(f'{folder.name}.part')
+    shutil.copytree(source, part)
+    file, change = DAMAGE[name]
+    content = (part / file).read_bytes()
+    (part / file).write_bytes(change(content))
+    if leftover:  # Of a process that was killed between the last file and the final name
+        (part / 'meta.json').write_text('{')
+        folder.mkdir()
+        (folder / 'images.npy').write_bytes(b'half')
+    drawn = []
+    draw = p.source
+    watched = dataclasses.replace(p, source=lambda i: drawn.append(i) or draw(i))
+    again, again_index, again_meta = decoded(watched, SPEC, tmp_path)
+    assert (again == images).all() and again_index.equals(index) and again_meta == meta
+    assert (name == 'nothing') == (not drawn) or name == 'longer'
+    assert not part.exists()
+    assert {f.name for f in folder.iterdir()} == {'images.npy', 'index.csv', 'meta.json'}
 
 
 def test_a_full_disk_is_an_error_and_nothing_is_left(tmp_path, monkeypatch):
@@ -442,7 +503,7 @@ decoded(phantom(images=400), Preprocess(32))
 
 def test_a_write_that_fails_half_way(tmp_path):
     done = subprocess.run([sys.executable, '-c', LIMITED], capture_output=True, text=True)
-    assert 'StudyError: Cannot write' in done.stderr
+    assert 'WriteError: Cannot write' in done.stderr
     assert not list((tmp_path / 'cache').glob('*.part'))
 
 

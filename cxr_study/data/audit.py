@@ -34,6 +34,7 @@ from cxr_study.core.pages import (
     inline_figure,
     notices,
     render,
+    safe_markdown,
     section,
 )
 from ..core.run import atomic_write, to_json
@@ -977,7 +978,7 @@ def write_audit(
     files = {
         'audit.html': audit_page(facts, audit_figures(facts, images, table)),
         'audit.json': to_json(facts, indent=1) + "\n",
-        'datasheet.md': datasheet(facts),
+        'datasheet.md': safe_markdown(datasheet(facts)),
     }
     for name, text in files.items():
         with atomic_write(Path(folder) / name) as file:

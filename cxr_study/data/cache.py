@@ -77,44 +77,53 @@ def _npy_header(shape):
     return buffer.getvalue()
 
 # %% ../../nbs/lib/data/06_cache.ipynb #4218f7fa
-_INDEX_HEADER = b'image_id,sha256\n'
+_DONE = 'done.txt'
 
 
-def _index_lines(index):
-    "(lines of a partial index, number of complete lines without the header)"
-    lines = index.read_bytes().splitlines(keepends=True) if index.exists() else []
-    complete = sum(line.endswith(b'\n') for line in lines)
-    return lines, complete - 1
+def _seal(image_id, source_sha256, pixels):
+    "SHA-256 that binds the pixels of an image to its name and its source"
+    text = to_json([image_id, source_sha256])
+    return sha256(text.encode() + pixels)
 
 
-def _images_stored(pixels, shape):
-    "Number of images whose pixels are complete in a partial array file"
-    if not pixels.exists():
-        return 0
+def _intact_sources(part, ids, shape):
+    "SHA-256 of the source of each image that a partial cache holds as it was written"
     _, height, width = shape
-    pixel_bytes = pixels.stat().st_size - len(_npy_header(shape))
-    return pixel_bytes // (height * width)
+    header = _npy_header(shape)
+    lines = (part / _DONE).read_text(errors='replace').splitlines()
+    sources = []
+    with open(part / 'images.npy', 'rb') as file:
+        if file.read(len(header)) != header:
+            return []
+        for image_id, line in zip(ids, lines):
+            source_sha256, _, seal = line.partition(' ')
+            if _seal(image_id, source_sha256, file.read(height * width)) != seal:
+                break
+            sources.append(source_sha256)
+    return sources
 
 # %% ../../nbs/lib/data/06_cache.ipynb #b172816c
 def images_done(
     part: Path,  # Folder of a partial cache; made if it is not there
-    shape: tuple,  # Of the finished array: (images, height, width)
-) -> int:
-    "How many images a partial cache holds for certain; cuts both of its files to these"
-    index = part / 'index.csv'
-    pixels = part / 'images.npy'
+    ids: list[str],  # Names of all images, in order
+    size: int,  # Side of an image, pixels
+) -> list[str]:  # SHA-256 of the sources of the images that are there
+    "Which images a partial cache holds for certain, from the first on; cuts its files to these"
+    shape = (len(ids), size, size)
     header = _npy_header(shape)
     part.mkdir(parents=True, exist_ok=True)
-    lines, indexed = _index_lines(index)
-    done = min(indexed, _images_stored(pixels, shape))
-    if done <= 0:
-        index.write_bytes(_INDEX_HEADER)
-        pixels.write_bytes(header)
-        return 0
-    index.write_bytes(b''.join(lines[: done + 1]))
-    _, height, width = shape
-    os.truncate(pixels, len(header) + done * height * width)
-    return done
+    try:
+        sources = _intact_sources(part, ids, shape)
+    except FileNotFoundError:
+        sources = []
+    if not sources:
+        (part / _DONE).write_text('')
+        (part / 'images.npy').write_bytes(header)
+        return []
+    lines = (part / _DONE).read_text(errors='replace').splitlines()[: len(sources)]
+    (part / _DONE).write_text('\n'.join(lines) + '\n')
+    os.truncate(part / 'images.npy', len(header) + len(sources) * size * size)
+    return sources
 
 # %% ../../nbs/lib/data/06_cache.ipynb #b1f68582
 _MOST_NAMED = 5  # Bad files that an error names
@@ -135,13 +144,14 @@ def _check_images(ids, results):
 
 
 def _append(part, ids, results):
-    "Append decoded images to both files of a partial cache, the pixels first"
+    "Append decoded images to a partial cache, the pixels first"
     with open(part / 'images.npy', 'ab') as pixels:
         for image, _ in results:
             pixels.write(image.tobytes())
-    with open(part / 'index.csv', 'a') as index:
-        for image_id, (_, source_sha256) in zip(ids, results):
-            index.write(f"{json.dumps(image_id)},{source_sha256}\n")
+    with open(part / _DONE, 'a') as done:
+        for image_id, (image, source_sha256) in zip(ids, results):
+            seal = _seal(image_id, source_sha256, image.tobytes())
+            done.write(f"{source_sha256} {seal}\n")
 
 # %% ../../nbs/lib/data/06_cache.ipynb #7e7db0bc
 _QUIET_BELOW = 1000  # Smaller data sets show no progress bar
@@ -165,11 +175,12 @@ def fill(
     part: Path,  # Folder of the partial cache
     chunk: int = 256,  # Images that are decoded before they are written
     workers: int | None = None,  # Threads; None: as many as processors
-) -> None:
+) -> list[str]:  # SHA-256 of the source of each image
     "Decode the images that a partial cache lacks. Raises a `DataError` that names bad files"
     ids = list(image_set.table.image_id)
     n = len(image_set)
-    done = images_done(part, (n, spec.size, spec.size))
+    sources = images_done(part, ids, spec.size)
+    done = len(sources)
     read = functools.partial(_read_image, image_set, spec)
     threads = ThreadPoolExecutor(workers or os.cpu_count())
     with threads, _progress(image_set, done) as bar:
@@ -179,9 +190,20 @@ def fill(
             chunk_ids = [ids[i] for i in rows]
             _check_images(chunk_ids, results)
             _append(part, chunk_ids, results)
+            sources += [source_sha256 for _, source_sha256 in results]
             bar.update(len(rows))
+    return sources
 
 # %% ../../nbs/lib/data/06_cache.ipynb #fb71d809
+def _write_index(path, ids, sources):
+    "Write a csv of the images' names and the SHA-256 of their sources"
+    with open(path, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
+        file.write('image_id,sha256\n')
+        for image_id, source_sha256 in zip(ids, sources):
+            quoted = image_id.replace('"', '""')
+            file.write(f'"{quoted}",{source_sha256}\n')
+
+
 def _finish(image_set, spec, part, folder):
     "Write `meta.json` of a complete cache and give the folder its final name"
     meta = dict(
@@ -192,14 +214,18 @@ def _finish(image_set, spec, part, folder):
         index_sha256=sha256(part / 'index.csv'),
     )
     (part / 'meta.json').write_text(to_json(meta))
+    if folder.exists():
+        shutil.rmtree(folder)  # Without a `meta.json`, so it is no cache
     os.replace(part, folder)
+    (folder / _DONE).unlink()
 
 
 def build_cache(image_set: ImageSet, spec: Preprocess, folder: Path) -> None:
     "Decode a whole data set into `folder`; resumes a build that was killed"
     part = folder.with_name(f"{folder.name}.part")
     try:
-        fill(image_set, spec, part)
+        sources = fill(image_set, spec, part)
+        _write_index(part / 'index.csv', image_set.table.image_id, sources)
         _finish(image_set, spec, part, folder)
     except StudyError:
         shutil.rmtree(part, ignore_errors=True)
@@ -214,7 +240,7 @@ def _check_files(folder, meta):
     changed = []
     for name, key in {'images.npy': 'images_sha256', 'index.csv': 'index_sha256'}.items():
         path = folder / name
-        if not path.is_file() or sha256(path) != meta[key]:
+        if not path.is_file() or sha256(path) != meta.get(key):
             changed.append(name)
     if changed:
         raise DataError(
@@ -228,8 +254,8 @@ def open_cache(
 ) -> tuple[np.memmap, pd.DataFrame, dict]:
     "(images as a read-only memory map, index, meta). Raises `DataError` if they are not what was written"
     try:
-        meta = json.loads((folder / 'meta.json').read_text())
-    except (OSError, ValueError):
+        meta = dict(json.loads((folder / 'meta.json').read_text()))
+    except (OSError, ValueError, TypeError):
         raise DataError(
             f"There is no cache of decoded images at {folder}. Run the notebook 01_data again."
         ) from None

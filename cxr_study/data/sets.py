@@ -31,6 +31,7 @@ from cxr_study.core.run import (
     StudyError,
     cache_folder,
     digest,
+    path_inside,
     read_table,
     root,
     sha256,
@@ -358,12 +359,19 @@ def _official_splits(table, path):
     return splits
 
 
+def _listed_file(folder, name):
+    "Path of a file that a csv names: below the folder, or from the root, if someone wrote it so"
+    if Path(name).is_absolute():
+        return Path(name)
+    return path_inside(folder, name, links=True)
+
+
 def _files_beside(path, names):
     "(folder of the images of a csv, their paths). Raises `DataError` if a file is missing"
     folder = path.parent / 'images'
     if not folder.is_dir():
         folder = path.parent
-    files = [folder / name for name in names]
+    files = [_listed_file(folder, name) for name in names]
     missing = [name for name, file in zip(names, files) if not file.is_file()]
     if missing:
         raise DataError(
@@ -762,7 +770,7 @@ def _rsna_official(folder):
     "RSNA Pneumonia Detection Challenge in its official layout"
     table = _rsna_labels(folder)
     images = folder / 'stage_2_train_images'
-    files = [images / f'{patient}.dcm' for patient in table.patient_id]
+    files = [path_inside(images, f'{patient}.dcm', links=True) for patient in table.patient_id]
     table = table.assign(file=files, official='')
     subtypes = _rsna_subtypes(folder, table.patient_id)
     if subtypes is not None:
@@ -808,7 +816,7 @@ def _chexpert_official(folder):
     "CheXpert (or CheXpert-small) in its official layout"
     rows = _chexpert_rows(folder)
     parts = rows.Path.str.extract(_CHEXPERT_PATH)  # Path below the folder, and patient
-    files = [folder / path for path in parts[0]]
+    files = [path_inside(folder, path, links=True) for path in parts[0]]
     with_pneumonia = _is_positive(rows['Pneumonia'])
     no_finding = _is_positive(rows['No Finding'])
     table = pd.DataFrame(

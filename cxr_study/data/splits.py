@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core.classes import CLASSES
 from ..core.options import SPLIT_RULES
-from ..core.run import Run, cache_folder
+from ..core.run import Run, cache_folder, path_inside
 from .cache import open_cache
 from .sets import DataError, ImageSet, LeakError
 
@@ -229,7 +229,7 @@ def open_data(
     "(uint8 images [N, H, W], split.csv); row `r` of the table has the image `images[r.row]`. Raises `LeakError`"
     facts = run.read('data.json')
     table = run.read('split.csv')
-    images, _, meta = open_cache(cache_folder() / facts['cache'])
+    images, _, meta = open_cache(path_inside(cache_folder(), facts['cache'], links=True))
     if meta['images_sha256'] != facts['cache_sha256']:
         raise DataError(
             f"The cache {facts['cache']} is not the one this run was made from. Run 01_data again."

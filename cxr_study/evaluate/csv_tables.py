@@ -9,7 +9,6 @@ __all__ = ['CsvColumns', 'read_csv', 'read_medmnist', 'write_medmnist', 'read_an
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #43652c9c
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -325,8 +324,9 @@ def _manifest_near(path):  # A run's folder, or a file in it
     "The manifest of the run around a path; empty if there is none"
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    file = folder / 'manifest.json'
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not (folder / 'manifest.json').is_file():
+        return {}
+    return Run(folder, verify=False).manifest
 
 
 def _label_names(labels, positive):  # Text or numbers; which of them is the positive class
@@ -376,7 +376,7 @@ def _model_path(path):
 
 def _short_names(paths):
     "A short name for each path: as many of its last parts as are needed to distinguish them"
-    parts = [_model_path(Path(path)).absolute().parts for path in paths]
+    parts = [Path(os.path.abspath(_model_path(Path(path)))).parts for path in paths]
     longest = max(len(p) for p in parts)
     for n in range(1, longest + 1):
         names = ['/'.join(p[-n:]) for p in parts]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..calibrate.transfer import reproduced_text
 from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
-from ..core.pages import notices
+from ..core.pages import notices, safe_markdown
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
 from ..evaluate.evaluation import metric_title, number, quote
 from cxr_study.pipeline.report import (
@@ -542,7 +542,7 @@ def model_card(
     "The model card of a run; raises `StudyError` without a manifest, and `ManifestMismatch` if a file was changed"
     run = _open_part(run_folder)
     sections = [f"## {name}\n\n{text}" for name, text in _sections(run).items()]
-    return _paragraphs(_heading(run), *sections) + '\n'
+    return safe_markdown(_paragraphs(_heading(run), *sections)) + '\n'
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #06c05f24
 def write_card(

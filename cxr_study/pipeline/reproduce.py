@@ -20,7 +20,15 @@ from pandas.api.types import is_numeric_dtype
 from PIL import Image
 
 from ..core.options import STAGES, check_options, options
-from ..core.run import Run, StudyError, runs_folder, sha256, upgraded, versions
+from cxr_study.core.run import (
+    Run,
+    StudyError,
+    path_inside,
+    runs_folder,
+    sha256,
+    upgraded,
+    versions,
+)
 from cxr_study.pipeline.stages import (
     RunSettings,
     StageKey,
@@ -347,7 +355,8 @@ def _copy_without(old: Run, out: Path, stages: list[str]) -> dict[str, dict]:
         if entry['stage'] in kept and _is_intact(old, name, entry):
             _copy(old.path(name), new.path(name))
             files[name] = entry
-    new.manifest = dict(manifest, run=Path(out).name, stages=kept, artefacts=files)
+    name = {_REPEATS: new.manifest.get(_REPEATS)}
+    new.manifest = dict(manifest, run=Path(out).name, stages=kept, artefacts=files, **name)
     new.save_manifest()
     return kept
 
@@ -391,6 +400,19 @@ def reproduced(
     return bool(results) and all(_is_same(row) for row in results)
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #e3a5975a
+_REPEATS = 'repeats'  # Entry of the manifest of a repetition: the name of the run that is repeated
+
+
+def _make_room(out: Path, name: str) -> None:
+    "Remove an earlier repetition of the run; raises `StudyError` if the folder holds another run"
+    if not (out / 'manifest.json').exists():
+        return
+    is_default = out.resolve().parent == (runs_folder() / 'reproduced').resolve()
+    if not is_default and Run(out, verify=False).manifest.get(_REPEATS) != name:
+        raise StudyError(f"{out} holds another run: choose another folder, with --out.")
+    shutil.rmtree(out)
+
+
 def reproduce(
     path: Path,  # Folder of a run
     out: Path | None = None,  # Where to run again; None: `reproduced/` in the folder of runs
@@ -402,12 +424,16 @@ def reproduce(
     if not old.manifest['stages']:
         raise StudyError(f"{path} is not a run: it has no manifest.json.")
     name = old.manifest['run']
-    out = Path(out or runs_folder() / 'reproduced' / name)
+    if out is None:
+        out = path_inside(runs_folder() / 'reproduced', name)
+    out = Path(out)
     if out.resolve() == Path(path).resolve():
         raise StudyError(f"{out} is the run itself: choose another folder, with --out.")
-    if (out / 'manifest.json').exists():
-        shutil.rmtree(out)
+    _make_room(out, name)
     check_writable(out)
+    new = Run(out)
+    new.manifest[_REPEATS] = name
+    new.save_manifest()
     repeat = _recompute if predictions else _rerun
     rows, notes = repeat(old, out, say)
     return dict(run=name, reproduced=reproduced(rows), artefacts=rows, notes=notes, out=str(out))

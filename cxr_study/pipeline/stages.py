@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/stages.html.md"""
 
 # %% auto #0
 __all__ = ['stage_paths', 'import_closure', 'stage_tree', 'StageKey', 'stage_keys', 'StageFailed', 'finished_stages', 'take_over',
-           'RunSettings', 'check_force', 'run_stages', 'check_run', 'run_name', 'check_writable']
+           'RunSettings', 'check_force', 'run_stages', 'check_run', 'run_name', 'check_run_folder', 'check_writable']
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #77eb4fc1
 import ast
@@ -27,13 +27,25 @@ from typing import NamedTuple
 
 import nbformat
 import papermill
-from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from ..core.options import RESNETS, STAGES, OptionError, Stage, check_options
-from ..core.run import Run, StudyError, digest, file_sha256, root, to_json, upgraded
+from cxr_study.core.run import (
+    Run,
+    StudyError,
+    WriteError,
+    digest,
+    disk_problem,
+    file_sha256,
+    locked,
+    path_inside,
+    root,
+    to_json,
+    upgraded,
+    write_error,
+)
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #1a10bd86
 def _library_folder() -> Path:
@@ -250,8 +262,18 @@ class StageFailed(StudyError):
         self.notebook = notebook
 
 
-def _stage_failed(stage: str, notebook: Path, error: Exception) -> StageFailed:
-    "The `StageFailed` for an error of papermill"
+def _disk_failed(notebook: Path, error: Exception) -> WriteError | None:
+    "The `WriteError` if a notebook stopped because a disk is full or read-only, else None"
+    if getattr(error, 'ename', '') == 'WriteError':
+        return WriteError(error.evalue)
+    number = disk_problem(getattr(error, 'evalue', ''))
+    return number and write_error(notebook.parent.parent, OSError(number, ''))
+
+
+def _stage_failed(stage: str, notebook: Path, error: Exception) -> StudyError:
+    "The `StageFailed` for an error of papermill, or a `WriteError` if the disk is the reason"
+    if disk_failed := _disk_failed(notebook, error):
+        return disk_failed
     if hasattr(error, 'ename'):
         reason = f"{error.ename}: {error.evalue}"
     else:
@@ -266,11 +288,11 @@ _IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IPr
 def _execute(path: Path, run_folder: Path, values: dict, progress: bool = True) -> Path:
     "Run one stage notebook into `run_folder`; returns the path of the executed notebook"
     executed = Path(run_folder) / 'notebooks' / path.name
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    executed.unlink(missing_ok=True)
     logging.getLogger('papermill').setLevel(logging.ERROR)
     os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
     try:
+        executed.parent.mkdir(parents=True, exist_ok=True)
+        executed.unlink(missing_ok=True)
         with _local_kernel() as config:
             papermill.execute_notebook(
                 path,
@@ -285,6 +307,8 @@ def _execute(path: Path, run_folder: Path, values: dict, progress: bool = True) 
             )
     except (PapermillExecutionError, DeadKernelError) as error:
         raise _stage_failed(path.stem, executed, error) from None
+    except OSError as error:
+        raise write_error(executed, error) from error
     return executed
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #88c299ff
@@ -334,7 +358,7 @@ def finished_stages(
     "All finished stages in the runs of a folder"
     found = {}
     for path in sorted(Path(runs).glob('*/manifest.json')):
-        with contextlib.suppress(OSError, ValueError):  # Another process may be writing it
+        with contextlib.suppress(OSError, StudyError):  # Not readable, or not a manifest
             manifest = _manifest_version(path, path.stat().st_mtime_ns)
             for stage, entry in manifest['stages'].items():
                 found.setdefault((stage, entry.get('key')), (path.parent, manifest))
@@ -360,7 +384,7 @@ def _place(source: Path, target: Path) -> None:
 def _are_intact(folder: Path, artefacts: dict) -> bool:
     "Whether all files exist and have the checksums of the manifest"
     for name, entry in artefacts.items():
-        path = folder / name
+        path = path_inside(folder, name)
         if not path.is_file() or file_sha256(path) != entry['sha256']:
             return False
     return True
@@ -378,7 +402,7 @@ def take_over(
         return False
     run = Run(run_folder)
     for name in artefacts:
-        _place(source / name, run.path(name))
+        _place(path_inside(source, name), run.path(name))
     entry = manifest['stages'][stage]
     run.manifest['parameters'] |= entry['parameters']
     for section in (*entry.get('facts', []), 'versions'):
@@ -418,18 +442,10 @@ def _locked(
     say: Callable = print,  # Called with a sentence if the lock is taken
 ) -> Iterator[None]:
     "Hold the lock `name` in the folder of runs"
-    path = Path(run_folder).resolve().parent / '.locks' / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"Waiting for another process that computes {name}")
-        lock.acquire()
-    try:
+    locks = Path(run_folder).resolve().parent / '.locks'
+    path = path_inside(locks, f"{name}.lock")
+    with locked(path, f"Waiting for another process that computes {name}", say):
         yield
-    finally:
-        lock.release()
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #d69205d2
 @dataclasses.dataclass(frozen=True)
@@ -583,6 +599,25 @@ def run_name(
     "Name of a run's folder, such as `phantom-resnet18-seed0-1a2b3c4d`"
     parts = [Path(dataset).name, values['arch'], f"seed{values['seed']}", digest(values)[:8]]
     return '-'.join(parts)
+
+
+def check_run_folder(
+    folder: Path,  # In which a run is to be written
+    values: dict,  # All options of that run
+    way: str,  # How to go on, for the message
+) -> None:
+    "Raises `StudyError` if the folder holds another run, or files that no run wrote there"
+    folder = Path(folder)
+    manifest = upgraded(Run(folder, verify=False).manifest)
+    has_stages = bool(manifest['stages'].keys() & STAGES.keys())
+    if not has_stages and (manifest['stages'] or (folder / 'predictions.csv').exists()):
+        raise StudyError(f"{folder} holds results that are not of a run. {way}")
+    changed = []
+    for name, old in manifest['parameters'].items():
+        if name in values and values[name] != old:
+            changed.append(f"{name} {old!r}, now {values[name]!r}")
+    if changed:
+        raise StudyError(f"{folder} holds a run with other options: {', '.join(changed)}. {way}")
 
 
 def check_writable(folder: Path) -> Path:

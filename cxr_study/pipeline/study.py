@@ -22,7 +22,14 @@ from cxr_study.core.options import (
 )
 from ..core.run import Run, StudyError, upgraded
 from .report import write_report
-from .stages import RunSettings, StageKey, check_writable, run_stages, take_over
+from cxr_study.pipeline.stages import (
+    RunSettings,
+    StageKey,
+    check_run_folder,
+    check_writable,
+    run_stages,
+    take_over,
+)
 
 # %% ../../nbs/lib/pipeline/03_study.ipynb #6e978d5d
 def run_study(
@@ -91,7 +98,8 @@ def calibrate_run(
         raise StudyError(f"{source} is not a finished run: it has no 02_training.")
     values = _values_of(manifest, given)
     kept = _keys_to_keep(manifest)
-    if target != source:
+    if target.resolve() != source.resolve():
+        check_run_folder(target, values, "Choose another folder, with --out.")
         _copy_stages(source, target, kept, manifest)
     again = dependents(CALIBRATION.name) & set(manifest['stages'])
     only = frozenset({*kept, CALIBRATION.name, *again})

@@ -12,6 +12,7 @@ __all__ = ['THREADS', 'SweepError', 'Sweep', 'read_sweep', 'sweep_plan', 'descri
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import secrets
 import statistics
@@ -28,10 +29,11 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from tqdm import tqdm
 
 from ..core.options import OptionError, options
-from ..core.run import StudyError, atomic_write, runs_folder, versions
+from ..core.run import StudyError, atomic_write, path_inside, runs_folder, versions
 from cxr_study.pipeline.stages import (
     RunSettings,
     check_run,
@@ -44,6 +46,35 @@ from .study import run_study
 
 if TYPE_CHECKING:
     from distributed import Client
+
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #65d97451
+_BOUNDS = dict(characters=1_000_000, depth=8, aliases=1000, values=100_000, runs=10_000)
+
+
+class _OutOfBounds(Exception):
+    "More than a sweep needs, on this line"
+
+    def __init__(self, line: int, message: str):
+        super().__init__(message)
+        self.line = line
+
+
+def _check_bounds(text: str) -> None:
+    "Raises `_OutOfBounds` for tags, too many aliases, or too much of anything"
+    if len(text) > _BOUNDS['characters']:
+        raise _OutOfBounds(1, f"a sweep has at most {_BOUNDS['characters']:,} characters")
+    depth = 0
+    aliases = 0
+    for event in YAML().parse(text):
+        line = event.start_mark.line + 1
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        aliases += isinstance(event, AliasEvent)
+        if getattr(event, 'ctag', None) is not None:
+            raise _OutOfBounds(line, f"a sweep has no tags such as {event.ctag}")
+        if depth > _BOUNDS['depth']:
+            raise _OutOfBounds(line, f"more than {_BOUNDS['depth']} levels")
+        if aliases > _BOUNDS['aliases']:
+            raise _OutOfBounds(line, f"more than {_BOUNDS['aliases']} aliases")
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #cc526043
 _Lines = dict[tuple, int]  # Path of keys, such as ('grid', 'lr', 1) -> line
@@ -65,6 +96,8 @@ def _plain(node: object, where: tuple, lines: _Lines) -> object:
     "What ruamel.yaml read as plain dictionaries, lists and values; fills `lines`"
     if not isinstance(node, (dict, list)):
         return _plain_value(node)
+    if len(where) > _BOUNDS['depth'] or len(lines) > _BOUNDS['values']:
+        raise _OutOfBounds(lines[where], "aliases make this too large")
     items = node.items() if isinstance(node, dict) else enumerate(node)
     content = {}
     for key, child in items:
@@ -87,13 +120,18 @@ def _yaml_problem(error: YAMLError) -> tuple[int, str]:
 
 def _read_yaml(text: str, source: str = 'sweep.yaml') -> tuple[dict, _Lines]:
     "Content of a YAML text and the lines of its keys; raises `SweepError` with the line that is wrong"
+    lines = {(): 1}
     try:
+        _check_bounds(text)
         node = YAML().load(text)
+        content = {} if node is None else _plain(node, (), lines)
     except YAMLError as error:
         line, problem = _yaml_problem(error)
         raise SweepError(f"{source}, line {line}: {problem}.") from None
-    lines = {(): 1}
-    content = {} if node is None else _plain(node, (), lines)
+    except _OutOfBounds as error:
+        raise SweepError(f"{source}, line {error.line}: {error}.") from None
+    except (ValueError, AttributeError):  # A number of 5,000 digits; an alias inside itself
+        raise SweepError(f"{source} has a value that no option can have.") from None
     return content, lines
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #707f99b8
@@ -167,6 +205,9 @@ def _combination(
 
 def _combinations(content: dict, lines: _Lines) -> list[tuple[dict, dict]]:
     "The `_combination` of each run, in the order of the file"
+    count = len(content['runs']) * math.prod(len(values) for values in content['grid'].values())
+    if count > _BOUNDS['runs']:
+        raise SweepError(f"A sweep of {count:,} runs is too large: at most {_BOUNDS['runs']:,}.")
     combinations = []
     for number in range(len(content['runs'])):
         for places in _grid_places(content['grid']):
@@ -244,6 +285,14 @@ def _check_reference(reference: dict, jobs: list[_Job], at: str) -> None:
     if not has_reference:
         raise SweepError(f"{at}: no run of this sweep is the reference {reference}.")
 
+# %% ../../nbs/lib/pipeline/04_sweep.ipynb #371ea6eb
+def _check_name(name: str, at: str) -> None:
+    "Raises `SweepError` if a sweep's name leads out of the folder of sweeps"
+    try:
+        path_inside('sweeps', name)
+    except StudyError as error:
+        raise SweepError(f"{at}: {error}") from None
+
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #0c361c41
 def read_sweep(
     path: Path,  # YAML file
@@ -252,9 +301,13 @@ def read_sweep(
     path = Path(path)
     if not path.is_file():
         raise SweepError(f"{path} does not exist.")
-    text = path.read_text()
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepError(f"{path} cannot be read as a text: {error}.") from None
     content, lines = _read_yaml(text, path.name)
     content = _check_form(content, lines, path.name)
+    _check_name(content.get('name', path.stem), f"{path.name}, line {lines.get(('name',), 1)}")
     jobs = _jobs_of(content, lines, path.name)
     reference = content['reference']
     line = lines.get(('reference',), 1)
@@ -442,7 +495,7 @@ def _run_job(job: _Job, runs: Path, threads: int, gpus: int, force: str | None) 
     with _one_gpu(gpus) as gpu:
         variables = dict.fromkeys(THREADS, str(threads)) | gpu
         with environment(**variables):
-            run_study(Path(runs) / job.name, job.values, job.inputs, settings)
+            run_study(path_inside(runs, job.name), job.values, job.inputs, settings)
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #79b5d0af
 def _work(
@@ -616,7 +669,7 @@ def sweep_folder(
     runs: Path | None = None,  # Folder of runs; None: `runs_folder()`
 ) -> Path:
     "The folder of a sweep's file and summary, `sweeps/NAME` in the folder of runs"
-    return Path(runs or runs_folder()) / 'sweeps' / sweep.name
+    return path_inside(Path(runs or runs_folder()) / 'sweeps', sweep.name)
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #646f4422
 def _results(

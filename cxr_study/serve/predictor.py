@@ -30,13 +30,13 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core.classes import CLASSES
-from ..core.run import NOTICE, StudyError, sha256, write_error
+from ..core.run import NOTICE, StudyError, WriteError, locked, sha256, write_error
 from ..data.decoders import Decoders, DecodersBusy, PreparedImage, prepare_image
 from ..data.formats import CorruptImage, ImageError, Limits, read_bytes, sniff
 from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
 from ..predict.heat_map import colours, evidence, heat_map, overlay
-from .bundle import Bundle, BundleError, find_bundle, load_bundle
+from .bundle import Bundle, BundleError, check_network, find_bundle, load_bundle
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #a0d51d55
 onnxruntime.disable_telemetry_events()
@@ -51,7 +51,7 @@ def _png(pixels: np.ndarray) -> bytes:  # uint8 [H, W] or [H, W, 3]
 # %% ../../nbs/lib/serve/02_predictor.ipynb #b48f7259
 def _verified_network(bundle: Bundle) -> bytes:
     "The bytes of the bundle's network. Raises `BundleError` if their hash is not the recorded one."
-    content = bundle.onnx.read_bytes()
+    content = check_network(bundle.onnx.read_bytes())
     recorded = bundle.facts['files']['model.onnx']['sha256']
     if sha256(content) != recorded:
         raise BundleError(
@@ -388,6 +388,8 @@ def _row_of(
         row['sha256'] = answer['image']['sha256']
         if on_answer:
             on_answer(path, answer)
+    except WriteError:
+        raise
     except (ImageError, DecodersBusy) as error:
         row['error'] = str(error)
     except Exception as error:
@@ -449,6 +451,18 @@ def _write_rows(rows, total: int, file: TextIO, writer: csv.DictWriter) -> int:
             failed += 1
     return failed
 
+# %% ../../nbs/lib/serve/02_predictor.ipynb #ad452277
+def _append_rows(out: Path, row_of: Callable, files: list[Path], threads: int) -> int:
+    "Append the row of each file to the table, computed by so many threads. Returns how many hold an error."
+    file, writer = _open_table(out)
+    with file, ThreadPoolExecutor(threads) as pool:
+        rows = pool.map(row_of, files)
+        try:
+            return _write_rows(rows, len(files), file, writer)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
 # %% ../../nbs/lib/serve/02_predictor.ipynb #05c7339a
 def predict_files(
     paths: list,  # Files and folders
@@ -462,20 +476,18 @@ def predict_files(
     "Predict image files and write a row for each; continue a table that was interrupted"
     out = Path(out)
     files = _image_files(paths)
-    finished = _finished_files(out, _model_key(predictor))
-    remaining = [path for path in files if str(path) not in finished]
     row_of = functools.partial(_row_of, predictor=predictor, on_answer=on_answer, options=options)
-    file, writer = _open_table(out)
     threads = workers or os.cpu_count()
     if predictor.decoders:
         threads += predictor.decoders.workers
-    with file, ThreadPoolExecutor(threads) as pool:
-        rows = pool.map(row_of, remaining)
+    waiting = f"Waiting for another process that writes {out}"
+    with locked(out.with_name(f".{out.name}.lock"), waiting, say):
+        finished = _finished_files(out, _model_key(predictor))
+        remaining = [path for path in files if str(path) not in finished]
         try:
-            failed = _write_rows(rows, len(remaining), file, writer)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            failed = _append_rows(out, row_of, remaining, threads)
+        except OSError as error:
+            raise write_error(out, error) from error
     before = len(files) - len(remaining)
     done = len(remaining) - failed
     say(f"{done} predicted, {failed} could not be read, {before} done before: {out}")
