@@ -47,7 +47,7 @@ from ..core.run import NOTICE, StudyError, to_json
 from ..data.decoders import Cancelled, Decoders, Ticket, call_job
 from ..data.formats import ImageError, Limits, UnsupportedFormat
 from ..predict.decision import Calibration
-from .bundle import check_classes, find_bundle
+from .bundle import check_classes, find_bundle, origin
 from cxr_study.serve.guard import (
     Guard,
     Problem,
@@ -1348,6 +1348,7 @@ def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket
         'start',
         model=predictor.bundle.name,
         sha256=predictor.bundle.sha256,
+        origin=origin(predictor.bundle),
         address=_address(settings),
         token=bool(settings.token),
         notice=NOTICE,
