@@ -36,6 +36,7 @@ for needed in ("fastapi", "onnxruntime", "onnx"):
     pytest.importorskip(needed, reason="needs the packages of the extra `serve`, and onnx")
 
 RAMP = np.linspace(0, 255, 320).astype(np.uint8) * np.ones((240, 1), np.uint8)
+CLEAR = RAMP // 2 + 120  # The example network is sure of this one
 
 
 def encode(x, format="JPEG", **kwargs):
@@ -636,9 +637,11 @@ def send(page, name, content):
 
 def test_page_shows_the_answer_the_heat_map_and_the_session(visit):
     page = visit()
-    send(page, "=cmd.jpeg", encode(RAMP))
+    send(page, "=cmd.jpeg", encode(CLEAR))
     page.wait_for_selector("#result:not([hidden])")
     assert "of 100" in page.inner_text("#frequency").lower() and not page.is_checked("#heat")
+    assert page.inner_text("#name") == "=cmd.jpeg"
+    assert page.evaluate("[canvas.width, canvas.height]") == [320, 240]
     plain = page.evaluate("document.getElementById('canvas').toDataURL()")
     page.check("#heat")
     assert page.evaluate(
@@ -651,17 +654,50 @@ def test_page_shows_the_answer_the_heat_map_and_the_session(visit):
         page.click("#csv")
     text = Path(download.value.path()).read_text()
     assert "'=cmd.jpeg" in text and "Not for clinical use" in text
+    for start in "=+-@\t\r":
+        assert page.evaluate(f"csvCell({start + 'a'!r})").startswith("\"'" + start)
 
 
 def test_page_names_the_verdict_where_it_differs_from_the_decision(visit):
     page = visit()
     send(page, "a.png", encode(np.full((32, 32), 113, np.uint8), "PNG"))
     page.wait_for_selector("#result:not([hidden])")
-    assert page.inner_text("#conclusion") == "Looks like pneumonia"
+    assert page.inner_text("#conclusion").startswith("Above the screening threshold of 0.30: 3")
+    assert "Most images with this number show no pneumonia" in page.inner_text("#sureness")
     assert "compatible with NORMAL alone" in page.inner_text("#point")
     send(page, "b.png", encode(np.full((32, 32), 255, np.uint8), "PNG"))
     page.locator("#status", has_text="Done.").wait_for()
     assert "alone" not in page.inner_text("#point")
+
+
+def test_page_withholds_the_number_of_an_unfamiliar_image_until_asked(visit):
+    page = visit()
+    send(page, "photo.png", encode(np.dstack([RAMP, RAMP // 2, 255 - RAMP]), "PNG"))
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.inner_text("#conclusion") == "No answer: a person needs to read this image"
+    assert "colour" in page.inner_text("#warning")
+    for number in ("#number", "#scale", "#frequency", "#heat"):
+        assert not page.is_visible(number)
+    assert "%" not in page.inner_text("#rows")
+    page.click("#ask")
+    assert page.is_visible("#scale") and page.is_visible("#heat")
+    assert "in 100" in page.inner_text("#conclusion")
+
+
+def test_page_follows_the_prevalence_and_takes_several_files(visit):
+    page = visit()
+    files = [
+        dict(name=f"{i}.png", mimeType="image/png", buffer=encode(CLEAR * 0 + 180 + 20 * i, "PNG"))
+        for i in range(3)
+    ]
+    page.set_input_files("#file", files)
+    page.locator("#rows tr").nth(2).wait_for()
+    page.locator("#name", has_text="2.png").wait_for()
+    usual = page.inner_text("#frequency")
+    page.fill("#prevalence", "1")
+    page.locator("#frequency", has_text="if 1 of 100").wait_for()
+    assert page.inner_text("#frequency") != usual
+    assert page.locator("#rows tr").count() == 3
 
 
 def test_page_answers_dicom_and_says_what_is_wrong(visit):
@@ -686,16 +722,15 @@ def test_page_works_with_the_keyboard_alone(visit):
     assert page.evaluate("document.activeElement.id") == "file"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
-    chooser.value.set_files(dict(name="a.png", mimeType="image/png", buffer=encode(RAMP, "PNG")))
+    chooser.value.set_files(dict(name="a.png", mimeType="image/png", buffer=encode(CLEAR, "PNG")))
     page.wait_for_selector("#result:not([hidden])")
     assert page.evaluate("document.activeElement.id") == "conclusion"
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id"))
-    assert {"frame", "heat", "opacity", "centre", "width", "zoom", "invert", "reset"} <= set(
-        reached
-    )
+    controls = {"heat", "opacity", "centre", "width", "zoom", "invert", "square", "reset"}
+    assert {"frame"} | controls <= set(reached)
     page.focus("#heat")
     page.keyboard.press("Space")
     assert page.is_checked("#heat")
@@ -734,7 +769,7 @@ def axe():
 )
 def test_page_has_no_axe_violations(visit, axe, how):
     page, script = visit(bypass_csp=True, **how), axe
-    send(page, "a.jpeg", encode(RAMP))
+    send(page, "a.jpeg", encode(CLEAR))
     page.wait_for_selector("#result:not([hidden])")
     page.check("#heat")
     page.click("#about summary")

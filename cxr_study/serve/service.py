@@ -174,6 +174,7 @@ class ModelFacts(ModelIdentity):
     "The model card and the values that the page needs for its scale"
 
     notice: str
+    population: str | None = Field(description="Whose images the model was trained on")
     card: str = Field(description="The model card, in Markdown")
     preprocessing: dict[str, Any]
     operating_points: list[Point]
@@ -484,7 +485,7 @@ class _Service:
         if self.decoders and self.decoders.are_stuck():
             raise Problem(503, "Every decoder is busy with a difficult file.", retry_after=1)
 
-# %% ../../nbs/lib/serve/05_service.ipynb #79d90aac
+# %% ../../nbs/lib/serve/05_service.ipynb #3f88b00f
 async def _until_gone(request: Request) -> None:
     "Return when the client has closed the connection; the request has arrived completely"
     while (await request.receive())['type'] != 'http.disconnect':
@@ -504,7 +505,7 @@ async def _watching(request: Request) -> AsyncIterator[asyncio.Future]:
     finally:
         gone.cancel()
 
-# %% ../../nbs/lib/serve/05_service.ipynb #8639895c
+# %% ../../nbs/lib/serve/05_service.ipynb #e6aefdad
 @patch
 def _waiting(self: _Service, submitted: float, ticket: Ticket) -> dict:
     "How long a worker may take for a job that was submitted then"
@@ -717,6 +718,7 @@ def _add_batch_route(api: FastAPI, service: _Service) -> None:
 
 # %% ../../nbs/lib/serve/05_service.ipynb #6865f152
 _FROM_BUNDLE = ('network', 'data', 'metrics', 'limits', 'parity', 'versions', 'classes')
+_OF_CHILDREN = ('chest_xray', 'pneumoniamnist')  # Data sets by Kermany et al. 2018
 _OF_MEASURE = ('point', 'metric', 'promised', 'got', 'kept')
 
 
@@ -735,6 +737,18 @@ def _tested(facts: dict) -> list[dict]:  # Content of `bundle.json`
     return [{name: row[name] for name in _OF_MEASURE} for row in rows]
 
 
+def _population(data: dict) -> str | None:  # Of `bundle.json`
+    "Whose images the model was trained on, and for whom it is not made"
+    if data.get('synthetic'):
+        return "Trained on drawn images, not on patients."
+    if data.get('dataset') in _OF_CHILDREN and data.get('provenance', {}).get('publisher'):
+        return (
+            "Trained and tested on children of one to five years, all from one hospital. "
+            "Nothing is known about adults, infants and other hospitals."
+        )
+    return None
+
+
 def _model_facts(predictor: Predictor) -> dict:
     "The answer of `/model`"
     bundle = predictor.bundle
@@ -746,6 +760,7 @@ def _model_facts(predictor: Predictor) -> dict:
     )
     facts = dict(
         notice=NOTICE,
+        population=_population(bundle.facts['data']),
         card=bundle.card,
         preprocessing=bundle.spec.to_dict(),
         operating_points=bundle.facts['calibration']['operating_points'],
@@ -989,7 +1004,7 @@ class _InferenceRoutes:
         )
         return JSONResponse(facts)
 
-# %% ../../nbs/lib/serve/05_service.ipynb #673796ee
+# %% ../../nbs/lib/serve/05_service.ipynb #6ec68339
 @patch
 def json_length(self: _InferenceRoutes, request: Request, body: bytes) -> int | None:
     "Bytes of the JSON before binary values; None: all is JSON. Raises the 413 or the 422 if it cannot be."
@@ -1135,7 +1150,7 @@ def create_app(
         _document_token(api)
     return Guard(api, settings, service.metrics.count_request, service.workers.check_capacity)
 
-# %% ../../nbs/lib/serve/05_service.ipynb #df246d03
+# %% ../../nbs/lib/serve/05_service.ipynb #6f62430c
 class _Connection(HttpToolsProtocol):
     "A connection with limits on its headers, their time, and its number of requests"
 
@@ -1295,7 +1310,7 @@ def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
 
-# %% ../../nbs/lib/serve/05_service.ipynb #8491ec8a
+# %% ../../nbs/lib/serve/05_service.ipynb #455b3160
 def _listen_problem(settings: Settings, error: OSError) -> StudyError:
     "The error of an address on which the service cannot listen"
     address = f"{settings.host}, port {settings.port}"
@@ -1340,7 +1355,9 @@ def listen(settings: Settings) -> list[socket.socket]:
     return listeners
 
 # %% ../../nbs/lib/serve/05_service.ipynb #0f1451c5
-def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket.socket]) -> None:
+def _run_server(
+    predictor: Predictor, settings: Settings, listeners: list[socket.socket]
+) -> None:
     "Answer requests until SIGTERM or Ctrl-C"
     app = create_app(predictor, settings)
     server = Server(_uvicorn_config(app, settings), app, settings.drain_seconds)

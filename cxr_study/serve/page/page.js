@@ -3,8 +3,11 @@
 
 const byId = id => document.getElementById(id);
 const session = [];  // One entry for each image that was sent
+const waiting = [];  // Files that were chosen and not sent yet
 let model = null;  // Answer of /model
-let current = null;  // The image on display: {grey, heat, values, size}
+let current = null;  // The image on display
+let shown = null;  // Its file and its answer
+let isSending = false;
 let token = '';
 
 function element(name, text, className) {
@@ -58,51 +61,156 @@ async function loadModel() {
   byId('model').textContent = `${model.name}, version ${model.version}${synthetic}`;
   const prevalence = model.scale.prevalence;
   if (prevalence) byId('prevalence-known').textContent = ` (${Math.round(100 * prevalence)} of 100)`;
+  showSentence('population', model.population);
+  showSentence('failure', failureOf(model));
   showCard(model.card);
+}
+
+function showSentence(id, text) {
+  byId(id).textContent = text || '';
+  byId(id).hidden = !text;
+}
+
+function testedValue(point, metric) {
+  const row = model && model.tested.find(entry => entry.point === point && entry.metric === metric);
+  return row && row.got ? row.got : null;
+}
+
+// What the threshold in use does with healthy patients of the test
+function failureOf(model) {
+  const specificity = testedValue(model.in_use, 'specificity');
+  if (!specificity) return '';
+  const [wrong, least, most] = [specificity.value, specificity.upper, specificity.lower].map(x => of100(1 - x));
+  return `Where it fails: at the threshold in use, it places ${wrong} of 100 healthy patients of the test above the ` +
+    `threshold (${least} to ${most}).`;
+}
+
+function of100(share) {
+  return Math.round(100 * share);
+}
+
+function query() {
+  const percentage = byId('prevalence').valueAsNumber;
+  return percentage > 0 && percentage < 100 ? '?prevalence=' + percentage / 100 : '';
+}
+
+function formOf(file) {
+  const form = new FormData();
+  form.append('file', file, 'image');
+  return {method: 'POST', body: form};
 }
 
 async function send(file) {
   byId('error').hidden = true;
-  byId('status').textContent = 'Analysing the image …';
-  const form = new FormData();
-  form.append('file', file, 'image');
-  const percentage = byId('prevalence').valueAsNumber;
-  const query = percentage > 0 && percentage < 100 ? '?prevalence=' + percentage / 100 : '';
+  const more = waiting.length ? ` (${waiting.length} more waiting)` : '';
+  byId('status').textContent = `Analysing ${file.name}${more} …`;
   try {
-    const answer = await request('/explain' + query, {method: 'POST', body: form});
+    const answer = await request('/explain' + query(), formOf(file));
     remember(file.name, answer, '');
+    shown = {file, answer, isAsked: false};
     await showAnswer(answer);
     byId('status').textContent = 'Done.';
   } catch (error) {
     remember(file.name, null, error.message);
-    showError(error);
+    showError(error, file.name);
   }
 }
 
-function showError(error) {
+async function sendAll(files) {
+  waiting.push(...files);
+  if (isSending) {
+    byId('status').textContent += ` Queued: ${[...files].map(file => file.name).join(', ')}.`;
+    return;
+  }
+  isSending = true;
+  while (waiting.length) await send(waiting.shift());
+  isSending = false;
+}
+
+// Another prevalence changes the number of the image on display
+async function updatePrevalence() {
+  if (!shown || isSending || !byId('prevalence').validity.valid) return;
+  const {file} = shown;
+  try {
+    const answer = await request('/predict' + query(), formOf(file));
+    if (!shown || shown.file !== file) return;
+    Object.assign(shown.answer, answer);
+    showNumber(shown.answer);
+    byId('status').textContent = 'The answer follows the new share of pneumonia.';
+  } catch (error) {
+    byId('status').textContent = error.message;
+  }
+}
+
+function showError(error, name) {
   byId('status').textContent = '';
-  byId('error').textContent = error.message;
+  byId('error').textContent = name ? `${name}: ${error.message}` : error.message;
   byId('error').hidden = false;
   byId('result').hidden = true;
+  shown = null;
 }
 
 // --- The answer ---
 
+function inHundred(probability) {
+  if (probability < 0.005) return 'fewer than 1 in 100';
+  if (probability > 0.995) return 'more than 99 in 100';
+  return `${of100(probability)} in 100`;
+}
+
+// Thresholds hold at the prevalence of the calibration data
+function thresholdText(answer) {
+  const {threshold} = answer.operating_point;
+  const kind = threshold < 0.5 ? 'screening threshold' : 'threshold';
+  return query() ? kind : `${kind} of ${threshold.toPrecision(2)}`;
+}
+
 function conclusionOf(answer) {
-  if (answer.abstains) return 'Uncertain: a person needs to read this image';
-  return answer.decision === 'PNEUMONIA' ? 'Looks like pneumonia' : 'Does not look like pneumonia';
+  if (isWithheld(answer)) return 'No answer: a person needs to read this image';
+  const side = answer.decision === 'PNEUMONIA' ? 'Above' : 'Below';
+  return `${side} the ${thresholdText(answer)}: ${inHundred(answer.probability)}`;
+}
+
+function isWithheld(answer) {
+  return (answer.abstains || answer.unfamiliar === true) && !shown.isAsked;
+}
+
+function surenessOf(answer) {
+  const isAbove = answer.decision === 'PNEUMONIA';
+  if (isAbove && answer.probability < 0.5) {
+    return 'Most images with this number show no pneumonia. The threshold is low, so that few pneumonias are missed.';
+  }
+  const sensitivity = testedValue(answer.operating_point.name, 'sensitivity');
+  if (!isAbove && sensitivity) {
+    return `On the test, ${of100(1 - sensitivity.value)} of 100 images with pneumonia were below the threshold ` +
+      `(${of100(1 - sensitivity.upper)} to ${of100(1 - sensitivity.lower)}).`;
+  }
+  const specificity = testedValue(answer.operating_point.name, 'specificity');
+  if (!specificity) return '';
+  return `On the test, ${of100(1 - specificity.value)} of 100 healthy images were above the threshold too.`;
 }
 
 async function showAnswer(answer) {
+  byId('name').textContent = shown.file.name;
+  showNumber(answer);
+  await showImage(answer);
+  byId('result').hidden = false;
+  byId('conclusion').focus();
+}
+
+function showNumber(answer) {
+  const withheld = isWithheld(answer);
   byId('conclusion').textContent = conclusionOf(answer);
-  byId('frequency').textContent = answer.frequency;
+  byId('frequency').textContent = withheld ? '' : answer.frequency;
+  byId('sureness').textContent = withheld ? '' : surenessOf(answer);
+  byId('number').hidden = withheld;
+  byId('ask').hidden = !withheld;
+  for (const id of ['heat-row', 'opacity-row']) byId(id).hidden = withheld;
+  if (withheld) byId('heat').checked = false;
   showWarning(answer);
   showScale(answer);
   showPoint(answer);
   showDetails(answer);
-  await showImage(answer);
-  byId('result').hidden = false;
-  byId('conclusion').focus();
 }
 
 function showWarning(answer) {
@@ -118,11 +226,10 @@ function showWarning(answer) {
 // The decision depends on the operating point, the verdict does not: the two can name different classes
 function pointText(answer) {
   const point = answer.operating_point;
-  const decided = `At the operating point ${point.name} (${point.rule}; threshold ${percent(point.threshold)}) ` +
-    `the decision is ${answer.decision}.`;
+  const rule = `Operating point ${point.name}: ${point.rule}; threshold ${point.threshold.toPrecision(2)}.`;
   const isOneClass = ['NORMAL', 'PNEUMONIA'].includes(answer.verdict);
-  if (!isOneClass || answer.verdict === answer.decision) return decided;
-  return `${decided} Without an operating point the image is compatible with ${answer.verdict} alone.`;
+  if (!isOneClass || answer.verdict === answer.decision) return rule;
+  return `${rule} Without a threshold, the image is compatible with ${answer.verdict} alone.`;
 }
 
 function showPoint(answer) {
@@ -206,7 +313,7 @@ function showDetails(answer) {
   const rows = {
     'Calibrated probability': answer.probability.toPrecision(4),
     'Logit of the network': answer.logit.toFixed(4),
-    'Decision at the operating point': answer.decision,
+    'Side of the threshold that counts as': answer.decision,
     'Classes that the image is compatible with': VERDICTS[answer.verdict] || answer.verdict,
     'Unlike the training images': unfamiliarText(answer),
     'Model': answer.model.name + ' ' + answer.model.version,
@@ -220,70 +327,94 @@ function showDetails(answer) {
     items.push(element('dt', name), element('dd', value));
   }
   byId('details').replaceChildren(...items);
-  const {size, geometry} = answer.preprocessing;
-  const shape = geometry === 'squish' ? 'squeezed into a square' : 'its central square';
-  byId('geometry').textContent = `${size} x ${size} pixels, ${shape}`;
 }
 
 // --- The image ---
 
-async function decodePng(base64) {
+async function decodeImage(base64, type) {
   const image = new Image();
-  image.src = 'data:image/png;base64,' + base64;
+  image.src = `data:image/${type};base64,${base64}`;
   await image.decode();
   return image;
 }
 
-function canvasOf(size) {
+function canvasOf(width, height) {
   const canvas = document.createElement('canvas');
-  canvas.width = size;
-  canvas.height = size;
+  canvas.width = width;
+  canvas.height = height;
   return canvas;
 }
 
-async function showImage(answer) {
-  const image = await decodePng(answer.seen_png);
-  const heat = await decodePng(answer.heat_png);
-  const size = image.width;
-  const context = canvasOf(size).getContext('2d');
+function pixelsOf(image) {
+  const context = canvasOf(image.width, image.height).getContext('2d');
   context.drawImage(image, 0, 0);
-  current = {grey: context.getImageData(0, 0, size, size).data, heat, values: answer.heat, size};
+  return context.getImageData(0, 0, image.width, image.height);
+}
+
+async function showImage(answer) {
+  const whole = await decodeImage(answer.picture_jpeg, 'jpeg');
+  const seen = await decodeImage(answer.seen_png, 'png');
+  const heat = await decodeImage(answer.heat_png, 'png');
+  const isCropped = answer.preprocessing.geometry !== 'squish';
+  current = {whole: pixelsOf(whole), seen: pixelsOf(seen), heat, isCropped, values: answer.heat};
   draw();
 }
 
-function windowed(grey, size) {
+// Brightness after window and inversion, for each of the 256 grey levels
+function levels() {
   const centre = Number(byId('centre').value);
   const width = Number(byId('width').value);
   const inverted = byId('invert').checked;
-  const pixels = new ImageData(size, size);
-  for (let i = 0; i < 4 * size * size; i += 4) {
-    const share = Math.min(1, Math.max(0, (grey[i] - centre) / width + 0.5));
-    pixels.data.fill(255 * (inverted ? 1 - share : share), i, i + 3);
+  return Uint8ClampedArray.from({length: 256}, (_, grey) => {
+    const share = Math.min(1, Math.max(0, (grey - centre) / width + 0.5));
+    return 255 * (inverted ? 1 - share : share);
+  });
+}
+
+function windowed(source) {
+  const level = levels();
+  const pixels = new ImageData(source.width, source.height);
+  for (let i = 0; i < source.data.length; i += 4) {
+    const value = level[source.data[i]];
+    pixels.data[i] = value;
+    pixels.data[i + 1] = value;
+    pixels.data[i + 2] = value;
     pixels.data[i + 3] = 255;
   }
-  const canvas = canvasOf(size);
+  const canvas = canvasOf(source.width, source.height);
   canvas.getContext('2d').putImageData(pixels, 0, 0);
   return canvas;
 }
 
-const ENLARGED = 3;  // Pixels of the canvas for each pixel of the image
+const ENLARGED = 3;  // Pixels of the canvas for each pixel that the model sees
+
+// The part of the canvas that the model sees: all of it, or its central square
+function seenPart(canvas, isCropped) {
+  if (!isCropped) return [0, 0, canvas.width, canvas.height];
+  const side = Math.min(canvas.width, canvas.height);
+  return [(canvas.width - side) / 2, (canvas.height - side) / 2, side, side];
+}
 
 function draw() {
   if (!current) return;
   const canvas = byId('canvas');
-  const side = current.size * ENLARGED;
-  canvas.width = side;
-  canvas.height = side;
+  const isSquare = byId('square').checked;
+  const source = isSquare ? current.seen : current.whole;
+  const scale = isSquare ? ENLARGED : 1;
+  canvas.width = source.width * scale;
+  canvas.height = source.height * scale;
   const context = canvas.getContext('2d');
-  context.drawImage(windowed(current.grey, current.size), 0, 0, side, side);
+  context.drawImage(windowed(source), 0, 0, canvas.width, canvas.height);
   const withHeat = byId('heat').checked;
-  let label = 'The image as the model sees it';
+  const size = `${current.seen.width} x ${current.seen.height} pixels`;
+  let label = isSquare ? `What the model sees, ${size}` : 'The image';
   if (withHeat) {
     context.globalAlpha = byId('opacity').value / 100;
-    context.drawImage(current.heat, 0, 0, side, side);
+    context.drawImage(current.heat, ...seenPart(canvas, current.isCropped && !isSquare));
     context.globalAlpha = 1;
     label += ', with the heat map. ' + describeHeat(current.values);
   }
+  byId('shown').textContent = isSquare ? `What the model sees: ${size}.` : `The image. The model sees ${size} of it.`;
   byId('legend').hidden = !withHeat;
   canvas.setAttribute('aria-label', label);
   canvas.style.width = byId('zoom').value + '%';
@@ -297,7 +428,7 @@ function describeHeat(values) {
   const third = (index, count) => Math.min(2, Math.floor(3 * (index + 0.5) / count));
   const vertical = ['top', 'middle', 'bottom'][third(best[0], values.length)];
   const horizontal = ['left', 'centre', 'right'][third(best[1], values[0].length)];
-  return `Strongest evidence for pneumonia: ${vertical}, ${horizontal} of the image`;
+  return `What raised the number most: ${vertical}, ${horizontal} of the image. This is not a localisation`;
 }
 
 // --- The table of this session ---
@@ -305,14 +436,19 @@ function describeHeat(values) {
 function remember(file, answer, error) {
   const entry = {time: new Date().toISOString().slice(0, 19) + 'Z', file, answer: 'error', probability: '', note: error, model: ''};
   if (answer) {
-    entry.answer = answer.abstains ? 'uncertain' : answer.decision;
-    entry.probability = answer.probability;
+    entry.answer = sideOf(answer);
+    if (!answer.abstains) entry.probability = answer.probability;
     entry.note = answer.reason || '';
     entry.model = answer.model.sha256;
   }
   session.push(entry);
   byId('rows').replaceChildren(...session.map(sessionRow));
   byId('history').hidden = false;
+}
+
+function sideOf(answer) {
+  if (answer.abstains) return 'uncertain';
+  return answer.decision === 'PNEUMONIA' ? 'above threshold' : 'below threshold';
 }
 
 function sessionRow(entry) {
@@ -325,7 +461,7 @@ function sessionRow(entry) {
 }
 
 function csvCell(value) {
-  const harmless = String(value).replace(/^[=+\-@]/, "'$&");  // A spreadsheet would run a formula
+  const harmless = String(value).replace(/^[\s=+\-@]/, "'$&");  // A spreadsheet would run a formula
   return '"' + harmless.replaceAll('"', '""') + '"';
 }
 
@@ -409,7 +545,7 @@ function showCard(text) {
 
 // --- Events ---
 
-const DISPLAY = ['heat', 'opacity', 'centre', 'width', 'zoom', 'invert'];
+const DISPLAY = ['heat', 'opacity', 'centre', 'width', 'zoom', 'invert', 'square'];
 
 for (const id of DISPLAY) byId(id).addEventListener('input', draw);
 
@@ -422,9 +558,20 @@ byId('reset').addEventListener('click', () => {
 });
 
 byId('file').addEventListener('change', () => {
-  const [file] = byId('file').files;
-  if (file) send(file);
+  sendAll([...byId('file').files]);
   byId('file').value = '';
+});
+
+let timer;
+byId('prevalence').addEventListener('input', () => {
+  clearTimeout(timer);
+  timer = setTimeout(updatePrevalence, 150);  // Milliseconds: after the last key
+});
+
+byId('ask').addEventListener('click', () => {
+  shown.isAsked = true;
+  showNumber(shown.answer);
+  byId('conclusion').focus();
 });
 
 for (const event of ['dragover', 'dragleave', 'drop']) {
@@ -435,8 +582,7 @@ for (const event of ['dragover', 'dragleave', 'drop']) {
 }
 
 document.addEventListener('drop', e => {
-  const [file] = e.dataTransfer.files;
-  if (file) send(file);
+  sendAll([...e.dataTransfer.files]);
 });
 
 byId('csv').addEventListener('click', saveCsv);
