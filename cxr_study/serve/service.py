@@ -1355,9 +1355,7 @@ def listen(settings: Settings) -> list[socket.socket]:
     return listeners
 
 # %% ../../nbs/lib/serve/05_service.ipynb #0f1451c5
-def _run_server(
-    predictor: Predictor, settings: Settings, listeners: list[socket.socket]
-) -> None:
+def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket.socket]) -> None:
     "Answer requests until SIGTERM or Ctrl-C"
     app = create_app(predictor, settings)
     server = Server(_uvicorn_config(app, settings), app, settings.drain_seconds)

@@ -355,8 +355,8 @@ async function showImage(answer) {
   const whole = await decodeImage(answer.picture_jpeg, 'jpeg');
   const seen = await decodeImage(answer.seen_png, 'png');
   const heat = await decodeImage(answer.heat_png, 'png');
-  const isCropped = answer.preprocessing.geometry !== 'squish';
-  current = {whole: pixelsOf(whole), seen: pixelsOf(seen), heat, isCropped, values: answer.heat};
+  const {geometry} = answer.preprocessing;
+  current = {whole: pixelsOf(whole), seen: pixelsOf(seen), heat, geometry, values: answer.heat};
   draw();
 }
 
@@ -388,11 +388,21 @@ function windowed(source) {
 
 const ENLARGED = 3;  // Pixels of the canvas for each pixel that the model sees
 
-// The part of the canvas that the model sees: all of it, or its central square
-function seenPart(canvas, isCropped) {
-  if (!isCropped) return [0, 0, canvas.width, canvas.height];
-  const side = Math.min(canvas.width, canvas.height);
-  return [(canvas.width - side) / 2, (canvas.height - side) / 2, side, side];
+// The central part of width x height that has the proportions of the other two numbers
+function centralPart(width, height, otherWidth, otherHeight) {
+  const scale = Math.min(width / otherWidth, height / otherHeight);
+  const [partWidth, partHeight] = [otherWidth * scale, otherHeight * scale];
+  return [(width - partWidth) / 2, (height - partHeight) / 2, partWidth, partHeight];
+}
+
+// Draw the heat map, which lies over the square that the model sees, over the whole image
+function drawHeat(context, canvas, geometry) {
+  const {heat} = current;
+  let from = [0, 0, heat.width, heat.height];
+  let to = [0, 0, canvas.width, canvas.height];
+  if (geometry === 'crop') to = centralPart(canvas.width, canvas.height, 1, 1);
+  if (geometry === 'letterbox') from = centralPart(heat.width, heat.height, canvas.width, canvas.height);
+  context.drawImage(heat, ...from, ...to);
 }
 
 function draw() {
@@ -410,7 +420,7 @@ function draw() {
   let label = isSquare ? `What the model sees, ${size}` : 'The image';
   if (withHeat) {
     context.globalAlpha = byId('opacity').value / 100;
-    context.drawImage(current.heat, ...seenPart(canvas, current.isCropped && !isSquare));
+    drawHeat(context, canvas, isSquare ? 'squish' : current.geometry);
     context.globalAlpha = 1;
     label += ', with the heat map. ' + describeHeat(current.values);
   }
