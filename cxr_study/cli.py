@@ -28,6 +28,7 @@ from cxr_study.core.run import (
     to_json,
     write_error,
 )
+from .core.tables import file_text
 
 # %% ../nbs/lib/cli/01_cli.ipynb #85d67684
 # Packages whose name is not that of their module
@@ -64,7 +65,7 @@ def _missing_package(module: str) -> str:  # The module that could not be import
 # %% ../nbs/lib/cli/01_cli.ipynb #4914581e
 def _exit(message, code):
     "Print `message` on standard error and end the command with `code`"
-    click.echo(message, err=True)
+    click.echo(file_text(message), err=True)
     raise click.exceptions.Exit(code)
 
 
@@ -237,7 +238,7 @@ def _run(run_dir, overwrite, force, as_json, **given):
     from cxr_study.pipeline.study import run_study
 
     say = _printer(as_json)
-    values, dataset, inputs = check_run(given)
+    values, dataset, inputs = check_run(given, say)
     check_force(force)
     folder = run_dir or path_inside(runs_folder(), run_name(values, dataset))
     if run_dir and not overwrite:
@@ -619,7 +620,14 @@ def _print_evaluation(table, notes, out):
     default='',
     help="Positive class of your own data; not needed for names such as positive or 1",
 )
-def _audit(source, out, positive):
+@click.option(
+    '--patients',
+    type=click.Choice(['auto', 'folders', 'unknown']),
+    default='auto',
+    show_default=True,
+    help="Patients of a folder: those below the classes, or each image its own",
+)
+def _audit(source, out, positive, patients):
     """Audit a data set: duplicates, leaks and shortcuts.
 
     SOURCE is a name such as pneumoniamnist, a folder with two class folders,
@@ -633,7 +641,7 @@ def _audit(source, out, positive):
     """
     from cxr_study.data.audit import write_audit
 
-    facts = write_audit(source, out, positive)
+    facts = write_audit(source, out, positive, patients=patients)
     for _, sentence in facts['findings']:
         click.echo(f"- {sentence}")
     click.echo(f"Audit: {out / 'audit.html'}")

@@ -176,7 +176,7 @@ def test_a_file_that_is_not_an_image_is_named_and_nothing_is_left(tmp_path, spoi
 def test_other_class_names_need_the_positive_one(tmp_path):
     own = folder(tmp_path / 'own', 2, classes=('krank', 'gesund'))
     with pytest.raises(
-        DataError, match="gesund and krank. Say which one is positive: --positive NAME"
+        DataError, match="gesund and krank. Say which one is positive: --positive gesund or"
     ):
         load_dataset(own)
     table = load_dataset(own, 'krank').table

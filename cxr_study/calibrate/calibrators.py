@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.run import StudyError
+from ..core.tables import patient_numbers
 from ..predict.decision import Calibrator
 from ..predict.table import PredictionError
 
@@ -106,6 +107,13 @@ _FEWEST_LOGITS = 10  # Different logits that isotonic needs
 _UNNAMED = ('the negative class', 'the positive class')  # Where the run's own names are not known
 
 # %% ../../nbs/lib/calibrate/01_calibrators.ipynb #43f3ceb4
+def _patients_of_classes(table: 'pd.DataFrame') -> list[int]:
+    "Number of patients with images of class 0 and of class 1"
+    patient = patient_numbers(table)
+    label = table.label.to_numpy()
+    return [len(np.unique(patient[label == number])) for number in (0, 1)]
+
+
 def _obstacle(
     kind: str,  # Calibrator
     table: 'pd.DataFrame',  # Table of predictions of the validation split
@@ -114,7 +122,7 @@ def _obstacle(
     "Why this calibrator cannot be fitted on these images, or None"
     if kind == 'none':
         return None
-    patients = [table.patient_id[table.label == label].nunique() for label in (0, 1)]
+    patients = _patients_of_classes(table)
     rarer = int(np.argmin(patients))
     name = (classes or _UNNAMED)[rarer]
     if patients[rarer] == 0:
@@ -170,12 +178,13 @@ def _folds(
     from sklearn.model_selection import StratifiedGroupKFold
 
     fold = np.zeros(len(table), int)
-    patients = [table.patient_id[table.label == label].nunique() for label in (0, 1)]
+    patients = _patients_of_classes(table)
     n = min(n, *patients)
     if n < 2:
         return fold
     splitter = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
-    for i, (_, held_out) in enumerate(splitter.split(fold, table.label, table.patient_id)):
+    patient = patient_numbers(table)
+    for i, (_, held_out) in enumerate(splitter.split(fold, table.label, patient)):
         fold[held_out] = i
     return fold
 
@@ -201,9 +210,8 @@ def cross_fitted(
     return logit
 
 # %% ../../nbs/lib/calibrate/01_calibrators.ipynb #58ea51eb
-def _error_of_mean(values: np.ndarray, patient: 'pd.Series') -> float:
-    "Standard error of the mean of values [images] whose patients are independent"
-    _, group = np.unique(patient.to_numpy(str), return_inverse=True)
+def _error_of_mean(values: np.ndarray, group: np.ndarray) -> float:
+    "Standard error of the mean of values [images] whose patients, numbered by `group`, are independent"
     patient_sums = np.bincount(group, values - values.mean())
     error_of_sum = np.sqrt((patient_sums**2).sum())
     return float(error_of_sum / len(values))
@@ -234,7 +242,7 @@ def _compare_calibrators(
             calibrator=kind,
             log_loss=float(loss.mean()),
             excess=float(difference.mean()),
-            error=_error_of_mean(difference, table.patient_id),
+            error=_error_of_mean(difference, patient_numbers(table)),
         )
         rows.append(row)
     chosen = next(row for row in rows if row['excess'] <= row['error'])

@@ -15,6 +15,7 @@ import numpy as np
 from ..core.classes import CLASSES
 from ..core.run import StudyError
 from ..core.style import CLASS_COLOURS, COLOURS, figure
+from ..core.tables import patient_numbers
 from ..evaluate.evaluation import FEW, undefined
 from ..evaluate.intervals import bootstrap_weights, effective_size, wilson
 from ..evaluate.metrics import Scored, scored
@@ -84,7 +85,7 @@ def coverage(
     "Coverage of each class and of all, size of the sets, accuracy of single answers: name -> entry"
     table = table[table.split == split]
     truth = table.label.to_numpy()
-    patient = table.patient_id.to_numpy(str)
+    patient = patient_numbers(table)
     in_set = sets(table.logit)
     size = in_set.sum(1)
     covered = in_set[np.arange(len(truth)), truth]

@@ -19,6 +19,7 @@ from .measures import Estimate, estimate_entry
 from ..core.classes import CLASSES, in_prose, with_names
 from ..core.run import StudyError
 from ..core.style import COLOURS, MODELS, figure
+from ..core.tables import patient_numbers
 from ..evaluate.evaluation import closed_form_intervals
 from ..evaluate.intervals import bootstrap_weights, jackknife
 from cxr_study.evaluate.metrics import (
@@ -85,7 +86,7 @@ def keep_sensitivity(
     "Threshold on the probability that keeps the target sensitivity with confidence, and its rule"
     positive = val[val.label == 1]
     n = len(positive)
-    patients = positive.patient_id.nunique()
+    patients = len(np.unique(patient_numbers(positive)))
     thresholds = np.sort(sigmoid(positive.logit))
     found = n - np.arange(n)  # Images at or above each threshold
     bounds = lower_bound(found * patients / n, patients, confidence)

@@ -8,10 +8,11 @@ Docs: https://cxr-study.github.io/cxr_study/lib/core/run.html.md"""
 __all__ = ['NOTICE', 'PACKAGES', 'TABLES', 'StudyError', 'ManifestMismatch', 'WriteError', 'closest_name', 'atomic_write',
            'write_error', 'disk_problem', 'locked', 'path_inside', 'sha256', 'file_sha256', 'to_json', 'digest',
            'seed_everything', 'versions', 'git_state', 'hardware', 'root', 'runs_folder', 'cache_folder', 'upgraded',
-           'Run', 'read_table']
+           'Run', 'write_csv', 'read_table']
 
 # %% ../../nbs/lib/core/01_run.ipynb #b6611d7c
 import contextlib
+import csv
 import dataclasses
 import datetime
 import difflib
@@ -265,6 +266,9 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return installed
 
 # %% ../../nbs/lib/core/01_run.ipynb #2839b635
+_CODE = ('*.py', '*.ipynb')  # New files of these kinds count as uncommitted changes, results do not
+
+
 def _git(folder, *args):
     "Output of a git command in `folder`"
     command = ['git', '-C', str(folder), *args]
@@ -273,13 +277,14 @@ def _git(folder, *args):
 
 
 def git_state(folder: str | Path = '.') -> dict:  # `commit` and `dirty`
-    "Commit of the checkout around `folder`, and whether it has uncommitted changes; both None outside a checkout"
+    "Commit of the checkout around `folder`, and whether code differs from it; both None outside a checkout"
     try:
         commit = _git(folder, 'rev-parse', 'HEAD')
-        changes = _git(folder, 'status', '--porcelain')
+        changes = _git(folder, 'status', '--porcelain', '--untracked-files=no')
+        new_code = _git(folder, 'ls-files', '--others', '--exclude-standard', *_CODE)
     except (OSError, subprocess.CalledProcessError):
         return dict(commit=None, dirty=None)
-    return dict(commit=commit, dirty=bool(changes))
+    return dict(commit=commit, dirty=bool(changes or new_code))
 
 # %% ../../nbs/lib/core/01_run.ipynb #3fdff61b
 def _driver():
@@ -541,18 +546,26 @@ def _write_figure(figure, path):
     figure.savefig(path, dpi=150, bbox_inches='tight', metadata=metadata)
 
 
+def write_csv(table: 'pd.DataFrame', path: Path) -> None:
+    "A csv that reads back as it was; texts have quotes if one of them contains a carriage return"
+    texts = table.select_dtypes(exclude=['number', 'bool'])
+    has_return = any('\r' in str(value) for column in texts for value in texts[column].unique())
+    quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
+    table.to_csv(path, index=False, quoting=quoting, errors='backslashreplace')
+
+
 def _write_value(value, path):
     "Write `value` in the format that the suffix of `path` names"
     if hasattr(value, 'savefig'):
         _write_figure(value, path)
     elif path.suffix == '.csv':
-        value.to_csv(path, index=False)
+        write_csv(value, path)
     elif path.suffix == '.json':
         path.write_text(to_json(value, indent=1) + "\n")
     elif isinstance(value, bytes):
         path.write_bytes(value)
     else:
-        path.write_text(str(value))
+        path.write_text(str(value), errors='backslashreplace')
 
 # %% ../../nbs/lib/core/01_run.ipynb #cde51e83
 @patch

@@ -608,6 +608,7 @@ def findings(
     "(weight, sentence) pairs; the weights are `grave`, `note` and `fine`, the grave ones first"
     sentences = [("note", _size_sentence(facts))]
     sentences += _shape_sentences(facts)
+    sentences += [("note", text) for text in facts['provenance'].get('notes', [])]
     sentences += _leak_sentences(facts)
     sentences += _copy_sentences(facts['copies'], "identical")
     sentences += _copy_sentences(facts['near'], "nearly identical")
@@ -969,9 +970,12 @@ def write_audit(
     source: str | Path | ImageSet,  # As for `audit`
     folder: str | Path,  # Where to write
     positive: str = '',  # Name of the positive class of your own data
+    patients: str = 'auto',  # Patients of a folder, as for `load_dataset`
     **options,  # As for `audit`
 ) -> dict:
     "Audit a data set into `folder`: audit.html, audit.json and datasheet.md; returns the facts"
+    if not isinstance(source, ImageSet):
+        source = load_dataset(source, positive, patients)
     image_set, images, hashes, table = _prepare(source, positive, **options)
     facts = examine(image_set, images, hashes, table, options.get('seed', 0))
     facts['findings'] = findings(facts)

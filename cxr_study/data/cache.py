@@ -276,7 +276,12 @@ def decoded(
     with FileLock(f"{folder}.lock"):
         if not (folder / 'meta.json').exists():
             build_cache(image_set, spec, folder)
-    return open_cache(folder)
+        images, index, meta = open_cache(folder)
+        if list(index.image_id) == list(image_set.table.image_id):
+            return images, index, meta
+        shutil.rmtree(folder)  # An earlier version wrote unusual names wrongly
+        build_cache(image_set, spec, folder)
+        return open_cache(folder)
 
 # %% ../../nbs/lib/data/06_cache.ipynb #872b52ce
 def batches(

@@ -6,15 +6,19 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/formats.html.md"""
 
 # %% auto #0
 __all__ = ['ImageError', 'TooLarge', 'UnsupportedFormat', 'CorruptImage', 'UnsupportedDicom', 'Limits', 'read_bytes', 'sniff',
-           'to_grey']
+           'is_hidden', 'is_folder', 'FoundImages', 'left_out_note', 'find_images', 'to_grey']
 
 # %% ../../nbs/lib/data/01_formats.ipynb #7b6e504a
 import dataclasses
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..core.run import StudyError
+from ..core.tables import file_text
 
 # %% ../../nbs/lib/data/01_formats.ipynb #92018085
 class ImageError(StudyError):
@@ -100,6 +104,123 @@ def sniff(content: bytes) -> str:
             "pixels is not known. Export it again as a DICOM Part 10 file."
         )
     raise UnsupportedFormat("This is neither JPEG nor PNG nor DICOM. Convert it to one of these.")
+
+# %% ../../nbs/lib/data/01_formats.ipynb #43845c61
+_SUFFIXES = ('.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.dcm', '.dicom')
+_BINS = frozenset(
+    [
+        '__macosx',
+        '__pycache__',
+        '@eadir',
+        '@recycle',
+        '@tmp',
+        '#recycle',
+        '#snapshot',
+        '$recycle.bin',
+        'recycler',
+        'lost+found',
+        'system volume information',
+        'thumbs.db',
+        'desktop.ini',
+        'icon\r',
+        'dicomdir',
+    ]
+)
+
+
+def is_hidden(name: str) -> bool:  # Of a file or a folder
+    "Whether a file or folder is hidden, a bin, or made by a desktop or a server"
+    return name.startswith('.') or name.lower() in _BINS
+
+
+def is_folder(path: Path) -> bool:
+    "Whether a path is a folder or a link to one; a link that leads to itself is none"
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+@dataclasses.dataclass
+class FoundImages:
+    "The images below a folder, and the files there that are none"
+
+    files: list[Path]  # Sorted
+    left_out: dict[Path, str]  # File -> why it is left out
+
+    def note(self, folder: Path) -> str | None:  # The names are shown from this folder
+        "A sentence that counts and names what is left out; None if nothing is"
+        return left_out_note(
+            {os.path.relpath(path, folder): why for path, why in self.left_out.items()}
+        )
+
+# %% ../../nbs/lib/data/01_formats.ipynb #4d743967
+_MOST_NAMED = 5  # Files that a sentence names
+
+
+def left_out_note(left_out: dict[str, str]) -> str | None:  # File -> why
+    "A sentence that counts and names files that are left out; None if there are none"
+    if not left_out:
+        return None
+    named = [f"{file_text(name)!r} ({why})" for name, why in list(left_out.items())[:_MOST_NAMED]]
+    more = len(left_out) - len(named)
+    rest = f" and {more:,} more" if more else ""
+    return f"Files left out: {len(left_out):,}, {', '.join(named)}{rest}."
+
+
+def _why_not(path):
+    "Why a file is no image, or None. An image that cannot be read counts as one, so that its name is given later"
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return "broken link"
+    if not stat.S_ISREG(kind):
+        return "not a file"
+    if path.suffix.lower() in _SUFFIXES:
+        return None
+    try:
+        with open(path, 'rb') as file:
+            sniff(file.read(_DICOM_PREAMBLE + 4))
+    except ImageError:
+        return "neither JPEG, PNG nor DICOM"
+    except OSError:
+        return None
+    return None
+
+# %% ../../nbs/lib/data/01_formats.ipynb #393cd88d
+def _files_below(folder, above=()) -> Iterator[Path]:  # `above`: identities of the folders above
+    "Visible files below a folder, also through links. Raises `StudyError` if a folder cannot be opened"
+    try:
+        facts = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise StudyError(
+            f"The folder {file_text(folder)} cannot be opened: {error.strerror}."
+        ) from None
+    identity = (facts.st_dev, facts.st_ino)
+    if identity in above:  # A link that leads back
+        return
+    for entry in entries:
+        if is_hidden(entry.name):
+            continue
+        path = folder / entry.name
+        if is_folder(path):
+            yield from _files_below(path, (*above, identity))
+        else:
+            yield path
+
+
+def find_images(folder: Path) -> FoundImages:
+    "The images below a folder. Raises `StudyError` if a folder cannot be opened"
+    files = []
+    left_out = {}
+    for path in _files_below(folder):
+        why = _why_not(path)
+        if why is None:
+            files.append(path)
+        else:
+            left_out[path] = why
+    return FoundImages(sorted(files), left_out)
 
 # %% ../../nbs/lib/data/01_formats.ipynb #9298b046
 def to_grey(

@@ -27,6 +27,7 @@ import pandas as pd
 from filelock import FileLock
 
 from ..core.classes import CLASSES
+from ..core.options import PATIENTS
 from cxr_study.core.run import (
     StudyError,
     cache_folder,
@@ -37,7 +38,21 @@ from cxr_study.core.run import (
     sha256,
     write_error,
 )
-from .formats import ImageError
+from cxr_study.core.tables import (
+    TableError,
+    class_numbers,
+    column_of,
+    file_text,
+    is_missing,
+    known_patients,
+    left_out_text,
+    positive_notes,
+    read_foreign,
+    read_labels,
+    typed,
+    with_known_patients,
+)
+from .formats import FoundImages, ImageError, find_images, is_folder, is_hidden
 from .images import Preprocess, dimensions
 from .phantom import draw_phantom, phantom_table
 
@@ -71,6 +86,9 @@ class ImageSet:
     synthetic: bool = False
     default_size: int = Preprocess.size  # Side to decode to unless another is set, pixels
     classes: tuple = CLASSES  # Names of label 0 and label 1, as the data set gives them
+
+    def __post_init__(self):
+        self.table = with_known_patients(self.table)
 
     def __len__(self):
         return len(self.table)
@@ -145,7 +163,6 @@ def _missing(name, places, ways):  # Data set; where it was looked for; how to s
     )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #d0910fb3
-_SUFFIXES = ('.jpeg', '.jpg', '.png', '.dcm', '.dicom')
 _SPLIT_NAMES = dict(
     train='train',
     training='train',
@@ -155,76 +172,46 @@ _SPLIT_NAMES = dict(
     test='test',
     testing='test',
 )
-_LABELS = {'normal': 0, 'negative': 0, '0': 0, 'pneumonia': 1, 'positive': 1, '1': 1}
 
 # %% ../../nbs/lib/data/05_sets.ipynb #bacb2920
-def _labels_by_positive(names, positive):
-    "Name -> 1 for the positive class, else 0"
-    if positive not in names:
-        raise DataError(f"There is no class {positive!r}; the classes are {', '.join(names)}.")
-    return {name: int(name == positive) for name in names}
-
-
-def _labels_by_name(names):
-    "Name -> 0 or 1 for names that are in `_LABELS`"
-    labels = {name: _LABELS.get(name.strip().lower()) for name in names}
-    unknown = [name for name in names if labels[name] is None]
-    if not unknown:
-        return labels
-    if len(names) == 2:
-        raise DataError(
-            f"The classes are {names[0]} and {names[1]}. Say which one is positive: "
-            "--positive NAME on the command line, positive = \"NAME\" in a notebook."
-        )
-    examples = ', '.join(map(repr, unknown[:5]))
-    raise DataError(
-        f"The label {examples} is neither NORMAL nor PNEUMONIA. "
-        f"The number of classes is {len(names)}, and two are needed."
-    )
-
-# %% ../../nbs/lib/data/05_sets.ipynb #d4a78a8b
 def _label_of(
     names: Iterable[str],  # Names of the classes
-    positive: str = '',  # Name of the positive class, if it is not in `_LABELS`
+    positive: str = '',  # Name of the positive class, if its usual names do not show it
 ) -> dict[str, int]:
     "Name -> 0 or 1. Raises `DataError` unless there are two classes and it is clear which is positive"
     names = list(names)
-    if positive:
-        labels = _labels_by_positive(names, positive)
-    else:
-        labels = _labels_by_name(names)
-    if sorted(labels.values()) != [0, 1]:
+    try:
+        labels = class_numbers(names, positive)
+    except TableError as error:
+        raise DataError(str(error)) from None
+    if positive and len(set(map(str.lower, names))) > 2 or set(labels.values()) != {0, 1}:
         raise DataError(f"Two classes are needed; found {', '.join(names) or 'none'}.")
     return labels
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1aa8da83
 def _class_names(labels):  # Name -> 0 or 1, from `_label_of`
     "Names of the negative and the positive class"
-    negative, positive = sorted(labels, key=labels.get)
+    negative, positive = (next(name for name in labels if labels[name] == k) for k in (0, 1))
     if (negative, positive) == ('0', '1'):
         return CLASSES
-    return negative, positive
+    return negative.strip(), positive.strip()
 
 # %% ../../nbs/lib/data/05_sets.ipynb #4860b00b
 def _subfolders(folder):
     "Visible subfolders, sorted by name"
-    folders = [entry for entry in folder.iterdir() if entry.is_dir()]
-    visible = [entry for entry in folders if not entry.name.startswith(('.', '__'))]
-    return sorted(visible)
+    return sorted(
+        entry for entry in folder.iterdir() if is_folder(entry) and not is_hidden(entry.name)
+    )
 
 
-def _list_class(folder):
-    "Image files below a class folder, by their suffix. Raises `DataError` if there are none"
-    files = []
-    for path in folder.rglob('*'):
-        is_image = path.suffix.lower() in _SUFFIXES and path.is_file()
-        if is_image and not path.name.startswith('.'):
-            files.append(path)
-    if not files:
-        raise DataError(
-            f"{folder} holds no image ({', '.join(_SUFFIXES)}). Put the images of this class there."
-        )
-    return sorted(files)
+def _no_images(folder, found):
+    "The `DataError` for a class folder without images"
+    others = {path: why for path, why in found.left_out.items() if folder in path.parents}
+    note = FoundImages([], others).note(folder)
+    return DataError(
+        f"{file_text(folder)} holds no image (JPEG, PNG or DICOM). Put the images of this class there."
+        + (f" {note}" if note else "")
+    )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b8dafcd6
 def _split_folders(folder):
@@ -232,7 +219,7 @@ def _split_folders(folder):
     parts = _subfolders(folder)
     if not parts:
         raise DataError(
-            f"{folder} has neither two class folders (NORMAL, PNEUMONIA), nor train, val and test with "
+            f"{file_text(folder)} has neither two class folders (NORMAL, PNEUMONIA), nor train, val and test with "
             "them, nor a labels.csv."
         )
     splits = {}
@@ -243,22 +230,57 @@ def _split_folders(folder):
     return splits or {folder: ''}
 
 
+def _by_class_folder(folder, files, depth):
+    "Class folder -> its images; `depth` is the number of folders from `folder` down to it"
+    found = {}
+    for file in files:
+        parts = file.relative_to(folder).parts
+        if len(parts) > depth:
+            found.setdefault(folder.joinpath(*parts[:depth]), []).append(file)
+    return found
+
+# %% ../../nbs/lib/data/05_sets.ipynb #26844347
+@dataclasses.dataclass
+class _Listing:
+    "A folder of images as a table, and what to tell the user"
+
+    table: pd.DataFrame  # `file, inside, label, official`; `inside`: path below the class folder
+    classes: tuple  # Names of label 0 and label 1
+    notes: list  # Sentences
+
+
 def _list_folder(folder, positive=''):
-    "(table of `file, label, official`, names of the two classes) of a folder of images"
+    "The `_Listing` of a folder of images"
+    found = find_images(folder)
+    splits = _split_folders(folder)
+    depth = 1 if folder in splits else 2
+    images = _by_class_folder(folder, found.files, depth)
     rows = []
-    for place, split in _split_folders(folder).items():
-        class_folders = {entry.name: entry for entry in _subfolders(place)}
+    for place, split in splits.items():
+        class_folders = {file_text(entry.name): entry for entry in _subfolders(place)}
         labels = _label_of(class_folders, positive)
         for name, label in labels.items():
-            files = _list_class(class_folders[name])
-            rows += [(file, label, split) for file in files]
-    table = pd.DataFrame(rows, columns=['file', 'label', 'official'])
-    return table, _class_names(labels)
+            class_folder = class_folders[name]
+            files = images.get(class_folder)
+            if not files:
+                raise _no_images(class_folder, found)
+            rows += [(file, file.relative_to(class_folder), label, split) for file in files]
+    table = pd.DataFrame(rows, columns=['file', 'inside', 'label', 'official'])
+    for file in sorted(set(found.files) - set(table.file)):
+        found.left_out[file] = "in no class folder"
+    notes = [*positive_notes(positive), found.note(folder)]
+    return _Listing(table, _class_names(labels), [note for note in notes if note])
 
 # %% ../../nbs/lib/data/05_sets.ipynb #92ac2880
 def _image_ids(folder, files):
-    "Paths below `folder`. Raises `DataError` if a file is listed more than once"
-    ids = pd.Series([file.relative_to(folder).as_posix() for file in files])
+    "Paths below `folder`, or below what all files share. Raises `DataError` if a file is listed more than once"
+    paths = [os.path.abspath(file) for file in files]
+    folder = os.path.abspath(folder)
+    if not all(Path(path).is_relative_to(folder) for path in paths):
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    ids = pd.Series(
+        [file_text(Path(path).relative_to(folder).as_posix()) for path in paths], dtype=object
+    )
     repeated = ids[ids.duplicated()]
     if len(repeated):
         raise DataError(f"{repeated.iloc[0]} is listed more than once. Keep one row a file.")
@@ -284,15 +306,14 @@ def image_files(
     patients_known = 'patient_id' in table
     patients = ids
     if patients_known:
-        given = table.patient_id.astype(str)
-        patients = given.where(given != '', ids)
+        patients = known_patients(table.patient_id, ids)
     table = table.drop(columns='file').assign(image_id=ids, patient_id=patients)
     subgroups = [column for column in table if column not in _COLUMNS]
     return ImageSet(
         name=name,
         table=table[_COLUMNS + subgroups],
         source=lambda i: files[i],
-        provenance=dict(folder=folder.name, **provenance),
+        provenance=dict(folder=file_text(folder.name), **provenance),
         files_key=_files_key(files, ids),
         patients_known=patients_known,
         classes=classes,
@@ -323,27 +344,139 @@ def kermany_names(
     subtypes = [match['germ'] or 'normal' for match in matches]
     return pd.DataFrame(dict(patient_id=patients, subtype=subtypes))
 
+# %% ../../nbs/lib/data/05_sets.ipynb #bed35985
+_MOST_OF_A_PATIENT = 20  # Images of a patient, on average; larger folders are something else
+
+
+def _first_folders(inside):
+    "First folder of each path below a class that differs within the class; None if an image lies in none"
+    parts = [path.parts[:-1] for path in inside]
+    level = 0
+    while True:
+        names = [part[level] if len(part) > level else None for part in parts]
+        if None in names:
+            return None
+        if len(set(names)) > 1 or len(names) == 1:
+            return names
+        level += 1
+
+
+def _folders_as_patients(table):  # From `_list_folder`
+    "Folder below the class of each image; None if an image lies in none"
+    folders = pd.Series('', index=table.index, dtype=object)
+    for _, rows in table.groupby(['official', 'label']):
+        names = _first_folders(rows.inside)
+        if names is None:
+            return None
+        folders[rows.index] = [file_text(name) for name in names]
+    return folders
+
+
+def _look_like_patients(folders, labels):  # Folder and label of each image
+    "Whether folders below the classes are small and named as patients are"
+    names = folders.unique()
+    if len(folders) > _MOST_OF_A_PATIENT * len(names):
+        return False
+    if all(re.search(r'\d', name) for name in names):
+        return True
+    of_class = [set(folders[labels == label]) for label in (0, 1)]
+    return not (of_class[0] & of_class[1]) and min(map(len, of_class)) >= 3
+
+# %% ../../nbs/lib/data/05_sets.ipynb #0850311b
+def _patients_of_folders(table, patients):  # `patients`: the option
+    "(patient of each image or None, sentence or None) from the folders below the classes"
+    folders = _folders_as_patients(table)
+    if folders is None:
+        if patients == 'folders':
+            raise DataError(
+                "Some images lie directly in a class folder, so folders cannot be the patients. "
+                "Use --patients auto."
+            )
+        return None, None
+    if patients == 'folders' or _look_like_patients(folders, table.label):
+        return folders, (
+            f"The folders below the classes are taken for patients ({folders.nunique():,}), and no patient "
+            "is in two splits. If they are not patients, use --patients unknown."
+        )
+    return None, (
+        f"There are folders below the classes, such as {folders.iloc[0]!r}. They are not taken for patients. "
+        "If they are, use --patients folders."
+    )
+
 # %% ../../nbs/lib/data/05_sets.ipynb #c9c467ed
-def _class_folders(folder, positive='', name=None, **provenance):
+def _check_patients(patients):
+    if patients not in PATIENTS:
+        raise DataError(f"patients is {patients!r}; it can be {', '.join(PATIENTS)}.")
+
+
+def _class_folders(folder, positive='', name=None, patients='auto', **provenance):
     "A folder of images as an `ImageSet`"
-    table, classes = _list_folder(folder, positive)
+    _check_patients(patients)
+    listing = _list_folder(folder, positive)
+    table = listing.table
     file_names = [file.name for file in table.file]
-    patients = kermany_names(file_names, table.official)
-    if patients is not None:
-        table = table.join(patients)
-    return image_files(folder, table, name or folder.name, classes, **provenance)
+    by_name = kermany_names(file_names, table.official) if patients == 'auto' else None
+    if by_name is not None:
+        table = table.join(by_name)
+    elif patients != 'unknown':
+        folders, note = _patients_of_folders(table, patients)
+        if folders is not None:
+            table = table.assign(patient_id=folders)
+        if note:
+            listing.notes.append(note)
+    if listing.notes:
+        provenance['notes'] = listing.notes
+    table = table.drop(columns='inside')
+    name = name or file_text(folder.name)
+    return image_files(folder, table, name, listing.classes, **provenance)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b4e15a41
-def _read_labels(path):
-    "A csv with `file` and `label`, and if it has them `patient` and `split`, as text"
+# Columns of a list of labels that are no subgroups, because our tables have columns of these names
+_RESERVED = frozenset(
+    'file label patient patient_id image_id split official row image_hash excluded inside '
+    'logit probability called kind margin'.split()
+)
+
+
+def _read_labels(path, positive=''):
+    "(rows of a csv that have a label, names of the classes, provenance). Raises `DataError`"
     try:
-        columns = set(pd.read_csv(path, nrows=0))
-        text = {'file', 'label'} | (columns & {'patient', 'split'})
-        table = read_table(path, dict.fromkeys(sorted(text), str))
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read as a csv file: {error}.") from None
-    if table.empty:
-        raise DataError(f"{path} has no rows.")
+        raw = read_foreign(path)
+        columns = {
+            name: column_of(raw, name, str(path))
+            for name in ('file', 'label', 'patient', 'patient_id', 'split')
+        }
+        lacking = [name for name in ('file', 'label') if columns[name] is None]
+        if lacking:
+            has = ', '.join(raw.columns)
+            raise DataError(f"{path} lacks the column {', '.join(lacking)}; it has {has}.")
+        if raw.empty:
+            raise DataError(f"{path} has no rows.")
+        labels = read_labels(raw[columns['label']], positive, str(path))
+    except TableError as error:
+        raise DataError(str(error)) from None
+    if len(set(map(str.lower, labels.names))) > 2 and positive or {0, 1} - set(labels.value):
+        raise DataError(f"{path}: two classes are needed; found {', '.join(labels.names)}.")
+    has_label = ~np.isnan(labels.value)
+    facts = dict(notes=list(labels.notes), encoding=raw.attrs['encoding'])
+    if labels.left_out:
+        facts['left_out'] = labels.left_out
+        facts['notes'].append(f"Rows of {path.name} left out: {left_out_text(labels.left_out)}.")
+    table = _label_columns(raw, columns, facts['notes'])
+    return table.assign(label=labels.value)[has_label].astype(dict(label='int64')), labels, facts
+
+
+def _label_columns(raw, columns, notes):
+    "`file`, and if they are there `patient_id`, `split` and subgroups"
+    others = [name for name in raw if name.lower() not in _RESERVED]
+    table = raw[others].apply(typed).assign(file=raw[columns['file']])
+    patient = columns['patient'] or columns['patient_id']
+    if patient:
+        table['patient_id'] = raw[patient]
+    if columns['patient'] and columns['patient_id']:
+        notes.append("There are columns patient and patient_id; patient is used.")
+    if columns['split']:
+        table['split'] = raw[columns['split']]
     return table
 
 # %% ../../nbs/lib/data/05_sets.ipynb #a4c9d3ab
@@ -351,12 +484,30 @@ def _official_splits(table, path):
     "The column `split` of a csv under the usual names; '' where there is none"
     if 'split' not in table:
         return pd.Series('', index=table.index)
-    known = {**_SPLIT_NAMES, '': ''}
-    splits = table.split.str.lower().map(known)
-    unknown = table.split[splits.isna()]
+    splits = table.split.str.strip().str.lower()
+    known = splits.map(_SPLIT_NAMES).where(~is_missing(table.split), '')
+    unknown = table.split[known.isna()]
     if len(unknown):
         raise DataError(f"{path}: the split {unknown.iloc[0]!r} is none of train, val, test.")
-    return splits
+    return known
+
+# %% ../../nbs/lib/data/05_sets.ipynb #d6af2429
+def _spelled(name, encoding):
+    "Ways in which the name of a file may stand on this disk"
+    names = [name, name.strip(), name.strip().replace('\\', '/')]
+    if encoding not in ('utf-8', 'utf-8-sig'):
+        names += [os.fsdecode(name.encode(encoding, 'replace')) for name in names]
+    return list(dict.fromkeys(names))
+
+
+def _shortened(names):
+    "The names without the folders that all of them begin with, one folder less each time"
+    parts = [name.replace('\\', '/').split('/') for name in names]
+    shortest = min(map(len, parts))
+    for depth in range(1, shortest):
+        if len({part[depth - 1] for part in parts}) > 1:
+            return
+        yield ['/'.join(part[depth:]) for part in parts]
 
 
 def _listed_file(folder, name):
@@ -366,34 +517,52 @@ def _listed_file(folder, name):
     return path_inside(folder, name, links=True)
 
 
-def _files_beside(path, names):
+def _found_in(folder, names, encoding):
+    "Path of each name in a folder, None where it is not there"
+    found = []
+    for name in names:
+        paths = [_listed_file(folder, spelled) for spelled in _spelled(name, encoding)]
+        found.append(next((path for path in paths if _is_file(path)), None))
+    return found
+
+
+def _is_file(path):
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # A name that is too long, or holds a null
+        return False
+
+
+def _files_beside(path, names, encoding='utf-8'):
     "(folder of the images of a csv, their paths). Raises `DataError` if a file is missing"
-    folder = path.parent / 'images'
-    if not folder.is_dir():
-        folder = path.parent
-    files = [_listed_file(folder, name) for name in names]
-    missing = [name for name, file in zip(names, files) if not file.is_file()]
-    if missing:
-        raise DataError(
-            f"{path} names {len(missing)} files that are not in {folder}, such as {missing[0]}. "
-            "Put them there or take out their rows."
-        )
-    return folder, files
+    names = [str(name) for name in names]
+    folders = [folder for folder in (path.parent / 'images', path.parent) if folder.is_dir()]
+    for written in [names, *_shortened(names)]:
+        for folder in folders:
+            if not all(_found_in(folder, written[:1], encoding)):
+                continue
+            files = _found_in(folder, written, encoding)
+            if all(files):
+                inside = all(folders[0] in file.parents for file in files)
+                return folders[0] if inside else folder, files
+    files = _found_in(folders[0], names, encoding)
+    missing = [name for name, file in zip(names, files) if file is None]
+    raise DataError(
+        f"{path} names {len(missing)} files that are not in {folders[0]}, such as {missing[0]}. "
+        "Put them there or take out their rows."
+    )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #2fcacd7c
 def _labelled_files(path, positive='', name=None, **provenance):
-    "The `ImageSet` of a csv; its files lie beside it, or in `images` beside it"
-    table = _read_labels(path)
-    labels = _label_of(table.label.unique(), positive)
-    folder, files = _files_beside(path, table.file)
-    table = table.assign(
-        file=files,
-        label=table.label.map(labels),
-        official=_official_splits(table, path),
-    )
-    table = table.rename(columns=dict(patient='patient_id')).drop(columns='split', errors='ignore')
-    name = name or path.parent.name
-    return image_files(folder, table, name, _class_names(labels), **provenance)
+    "The `ImageSet` of a csv; its files lie beside it, in `images` beside it, or where their absolute names say"
+    table, labels, facts = _read_labels(path, positive)
+    folder, files = _files_beside(path, table.file, facts.pop('encoding'))
+    table = table.assign(file=files, official=_official_splits(table, path))
+    table = table.drop(columns='split', errors='ignore').reset_index(drop=True)
+    name = name or file_text(path.parent.name)
+    if not facts['notes']:
+        del facts['notes']
+    return image_files(folder, table, name, labels.classes, **provenance, **facts)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #59c0d657
 _PATIENCE = 4  # Seconds to wait for a server's first answer
@@ -861,9 +1030,11 @@ DATASETS = dict(
 def own_data(
     path: Path,  # A folder or a csv
     positive: str = '',  # Name of the positive class
+    patients: str = 'auto',  # Of a folder, one of `PATIENTS`
 ) -> ImageSet:
     "Your own data, or a public set in its official layout, as an `ImageSet`"
-    if path.suffix.lower() == '.csv':
+    _check_patients(patients)
+    if path.is_file():
         return _labelled_files(path, positive)
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder of images nor a csv file.")
@@ -875,7 +1046,7 @@ def own_data(
         return _chexpert_official(path)
     if (path / 'labels.csv').exists():
         return _labelled_files(path / 'labels.csv', positive)
-    return _class_folders(path, positive)
+    return _class_folders(path, positive, patients=patients)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #c16496c6
 def auto() -> ImageSet:
@@ -903,6 +1074,7 @@ def _unknown_dataset(name):
 def load_dataset(
     name: str | Path,  # A name, `auto`, or the path of a folder or csv
     positive: str = '',  # Name of the positive class of your own data
+    patients: str = 'auto',  # Patients of your own folder, one of `PATIENTS`
 ) -> ImageSet:
     "The `ImageSet` of a data set. Raises `DataError` or `MissingData` before any pixels are decoded"
     readers = {**DATASETS, 'auto': auto}
@@ -912,7 +1084,12 @@ def load_dataset(
     path = _first_existing([Path(name).expanduser(), root() / name])
     if path is None:
         raise _unknown_dataset(name)
-    return own_data(path.resolve(), positive)
+    path = path.resolve()
+    if file_text(path) != str(path):
+        raise DataError(
+            f"The path {file_text(path)} is not UTF-8. Rename its folders, or link to it."
+        )
+    return own_data(path, positive, patients=patients)
 
 # %% ../../nbs/lib/data/05_sets.ipynb #b099537f
 def load_if_present(name: str) -> ImageSet | None:

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core.classes import CLASSES
 from ..core.options import SPLIT_RULES
 from ..core.run import Run, cache_folder, path_inside
+from ..core.tables import is_missing
 from .cache import open_cache
 from .sets import DataError, ImageSet, LeakError
 
@@ -36,15 +37,18 @@ def connected(
 
 
 def components(
-    *columns: pd.Series | list,  # Columns of ids, such as patients and image hashes
+    *columns: pd.Series
+    | list,  # Columns of ids, such as patients and image hashes; a missing id links nothing
 ) -> np.ndarray:  # int, one a row
     "Group of each row; rows that share an id in any column, directly or through others, have one group"
     rows = len(columns[0])
     nodes = rows  # The first nodes are the rows, the others the ids
     edges = []
     for ids in columns:
-        code, names = pd.factorize(pd.Series(ids).to_numpy())
-        row_to_id = np.stack([np.arange(rows), code + nodes], axis=1)
+        ids = pd.Series(ids)
+        known = ~is_missing(ids).to_numpy()
+        code, names = pd.factorize(ids[known].to_numpy())
+        row_to_id = np.stack([np.flatnonzero(known), code + nodes], axis=1)
         edges.append(row_to_id)
         nodes += len(names)
     return connected(nodes, np.concatenate(edges))[:rows]
@@ -52,7 +56,7 @@ def components(
 # %% ../../nbs/lib/data/07_splits.ipynb #7f7aa61b
 def _in_several_splits(table, column):
     "Values of a column that are in more than one split"
-    splits = table.groupby(column).split.nunique()
+    splits = table[~is_missing(table[column])].groupby(column).split.nunique()
     return splits.index[splits > 1].tolist()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..core.classes import CLASSES
 from ..core.run import StudyError
 from ..core.style import COLOURS, MODELS, figure
+from ..core.tables import patient_numbers, with_known_patients
 from cxr_study.evaluate.evaluation import (
     Draws,
     Resampling,
@@ -75,7 +76,7 @@ def paired(
     "Rows of all models in the same order. Raises `StudyError` if images, labels or patients differ"
     rows = {}
     for model, table in tables.items():
-        of_split = table[table.split == split]
+        of_split = with_known_patients(table[table.split == split])
         rows[model] = of_split.sort_values('image_id', ignore_index=True)
     first, *others = tables
     for other in others:
@@ -156,8 +157,7 @@ def delong_test(
 ) -> dict:  # Entry with `p` and `z`
     "Difference of two AUCs with DeLong's test"
     first, second = paired(dict(one=one, other=other), split).values()
-    names = first.patient_id.to_numpy(str)
-    _, patient = np.unique(names, return_inverse=True)
+    patient = patient_numbers(first)
     logits = np.stack([first.logit, second.logit])
     auc, covariance = delong(first.label.to_numpy() == 1, logits, patient)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]

@@ -8,6 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/csv_tables.html.md"""
 __all__ = ['CsvColumns', 'read_csv', 'read_medmnist', 'write_medmnist', 'read_any', 'caption_of', 'evaluate']
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #43652c9c
+import contextlib
 import dataclasses
 import os
 import re
@@ -21,6 +22,15 @@ from ..core.classes import CLASSES, classes_of
 from ..core.pages import filled, frame_table, inline_picture, notices, render, section
 from ..core.run import Run, StudyError, atomic_write, root, sha256
 from ..core.style import save_figure
+from cxr_study.core.tables import (
+    TableError,
+    as_numbers,
+    column_of,
+    read_cells,
+    read_foreign,
+    read_labels,
+    typed,
+)
 from cxr_study.evaluate.comparison import (
     common_figure,
     compare_models,
@@ -61,7 +71,8 @@ def _not_probabilities(p, is_bad, source):
     return PredictionError(
         f"{source} cannot be evaluated: {is_bad.sum()} of {len(p)} probabilities are not between "
         f"0 and 1, such as {p[row]} in row {row + 1}. "
-        "If they are logits, name that column as the logit."
+        "If they are logits, name that column as the logit (--logit-column); "
+        "if they are percentages, write a % sign after each."
     )
 
 
@@ -76,29 +87,20 @@ def _logit_of(probability, source="The table"):  # Numbers; what to call them in
     return np.log(p) - np.log1p(-p)
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #6d1605ac
-_POSITIVE = ['1', 'PNEUMONIA', 'pneumonia', 'Pneumonia', 'True']  # Labels that need no naming
-_NEGATIVE = ['0', 'NORMAL', 'normal', 'Normal', 'False']
-
-
-def _unknown_labels(text, source):
-    "The `PredictionError` for labels that do not say which class they mean"
-    examples = ', '.join(sorted(set(text))[:5])
-    return PredictionError(
-        f"{source} has the labels {examples}; name the one that means pneumonia as positive."
-    )
-
-
-def _labels_of(values, positive=None, source="The table"):  # Series; label that means pneumonia
-    "0 or 1 for each label. Raises `PredictionError` if it is not known which label means pneumonia"
-    text = values.astype(str).str.strip().str.removesuffix('.0')
-    if positive is not None:
-        is_positive = text == str(positive)
-        if not is_positive.any():
-            raise _unknown_labels(text, source)
-        return is_positive.astype('int64')
-    if not text.isin(_POSITIVE + _NEGATIVE).all():
-        raise _unknown_labels(text, source)
-    return text.isin(_POSITIVE).astype('int64')
+def _with_labels(table, source, positive=None):  # Label that means pneumonia
+    "The rows that have a label, as 0 or 1. Raises `PredictionError` if it is not known which label means pneumonia"
+    try:
+        labels = read_labels(table.label, positive, source)
+    except TableError as error:
+        raise PredictionError(str(error)) from None
+    has_label = ~np.isnan(labels.value)
+    table = table.assign(label=labels.value)[has_label].astype(dict(label='int64'))
+    notes = list(labels.notes)
+    if labels.left_out:
+        reasons = ', '.join(f"{n} ({reason})" for reason, n in labels.left_out.items())
+        notes.append(f"{source}: {len(has_label) - len(table)} images are left out: {reasons}.")
+    table.attrs = dict(classes=labels.classes, left_out=labels.left_out, notes=notes)
+    return table
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #2f2203aa
 @dataclasses.dataclass(frozen=True)
@@ -132,61 +134,85 @@ class CsvColumns:
         return not any(dataclasses.astuple(self))
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #b7c76ae8
-def _text_columns(columns):
-    "Columns that are read as text, because identifiers may look like numbers"
-    names = [columns.image, columns.patient, columns.split, 'image_id', 'patient_id']
-    return {name: str for name in names if name}
+_OURS = (*COLUMNS, 'probability')
 
 
-def _check_columns(path, raw, columns):
-    "Raise `PredictionError` if a file lacks a column that it needs"
+def _named_columns(path, raw, columns):
+    "Our name -> column of the file. Raises `PredictionError` if a column that it needs is not there"
     available = ', '.join(map(str, raw.columns))
-    lacking = [name for name in columns.named.values() if name not in raw]
+    found = {}
+    lacking = []
+    for ours in _OURS:
+        theirs = columns.named.get(ours, ours)
+        column = column_of(raw, theirs, str(path))
+        if column is not None:
+            found[ours] = column
+        elif ours in columns.named:
+            lacking.append(theirs)
     if lacking:
         raise PredictionError(f"{path} lacks the column {', '.join(lacking)}; it has {available}.")
-    names = {*raw.columns, *columns.named}
-    has_score = 'logit' in names or 'probability' in names
-    if 'label' not in names or not has_score:
+    if 'label' not in found or not {'logit', 'probability'} & set(found):
         raise PredictionError(
             f"{path} needs a column of labels and one of probabilities or logits; "
-            f"name them. It has {available}."
+            f"name them, for example --label-column NAME. It has {available}."
         )
+    if columns.logit and columns.probability:
+        raise PredictionError("Name the column of probabilities or that of logits, not both.")
+    if columns.logit:
+        found.pop('probability', None)
+    if columns.probability:
+        found.pop('logit', None)
+    return found
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d428662a
-def _complete(table, source, from_probability=True, positive=None):  # `positive`: see `_labels_of`
-    "A table with all columns of a predictions table, checked"
+def _complete(table, source, positive=None):  # `positive`: see `read_labels`
+    "A table with all columns of a predictions table, checked; notes are in `attrs`"
     if not len(table):
         raise PredictionError(f"{source} cannot be evaluated: the table has no rows.")
     if 'image_id' not in table:
         table = table.assign(image_id=[f"row{i}" for i in range(len(table))])
-    table = table.assign(label=_labels_of(table.label, positive, source))
-    if from_probability:
+    table = _with_labels(table, source, positive)
+    facts = table.attrs
+    if 'logit' not in table:
         table['logit'] = _logit_of(table.probability, source)
     if 'patient_id' not in table:
         table['patient_id'] = table.image_id
     if 'split' not in table:
         table['split'] = 'test'
-    others = [name for name in table if name not in (*COLUMNS, 'probability')]
-    return check_predictions(table[[*COLUMNS, *others]], source)
+    others = [name for name in table if name not in _OURS]
+    table = table[[*COLUMNS, *others]].reset_index(drop=True)
+    table = check_predictions(table, source)
+    table.attrs = facts
+    return table
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d9ae8e98
+def _split_names(values):
+    "The column of splits under our names, as far as they are known"
+    text = values.str.strip().str.lower()
+    return text.replace(dict(training='train', valid='val', validation='val', testing='test'))
+
+
 def read_csv(
     path: str | Path,  # Any csv file
     **columns,  # Fields of `CsvColumns`, such as `label='truth'`
 ) -> 'pd.DataFrame':  # Checked predictions table
     "Predictions from a csv file. Raises `PredictionError` if it cannot be read or lacks a column"
-    import pandas as pd
-
     columns = CsvColumns(**columns)
     try:
-        raw = pd.read_csv(path, dtype=_text_columns(columns))
-    except (OSError, ValueError) as e:
-        raise PredictionError(f"{path} cannot be read as a table: {e}") from None
-    _check_columns(path, raw, columns)
-    our_names = {theirs: ours for ours, theirs in columns.named.items()}
-    table = raw.rename(columns=our_names)
-    from_probability = bool(columns.probability) or 'logit' not in table
-    return _complete(table, str(path), from_probability, columns.positive)
+        raw = read_foreign(path)
+        ours = _named_columns(path, raw, columns)
+        used = set(ours.values())
+        others = [name for name in raw if name not in used and name not in _OURS]
+        table = raw[others].apply(typed)
+        for name, column in ours.items():
+            table[name] = raw[column]
+        for name in {'logit', 'probability'} & set(ours):
+            table[name] = as_numbers(raw[ours[name]], str(path))
+    except TableError as error:
+        raise PredictionError(str(error)) from None
+    if 'split' in table:
+        table['split'] = _split_names(table.split)
+    return _complete(table, str(path), columns.positive)
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d858e755
 _MEDMNIST = re.compile(
@@ -230,6 +256,20 @@ def _medmnist_name(path):
     )
 
 
+def _medmnist_columns(path):
+    "(index, probability of the last class) of a MedMNIST file, in the order of the index"
+    import pandas as pd
+
+    try:
+        cells = pd.DataFrame(read_cells(path))
+        index = as_numbers(cells.iloc[:, 0], str(path))
+        probability = as_numbers(cells.iloc[:, -1], str(path))
+    except TableError as error:
+        raise PredictionError(str(error)) from None
+    order = np.argsort(index, kind='stable')
+    return index[order], probability[order]
+
+
 def read_medmnist(
     path: str | Path,  # A file of MedMNIST's form
     labels: np.ndarray | None = None,  # Labels of the split; None reads the data set's file
@@ -242,20 +282,20 @@ def read_medmnist(
     if labels is None:
         labels = _medmnist_labels(name['flag'], split)
     labels = np.asarray(labels).squeeze()
-    raw = pd.read_csv(path, header=None, index_col=0).sort_index()
-    if list(raw.index) != list(range(len(labels))):
+    index, probability = _medmnist_columns(path)
+    if list(index) != list(range(len(labels))):
         raise PredictionError(
-            f"{path} holds {len(raw)} predictions that are not numbered 0 to {len(labels) - 1}, "
+            f"{path} holds {len(index)} predictions that are not numbered 0 to {len(labels) - 1}, "
             f"as the split {split} is."
         )
-    ids = [f"{split}-{i:04d}" for i in raw.index]
+    ids = [f"{split}-{i:04d}" for i in range(len(labels))]
     table = pd.DataFrame(
         dict(
             image_id=ids,
             patient_id=ids,
             split=split,
             label=labels.astype('int64'),
-            probability=raw.iloc[:, -1].to_numpy(),
+            probability=probability,
         )
     )
     return _complete(table, str(path))
@@ -313,10 +353,9 @@ def read_any(
         return read_csv(path, **columns)
     if _MEDMNIST.match(path.name):
         return read_medmnist(path)
-    with open(path) as f:
-        header = f.readline().strip().split(',')
-    if set(COLUMNS) <= set(header):
-        return read_predictions(path)
+    if path.suffix.lower() == '.csv':
+        with contextlib.suppress(StudyError, OSError):  # `read_csv` says what is wrong
+            return read_predictions(path)
     return read_csv(path)
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #9b57aef9
@@ -329,25 +368,12 @@ def _manifest_near(path):  # A run's folder, or a file in it
     return Run(folder, verify=False).manifest
 
 
-def _label_names(labels, positive):  # Text or numbers; which of them is the positive class
-    "Names of the negative and the positive class, taken from the labels unless they are numbers"
-    positive = str(positive)
-    if positive.isdigit():
-        return CLASSES
-    others = set(labels.astype(str).str.strip()) - {positive}
-    negative = others.pop() if len(others) == 1 else f"not {positive}"
-    return negative, positive
-
-
-def _class_names_near(path, columns):  # `CsvColumns`
-    "Names of the classes of a predictions table"
-    import pandas as pd
-
-    if columns.positive is None:
-        data = _manifest_near(path).get('data', {})
-        return classes_of(data)
-    labels = pd.read_csv(path)[columns.label or 'label']
-    return _label_names(labels, columns.positive)
+def _class_names(path, table):  # Table from `read_any`
+    "Names of the classes of a predictions table: those of its labels, else those of its run"
+    classes = table.attrs.get('classes', CLASSES)
+    if classes != CLASSES:
+        return classes
+    return classes_of(_manifest_near(path).get('data', {}))
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #8e294ef8
 def _predictions_below(path):
@@ -657,9 +683,13 @@ def _between_models(models, split, are_seeds, settings, classes=CLASSES):
 def _metrics_file(run, models, figures):  # `figures`: name in `metrics.json` -> entry
     "The content of `metrics.json`"
     checksums = {model.name: sha256(model.predictions_file) for model in models}
-    return models[0].report | dict(
+    content = models[0].report | dict(
         figures=figures, synthetic=run.manifest['synthetic'], predictions=checksums
     )
+    left_out = {model.name: model.table.attrs.get('left_out') for model in models}
+    if any(left_out.values()):
+        content['left_out'] = left_out
+    return content
 
 
 _DIFFERENCE_COLUMNS = ['difference', 'value', 'p', 'p (Holm)']
@@ -709,7 +739,8 @@ def evaluate(
     names = _short_names(paths)
     tables = {name: read_any(path, **columns) for name, path in zip(names, paths)}
     split = _the_split(tables, split)
-    classes = _class_names_near(paths[0], CsvColumns(**columns))
+    classes = _class_names(paths[0], tables[names[0]])
+    said = [note for table in tables.values() for note in table.attrs.get('notes', [])]
     settings = dataclasses.asdict(Resampling(replicates))
     run = _start_report(paths, out, split=split, prevalences=list(_PREVALENCES), **settings)
     models = _evaluated_models(paths, tables, split, prevalences=_PREVALENCES, **settings)
@@ -730,7 +761,7 @@ def evaluate(
             captions[model.name] = _write_model(run, model, split, prefix, classes)
 
     warning = too_few(first.report['splits'][split], split, classes)
-    notes = [*found.notes, warning] if warning else found.notes
+    notes = [*said, *found.notes, warning] if warning else [*said, *found.notes]
     report_tables = {f"{split} split, 95 % intervals": table} | _differences_table(found.figures)
     heading = "Evaluation of " + ', '.join(names)
     run.write('metrics.json', _metrics_file(run, models, found.figures))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.tables import patient_numbers
 from ..predict.decision import OperatingPoint, sigmoid
 from ..predict.table import PredictionError, check_predictions
 
@@ -103,13 +104,13 @@ def scored(
     split: str | None = None,  # Use the rows of this split; None uses all
 ) -> Scored:
     "Check a predictions table and sort it for the metrics. Raises `PredictionError` if it cannot be evaluated"
-    check_predictions(table)
+    table = check_predictions(table)
     if split is not None:
         table = _rows_of_split(table, split)
 
     logit = table.logit.to_numpy(float)
     label = table.label.to_numpy() == 1
-    names, patient = np.unique(table.patient_id.to_numpy(str), return_inverse=True)
+    patient = patient_numbers(table)
     differs = table.patient_id.astype(str) != table.image_id.astype(str)
 
     order = np.argsort(-logit, kind='stable')

@@ -19,6 +19,7 @@ import numpy as np
 from ..core.classes import CLASSES, shown_name
 from ..core.run import Run, StudyError, sha256
 from ..core.style import CLASS_COLOURS, COLOURS, figure
+from ..core.tables import patient_numbers, with_known_patients
 from .figures import forest_axes
 from .intervals import effective_size, wilson
 from .metrics import HALF, scored
@@ -41,6 +42,7 @@ def decisions(
 ) -> 'pd.DataFrame':
     "The rows of a split with `probability`, `called`, `kind` and `margin`. Raises `PredictionError` for a bad table"
     scored(table, split)  # Checks the table
+    table = with_known_patients(table)
     rows = table[table.split == split].reset_index(drop=True)
     probability = sigmoid(rows.logit)
     called = point.decide(rows.logit)
@@ -315,8 +317,7 @@ def subgroups(
     groups: 'pd.DataFrame',  # From `groupings`
 ) -> list:  # Entries with `truth`, `column`, `group`, `p` and, if tested, `p_holm`
     "Error rate of each subgroup within each class, Holm-corrected over all tests"
-    names = rows.patient_id.to_numpy(str)
-    _, patient = np.unique(names, return_inverse=True)
+    patient = patient_numbers(rows)
     wrong = (rows.kind != _CORRECT).to_numpy()
     found = []
     for label in (1, 0):

@@ -28,6 +28,7 @@ from torch import nn
 from ..core.classes import CLASSES
 from ..core.run import StudyError
 from ..core.style import figure
+from ..core.tables import patient_numbers
 from ..data.images import Preprocess
 from ..evaluate.evaluation import entry, undefined
 from ..evaluate.intervals import bootstrap_weights, interval, jackknife
@@ -419,8 +420,9 @@ def mean_entry(
     if not known.any():
         return undefined("no image has a value", 0, 0)
     values = np.asarray(values, float)[known]
-    names = np.asarray(patient_id, str)[known]
-    _, patient = np.unique(names, return_inverse=True)
+    patients = pd.Series(list(patient_id), dtype=object)
+    images = pd.DataFrame(dict(patient_id=patients, image_id=np.arange(len(patients))))
+    patient = patient_numbers(images[known])
     distinct = np.ones(len(values), bool)
     sample = Scored(values, values, patient, distinct, True)  # Only its patients are used here
     draws = _weighted_means(values, bootstrap_weights(sample, replicates, seed))

@@ -549,15 +549,15 @@ def run_stages(
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #680ecab7
 @functools.lru_cache(maxsize=64)
-def _check_images(dataset: str, positive: str) -> tuple[str, str]:
-    "Name of the data set and the key of its files; raises `OptionError` if it cannot be loaded"
+def _check_images(dataset: str, positive: str, patients: str) -> tuple[str, str, tuple]:
+    "Name of the data set, key of its files, notes; raises `OptionError` if it cannot be loaded"
     from cxr_study.data.sets import load_dataset
 
     try:
-        found = load_dataset(dataset, positive)
+        found = load_dataset(dataset, positive, patients)
     except StudyError as error:
         raise OptionError('dataset', str(error)) from error
-    return found.name, found.files_key
+    return found.name, found.files_key, tuple(found.provenance.get('notes', []))
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #975bb3b1
 def _needs_no_check(values: dict) -> bool:
@@ -583,10 +583,14 @@ def _check_network(values: dict) -> None:
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #0dc5792a
 def check_run(
     given: dict,  # Name -> value of options
+    say: Callable | None = None,  # Called with each sentence about the data set
 ) -> tuple[dict, str, str]:  # All options; name of the data set; digest of the data set's files
     "Check the options of a run; raises `OptionError` for anything that cannot work"
     values = check_options(given)
-    dataset, files = _check_images(values['dataset'], values['positive'])
+    images = [values[name] for name in ('dataset', 'positive', 'patients')]
+    dataset, files, notes = _check_images(*images)
+    for note in notes if say else ():
+        say(note)
     _check_network(values)
     inputs = digest([dataset, files])
     return values, dataset, inputs

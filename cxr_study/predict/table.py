@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.classes import CLASSES  # noqa: F401 (other modules import it from here)
-from ..core.run import TABLES, StudyError, atomic_write, read_table
+from ..core.run import TABLES, StudyError, atomic_write, read_table, write_csv
+from ..core.tables import with_known_patients
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,9 @@ def check_predictions(
     table: 'pd.DataFrame',  # Table of predictions
     source: str = "The table",  # Name of the table in the message
 ) -> 'pd.DataFrame':
-    "The same table; raises `PredictionError` with everything that is wrong with it"
+    "The table with missing patients filled in; raises `PredictionError` with everything that is wrong with it"
+    if {'patient_id', 'image_id'} <= set(table):
+        table = with_known_patients(table)
     problems = _problems(table)
     if problems:
         raise PredictionError(f"{source} cannot be evaluated: {'; '.join(problems)}.")
@@ -73,9 +76,9 @@ def check_predictions(
 # %% ../../nbs/lib/predict/01_table.ipynb #3b79965c
 def write_predictions(table: 'pd.DataFrame', path: Path | str) -> None:
     "Check a table of predictions and write it as csv; the file is complete or absent"
-    check_predictions(table, f"What should become {path}")
+    table = check_predictions(table, f"What should become {path}")
     with atomic_write(path) as f:
-        table.to_csv(f, index=False)
+        write_csv(table, f)
 
 
 def read_predictions(path: Path | str) -> 'pd.DataFrame':

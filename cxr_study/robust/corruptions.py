@@ -29,6 +29,7 @@ from sklearn.metrics import roc_auc_score
 from ..calibrate.transfer import fit_calibration
 from ..core.run import Run, StudyError, atomic_write, runs_folder, to_json, upgraded
 from ..core.style import MAPS, figure
+from ..core.tables import known_patients
 from ..data.images import Preprocess, resize
 from ..data.sets import load_dataset, sample_patients
 from ..evaluate.evaluation import quote
@@ -209,7 +210,8 @@ def decoded_split(
 ) -> tuple[np.ndarray, pd.DataFrame]:  # uint8 [n, at, at]; their rows of split.csv
     "The images of a split, decoded from their sources. Raises `StudyError` if the data set has changed."
     requested = run.stage('01_data')['parameters']
-    image_set = load_dataset(requested['dataset'], requested['positive'])
+    patients = requested.get('patients', 'auto')
+    image_set = load_dataset(requested['dataset'], requested['positive'], patients)
     image_set = sample_patients(image_set, requested['limit'], requested['seed'])
     table = run.read('split.csv')
     rows = table[table.split == split].reset_index(drop=True)
@@ -273,8 +275,8 @@ def _write_logits(
     "Write labels, patients, logits (float16) of all settings and the network's calibration to one file"
     contents = dict(
         calibration=to_json(calibration.to_dict()),
-        image_id=table.image_id.to_numpy(str),
-        patient_id=table.patient_id.to_numpy(str),
+        image_id=table.image_id.to_numpy(object).astype(str),
+        patient_id=known_patients(table.patient_id, table.image_id).to_numpy(object).astype(str),
         label=table.label.to_numpy(np.int8),
         setting=np.array(list(logits)),
         logit=np.stack(list(logits.values())).astype(np.float16),
