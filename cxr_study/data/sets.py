@@ -231,12 +231,13 @@ def _split_folders(folder):
 
 
 def _by_class_folder(folder, files, depth):
-    "Class folder -> its images; `depth` is the number of folders from `folder` down to it"
+    "Folders down to a class -> (image, folders below the class) of its images; `depth`: number of the former"
     found = {}
+    beginning = len(os.path.join(folder, ''))
     for file in files:
-        parts = file.relative_to(folder).parts
+        parts = os.fspath(file)[beginning:].split(os.sep)
         if len(parts) > depth:
-            found.setdefault(folder.joinpath(*parts[:depth]), []).append(file)
+            found.setdefault(tuple(parts[:depth]), []).append((file, tuple(parts[depth:-1])))
     return found
 
 # %% ../../nbs/lib/data/05_sets.ipynb #26844347
@@ -244,7 +245,7 @@ def _by_class_folder(folder, files, depth):
 class _Listing:
     "A folder of images as a table, and what to tell the user"
 
-    table: pd.DataFrame  # `file, inside, label, official`; `inside`: path below the class folder
+    table: pd.DataFrame  # `file, inside, label, official`; `inside`: the folders below the class
     classes: tuple  # Names of label 0 and label 1
     notes: list  # Sentences
 
@@ -261,10 +262,10 @@ def _list_folder(folder, positive=''):
         labels = _label_of(class_folders, positive)
         for name, label in labels.items():
             class_folder = class_folders[name]
-            files = images.get(class_folder)
+            files = images.get(class_folder.relative_to(folder).parts)
             if not files:
                 raise _no_images(class_folder, found)
-            rows += [(file, file.relative_to(class_folder), label, split) for file in files]
+            rows += [(file, inside, label, split) for file, inside in files]
     table = pd.DataFrame(rows, columns=['file', 'inside', 'label', 'official'])
     for file in sorted(set(found.files) - set(table.file)):
         found.left_out[file] = "in no class folder"
@@ -276,11 +277,11 @@ def _image_ids(folder, files):
     "Paths below `folder`, or below what all files share. Raises `DataError` if a file is listed more than once"
     paths = [os.path.abspath(file) for file in files]
     folder = os.path.abspath(folder)
-    if not all(Path(path).is_relative_to(folder) for path in paths):
+    if not all(path.startswith(os.path.join(folder, '')) for path in paths):
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    ids = pd.Series(
-        [file_text(Path(path).relative_to(folder).as_posix()) for path in paths], dtype=object
-    )
+    beginning = len(os.path.join(folder, ''))
+    names = [file_text(path[beginning:].replace(os.sep, '/')) for path in paths]
+    ids = pd.Series(names)
     repeated = ids[ids.duplicated()]
     if len(repeated):
         raise DataError(f"{repeated.iloc[0]} is listed more than once. Keep one row a file.")
@@ -348,9 +349,8 @@ def kermany_names(
 _MOST_OF_A_PATIENT = 20  # Images of a patient, on average; larger folders are something else
 
 
-def _first_folders(inside):
-    "First folder of each path below a class that differs within the class; None if an image lies in none"
-    parts = [path.parts[:-1] for path in inside]
+def _first_folders(parts):  # Of each image, the folders below its class
+    "First folder of each image that differs within the class; None if an image lies in none"
     level = 0
     while True:
         names = [part[level] if len(part) > level else None for part in parts]
