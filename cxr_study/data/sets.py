@@ -495,7 +495,7 @@ def _official_splits(table, path):
 def _spelled(name, encoding):
     "Ways in which the name of a file may stand on this disk"
     names = [name, name.strip(), name.strip().replace('\\', '/')]
-    if encoding not in ('utf-8', 'utf-8-sig'):
+    if encoding in ('cp1252', 'latin-1'):
         names += [os.fsdecode(name.encode(encoding, 'replace')) for name in names]
     return list(dict.fromkeys(names))
 
