@@ -722,7 +722,9 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
 
     PATHS are files, or folders that contain some. The result is a table. The
     row of a file that cannot be read has the reason, and the exit code is 1 if
-    there is such a file.
+    there is such a file. Where the model abstains or an image is unfamiliar,
+    the column decision says so instead of a class. The same command continues
+    a table and tries failed files again; other options need another table.
 
     \b
     Examples:

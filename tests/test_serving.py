@@ -810,7 +810,7 @@ def test_predict_continues_an_interrupted_table(cli, brightness, tmp_path):
         tmp_path / "sr",
         check=False,
     )
-    assert done.returncode == 1 and "1 could not be read" in done.stdout + done.stderr
+    assert done.returncode == 1 and "1 failed" in done.stdout + done.stderr
     whole = out.read_text()
     out.write_text("\n".join(whole.splitlines()[:3]) + "\nhalf a li")
     cli("predict", folder, "--out", out, "--bundle", brightness, check=False)

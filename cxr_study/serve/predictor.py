@@ -22,7 +22,6 @@ if 'ORT_DISABLE_TELEMETRY' not in os.environ:  # Must be set before ONNX Runtime
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import onnxruntime
@@ -30,9 +29,25 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core.classes import CLASSES
-from ..core.run import NOTICE, StudyError, WriteError, locked, sha256, write_error
+from cxr_study.core.run import (
+    NOTICE,
+    StudyError,
+    WriteError,
+    atomic_write,
+    locked,
+    sha256,
+    write_error,
+)
+from ..core.tables import complete_records, file_text
 from ..data.decoders import Decoders, DecodersBusy, PreparedImage, prepare_image
-from ..data.formats import CorruptImage, ImageError, Limits, read_bytes, sniff
+from cxr_study.data.formats import (
+    CorruptImage,
+    ImageError,
+    Limits,
+    find_images,
+    left_out_note,
+    read_bytes,
+)
 from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
 from ..predict.heat_map import colours, evidence, heat_map, overlay
@@ -320,48 +335,46 @@ def __call__(
     return answer
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #f4250a9c
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')
-
-
-def _looks_like_an_image(path: Path) -> bool:
-    "Whether a file's suffix or first bytes are those of JPEG, PNG or DICOM"
-    if not path.is_file():
-        return False
-    if path.suffix.lower() in _SUFFIXES:
-        return True
-    try:
-        with open(path, 'rb') as file:
-            sniff(file.read(132))  # DICOM's mark ends at byte 132
-    except (OSError, ImageError):
-        return False
-    return True
-
-
-def _image_files(paths: list) -> list[Path]:  # Files and folders
-    "The image files among them, in order, without duplicates. Raises `StudyError` if there are none."
+def _image_files(
+    paths: list,  # Files and folders
+    out: Path | None = None,  # The table, which is no image
+) -> tuple[
+    list[Path], str | None
+]:  # Images in order, without duplicates; a sentence on other files
+    "The image files among some paths. Raises `StudyError` if there are none."
     files = []
+    left_out = {}
     for path in map(Path, paths):
         if not path.exists():
-            raise StudyError(f"{path} does not exist.")
+            raise StudyError(f"{file_text(path)} does not exist.")
         if path.is_dir():
-            files += sorted(filter(_looks_like_an_image, path.rglob('*')))
+            found = find_images(path)
+            files += found.files
+            left_out |= {str(other): why for other, why in found.left_out.items() if other != out}
         else:
             files.append(path)
+    note = left_out_note(left_out)
     if not files:
-        names = ', '.join(map(str, paths))
-        raise StudyError(f"There is no JPEG, PNG or DICOM file in {names}.")
-    return list(dict.fromkeys(files))
+        names = ', '.join(file_text(path) for path in paths)
+        raise StudyError(
+            f"There is no JPEG, PNG or DICOM file in {names}.{f' {note}' if note else ''}"
+        )
+    return list(dict.fromkeys(files)), note
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #e441e319
-_FROM_ANSWER = ('probability', 'decision', 'abstains', 'reason', 'unfamiliar', 'logit')
+_FROM_ANSWER = ('probability', 'abstains', 'reason', 'unfamiliar', 'logit')
+_ABSTAINED = 'ABSTAINED'
+_UNFAMILIAR = 'UNFAMILIAR'
 _COLUMNS = (
     'file',
     'probability',
     'decision',
+    'at_threshold',
     'abstains',
     'reason',
     'unfamiliar',
     'operating_point',
+    'prevalence',
     'logit',
     'sha256',
     'model',
@@ -379,12 +392,14 @@ def _row_of(
     options: dict | None = None,  # `point` and `prevalence` of `Predictor`
 ) -> dict:
     "The row of one file"
-    row = dict(file=str(path), model=_model_key(predictor))
+    options = options or {}
+    row = dict(file=file_text(path)) | _settings(predictor, **options)
     try:
-        answer = predictor(path, waiting=_PATIENT, **(options or {}))
+        answer = predictor(path, waiting=_PATIENT, **options)
         for name in _FROM_ANSWER:
             row[name] = answer[name]
-        row['operating_point'] = answer['operating_point']['name']
+        row['at_threshold'] = answer['decision']
+        row['decision'] = _decision_text(answer)
         row['sha256'] = answer['image']['sha256']
         if on_answer:
             on_answer(path, answer)
@@ -397,71 +412,119 @@ def _row_of(
     return row
 
 
-def _model_key(predictor: Predictor) -> str:
-    "The first 16 digits of the bundle's hash, which identify the model in the table"
-    return predictor.bundle.sha256[:16]
+def _decision_text(answer: dict) -> str:
+    "The decision of an answer, or why there is none"
+    if answer['unfamiliar']:
+        return _UNFAMILIAR
+    return _ABSTAINED if answer['abstains'] else answer['decision']
+
+
+def _settings(
+    predictor: Predictor,
+    point: str | None = None,  # Name of an operating point; None: the one in use
+    prevalence: float | None = None,
+) -> dict[str, str]:  # Columns that are the same in all rows of a table
+    "What the answers depend on: the beginning of the bundle's hash, operating point and prevalence"
+    return dict(
+        model=predictor.bundle.sha256[:16],
+        operating_point=predictor.bundle.calibration.point(point).name,
+        prevalence='' if prevalence is None else repr(float(prevalence)),
+    )
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #8c7186f3
-def _remove_incomplete_line(out: Path) -> str:
-    "The text of a csv file whose last line is complete; the file is shortened if it is not"
-    content = out.read_bytes() if out.exists() else b''
-    complete = content[: content.rfind(b'\n') + 1]
-    if complete != content:
-        out.write_bytes(complete)
-    return complete.decode()
+_HEADER = ','.join(_COLUMNS).encode() + b'\n'
 
 
-def _finished_files(out: Path, model: str) -> set[str]:  # Table; key of the model
-    "The files that the table already has. Raises `StudyError` if another model wrote it."
-    text = _remove_incomplete_line(out)
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if not rows:
-        return set()
-    models = {row['model'] for row in rows if 'model' in row}
-    if set(rows[0]) != set(_COLUMNS) or models != {model}:
-        raise StudyError(
-            f"{out} was written by another model or program. "
-            "Name another file with --out, or delete it."
-        )
-    return {row['file'] for row in rows}
-
-# %% ../../nbs/lib/serve/02_predictor.ipynb #033e73ee
-def _open_table(out: Path) -> tuple[TextIO, csv.DictWriter]:
-    "The csv file, opened to append rows, and its writer. A new file begins with the names of the columns."
+def _table_rows(content: bytes) -> list[dict] | None:  # Content of a table, complete rows alone
+    "The rows of a table; None if this program did not write it"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = open(out, 'a', newline='')
+        text = content.decode()
+        return list(csv.DictReader(io.StringIO(text, newline=''), strict=True))
+    except (UnicodeDecodeError, csv.Error):
+        return None
+
+
+def _as_options(settings: dict) -> str:
+    "Settings of a table as options"
+    shown = f"--point {settings['operating_point']}"
+    if settings['prevalence']:
+        shown += f" --prevalence {settings['prevalence']}"
+    return f"model {settings['model']} and {shown}"
+
+
+def _earlier_rows(out: Path, settings: dict) -> list[dict]:  # `settings`: see `_settings`
+    "The complete rows of a table. Raises `StudyError` if it was written with other settings."
+    try:
+        content = out.read_bytes() if out.exists() else b''
     except OSError as error:
-        raise write_error(out, error) from error
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
-    if file.tell() == 0:
-        writer.writeheader()
-    return file, writer
+        raise StudyError(f"{out} cannot be read: {error.strerror}. Name another --out.") from None
+    is_ours = content.startswith(_HEADER) or _HEADER.startswith(content)
+    rows = _table_rows(b''.join(complete_records(content))) if is_ours else None
+    another = "Name another file with --out, or delete it."
+    if rows is None:
+        raise StudyError(f"{out} was written by another program or version. {another}")
+    for row in rows:
+        before = {name: row[name] for name in settings}
+        if before != settings:
+            raise StudyError(
+                f"{out} was written with {_as_options(before)}, and now it is {_as_options(settings)}. {another}"
+            )
+    return rows
+
+# %% ../../nbs/lib/serve/02_predictor.ipynb #ef706053
+def _without_returns(row: dict) -> bool:
+    return not any('\r' in str(value) for value in row.values())
 
 
-def _write_rows(rows, total: int, file: TextIO, writer: csv.DictWriter) -> int:
-    "Write each row as soon as it is known, with a progress bar. Returns how many hold an error."
+def _table_text(rows: list[dict]) -> str:
+    "Rows as csv. A row whose text has a carriage return is in quotes as a whole."
+    buffer = io.StringIO()
+    plain = csv.DictWriter(buffer, _COLUMNS, lineterminator='\n')
+    quoted = csv.DictWriter(buffer, _COLUMNS, lineterminator='\n', quoting=csv.QUOTE_ALL)
+    for row in rows:
+        writer = plain if _without_returns(row) else quoted
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def _rewrite(out: Path, rows: list[dict]) -> None:
+    "Write a table anew, with these rows"
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(_HEADER + _table_text(rows).encode())
+
+
+def _append_all(rows, total: int, out: Path) -> list[dict]:
+    "Append each row as soon as it is known, with a progress bar. Returns the rows."
     from tqdm import tqdm
 
-    failed = 0
-    for row in tqdm(rows, total=total, unit='image', disable=None):
-        writer.writerow(row)
-        file.flush()
-        if 'error' in row:
-            failed += 1
-    return failed
+    written = []
+    with open(out, 'a', encoding='utf-8', newline='') as file:
+        for row in tqdm(rows, total=total, unit='image', disable=None):
+            file.write(_table_text([row]))
+            file.flush()
+            written.append(row)
+    return written
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #ad452277
-def _append_rows(out: Path, row_of: Callable, files: list[Path], threads: int) -> int:
-    "Append the row of each file to the table, computed by so many threads. Returns how many hold an error."
-    file, writer = _open_table(out)
-    with file, ThreadPoolExecutor(threads) as pool:
+def _append_rows(out: Path, row_of: Callable, files: list[Path], threads: int) -> list[dict]:
+    "Append the row of each file to the table, computed by so many threads. Returns the rows."
+    with ThreadPoolExecutor(threads) as pool:
         rows = pool.map(row_of, files)
         try:
-            return _write_rows(rows, len(files), file, writer)
+            return _append_all(rows, len(files), out)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _counts(rows: list[dict]) -> dict[str, int]:
+    "Number of files that are answered, abstained from, unfamiliar and failed"
+    counts = dict(answered=0, abstained=0, unfamiliar=0, failed=0)
+    kinds = {_ABSTAINED: 'abstained', _UNFAMILIAR: 'unfamiliar'}
+    for row in rows:
+        kind = 'failed' if row.get('error') else kinds.get(row['decision'], 'answered')
+        counts[kind] += 1
+    return counts
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #05c7339a
 def predict_files(
@@ -472,23 +535,31 @@ def predict_files(
     on_answer: Callable | None = None,  # Called with path and answer, for example to write a report
     say: Callable = print,  # Called with a summary
     **options,  # `point` and `prevalence` of `Predictor`
-) -> dict:  # Number of files that are done, failed, and done before
+) -> dict:  # Number of files answered, abstained from, unfamiliar and failed, and how many of them were done `before`
     "Predict image files and write a row for each; continue a table that was interrupted"
     out = Path(out)
-    files = _image_files(paths)
+    settings = _settings(predictor, **options)
+    files, note = _image_files(paths, out)
+    if note:
+        say(note)
     row_of = functools.partial(_row_of, predictor=predictor, on_answer=on_answer, options=options)
     threads = workers or os.cpu_count()
     if predictor.decoders:
         threads += predictor.decoders.workers
     waiting = f"Waiting for another process that writes {out}"
     with locked(out.with_name(f".{out.name}.lock"), waiting, say):
-        finished = _finished_files(out, _model_key(predictor))
-        remaining = [path for path in files if str(path) not in finished]
+        earlier = _earlier_rows(out, settings)
+        names = {file_text(path): path for path in files}
+        kept = [row for row in earlier if not (row['error'] and row['file'] in names)]
+        finished = [row for row in kept if row['file'] in names]
+        done = {row['file'] for row in finished}
+        remaining = [path for name, path in names.items() if name not in done]
         try:
-            failed = _append_rows(out, row_of, remaining, threads)
+            _rewrite(out, kept)
+            rows = _append_rows(out, row_of, remaining, threads)
         except OSError as error:
             raise write_error(out, error) from error
-    before = len(files) - len(remaining)
-    done = len(remaining) - failed
-    say(f"{done} predicted, {failed} could not be read, {before} done before: {out}")
-    return dict(done=done, failed=failed, before=before)
+    counts = _counts(finished + rows)
+    found = ', '.join(f"{number} {kind}" for kind, number in counts.items())
+    say(f"{found}; {len(finished)} of them done before: {out}")
+    return dict(counts, before=len(finished))
