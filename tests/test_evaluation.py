@@ -141,6 +141,42 @@ def test_intervals_agree_with_scipy(table, method):
 
 
 @pytest.mark.parametrize('sign', [1, -1])
+def labels_mixed(seed):
+    "A table whose patients have images of both classes, one of them half of all images, with ties"
+    rng = np.random.default_rng(seed)
+    table = mt.simulate(patients=40, images=4, seed=seed)
+    label = rng.integers(0, 2, len(table))
+    patient = np.where(rng.random(len(table)) < 0.5, "half", table.patient_id)
+    return table.assign(label=label, patient_id=patient, logit=table.logit.round(1))
+
+
+def one_positive():
+    table = mt.simulate(patients=20, seed=1)
+    return table.assign(label=(np.arange(len(table)) == 3).astype(int))
+
+
+@pytest.mark.parametrize("table", [*TABLES, *map(labels_mixed, range(3)), one_positive()])
+def test_metrics_without_each_patient_are_those_of_weights(table):
+    s = mt.scored(table)
+    expected = iv.collect_blocks(s, iv.jackknife(s), mt.HALF, (0.05, 0.3))
+    found = mt.metrics_without(s, mt.HALF, (0.05, 0.3))
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_metrics_without_each_patient_take_time_in_proportion():
+    "Twenty thousand images of ten thousand patients, of which a few are compared"
+    s = mt.scored(mt.simulate(patients=10_000, images=2, seed=0))
+    started = time.process_time()
+    found = mt.metrics_without(s)
+    assert time.process_time() - started < 20, "one by one it took minutes"
+    patients = np.array([0, 1, 77, 5_000, 9_999])
+    expected = mt.metrics(s, (s.patient != patients[:, None]).astype(float))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name][patients], values, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize('infinite', range(20))
 def test_a_bound_is_missing_where_replicates_are_infinite(infinite, sign):
     "Also between the last finite and the first infinite replicate"

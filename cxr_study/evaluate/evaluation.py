@@ -20,11 +20,9 @@ from ..core.run import StudyError
 from cxr_study.evaluate.intervals import (
     Interval,
     bootstrap,
-    collect_blocks,
     delong_interval,
     effective_size,
     interval,
-    jackknife,
     proportions,
     wilson,
 )
@@ -33,6 +31,7 @@ from cxr_study.evaluate.metrics import (
     Scored,
     confusion_counts,
     metrics,
+    metrics_without,
     scored,
     why_undefined,
 )
@@ -86,7 +85,7 @@ def draws_of(
     replicates = bootstrap(s, point, prevalences, resampling.replicates, resampling.seed)
     without = {}
     if resampling.method != 'percentile' and s.patients > 1:
-        without = collect_blocks(s, jackknife(s), point, prevalences)
+        without = metrics_without(s, point, prevalences)
     return Draws(replicates, without)
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #dfe97187

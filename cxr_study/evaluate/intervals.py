@@ -20,11 +20,12 @@ from ..predict.decision import OperatingPoint
 
 # %% ../../nbs/lib/evaluate/02_intervals.ipynb #a98cfe91
 _CHUNK = 200_000  # Weights in one chunk
+_FEWEST_ROWS = 4  # So that what is computed once a chunk counts little
 
 
 def _rows_in_chunk(columns):
-    "Number of replicates in one chunk, at least 1"
-    return max(1, _CHUNK // columns)
+    "Number of replicates in one chunk"
+    return max(_FEWEST_ROWS, _CHUNK // columns)
 
 # %% ../../nbs/lib/evaluate/02_intervals.ipynb #2b35e8ec
 def _times_drawn(patients, replicates, seed, rows):

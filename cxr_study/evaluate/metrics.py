@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['HALF', 'NEEDS', 'Population', 'simulate', 'Scored', 'scored', 'confusion_counts', 'decision_rates', 'curve', 'areas',
-           'losses', 'brier_parts', 'fast_metrics', 'metrics', 'why_undefined']
+           'losses', 'brier_parts', 'fast_metrics', 'metrics', 'metrics_without', 'why_undefined']
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #153a839c
 import dataclasses
@@ -208,6 +208,12 @@ def _ratio(numerator, denominator):
 _MAX_FPR = 0.1  # False positive rate up to which the partial AUC is taken
 
 
+def _standardised(area, limit=_MAX_FPR):
+    "A ROC area up to a false positive rate of `limit` on a scale where chance has 0.5 (McClish 1989)"
+    area_by_chance = limit**2 / 2
+    return 0.5 * (1 + (area - area_by_chance) / (limit - area_by_chance))
+
+
 def _partial_auc(tp, fp, limit=_MAX_FPR):
     "Standardised ROC area up to a false positive rate of `limit` (McClish 1989), float [replicates]"
     positive = tp[:, -1]
@@ -217,8 +223,7 @@ def _partial_auc(tp, fp, limit=_MAX_FPR):
     width = np.clip(limit * negative[:, None] - fp[:, :-1], 0, fp_step)
     height = tp[:, :-1] + _ratio(tp_step * width, fp_step) / 2
     area = (width * height).sum(1) / (positive * negative)
-    area_by_chance = limit**2 / 2
-    return 0.5 * (1 + (area - area_by_chance) / (limit - area_by_chance))
+    return _standardised(area, limit)
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #06f3fb0e
 def areas(
@@ -284,6 +289,16 @@ def brier_parts(
     )
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #0be04aba
+def _metrics_of_curve(s, weights, of_curve, point, prevalences):  # `of_curve`: from `curve`
+    "Every metric but the parts of the Brier score"
+    counts = confusion_counts(s, weights, point)
+    return {
+        **decision_rates(*counts, prevalences),
+        **areas(*of_curve),
+        **losses(s, weights),
+    }
+
+
 def fast_metrics(
     s: Scored,
     weights: np.ndarray,  # Float [replicates, images]
@@ -291,12 +306,7 @@ def fast_metrics(
     prevalences: tuple = (),  # Prevalences for which predictive values are computed
 ) -> dict:  # Name -> float [replicates]; NaN where it is undefined
     "Every metric at an operating point but the parts of the Brier score, which need a loop"
-    counts = confusion_counts(s, weights, point)
-    return {
-        **decision_rates(*counts, prevalences),
-        **areas(*curve(s, weights)),
-        **losses(s, weights),
-    }
+    return _metrics_of_curve(s, weights, curve(s, weights), point, prevalences)
 
 
 def metrics(
@@ -306,8 +316,220 @@ def metrics(
     prevalences: tuple = (),  # Prevalences for which predictive values are computed
 ) -> dict:  # Name -> float [replicates]; NaN where it is undefined
     "Every metric at an operating point"
-    fast = fast_metrics(s, weights, point, prevalences)
-    return fast | brier_parts(fast['brier'], *curve(s, weights))
+    of_curve = curve(s, weights)
+    fast = _metrics_of_curve(s, weights, of_curve, point, prevalences)
+    return fast | brier_parts(fast['brier'], *of_curve)
+
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #5afd9906
+@dataclasses.dataclass
+class _Cells:
+    "The images of a patient at a threshold, counted: one cell each, by patient and falling threshold"
+
+    patient: np.ndarray  # Int [cells]
+    threshold: np.ndarray  # 0 is the highest, int [cells]
+    positives: np.ndarray  # Float [cells]
+    negatives: np.ndarray  # Float [cells]
+    patients: int
+
+    @property
+    def images(self) -> np.ndarray:
+        "Number of images, float [cells]"
+        return self.positives + self.negatives
+
+    def of_patients(self, values: np.ndarray) -> np.ndarray:
+        "Sum of the values of each patient's cells, float [patients]"
+        return np.bincount(self.patient, values, self.patients)
+
+    def so_far(self, values: np.ndarray) -> np.ndarray:
+        "Sum of the values over the patient's cells up to each one, float [cells]"
+        total = np.cumsum(values)
+        first = np.searchsorted(self.patient, np.arange(self.patients))
+        before_first = (total - values)[first]
+        return total - before_first[self.patient]
+
+
+def _cells(s):
+    "The `_Cells` of a `Scored`"
+    thresholds = s.last.sum()
+    threshold = np.cumsum(s.last) - s.last
+    keys, cell = np.unique(s.patient * thresholds + threshold, return_inverse=True)
+    positives = np.bincount(cell, s.label)
+    negatives = np.bincount(cell) - positives
+    return _Cells(keys // thresholds, keys % thresholds, positives, negatives, int(s.patients))
+
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #a22a467a
+def _twice_areas(cells, tp, fp, end):  # `end`: int [patients]
+    "Twice the area under the other patients' curve, over the thresholds before `end`, float [patients]"
+    at = cells.threshold
+    limit = end[cells.patient]
+    twice_own = 2 * cells.so_far(cells.positives) - cells.positives  # Above, and half of the tied
+    of_negatives = cells.negatives * (tp[at + 1] + tp[at] - twice_own)
+    of_positives = cells.positives * (2 * fp[limit] - fp[at + 1] - fp[at])
+    taken = np.where(at < limit, of_negatives + of_positives, 0)
+    steps = np.diff(fp) * (tp[1:] + tp[:-1])
+    whole = np.append(0, np.cumsum(steps))
+    return whole[end] - cells.of_patients(taken)
+
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #287066a2
+def _last_thresholds(cells, fp, limit):  # `limit`: false positives of the others, float [patients]
+    "The threshold at which the other patients' false positives pass the limit, int [patients]"
+    own = np.zeros(cells.patients)
+    while True:
+        end = np.searchsorted(fp[1:], limit + own, side='right')
+        end = np.minimum(end, len(fp) - 2)
+        reached = cells.threshold <= end[cells.patient]
+        own_so_far = cells.of_patients(cells.negatives * reached)
+        if (own_so_far == own).all():
+            return end
+        own = own_so_far
+
+
+def _partial_areas(
+    cells, tp, fp, negative
+):  # `negative`: number of negative images, float [patients]
+    "Area under the other patients' curve up to a false positive rate of `_MAX_FPR`, float [patients]"
+    limit = _MAX_FPR * negative
+    end = _last_thresholds(cells, fp, limit)
+    is_before = cells.threshold < end[cells.patient]
+    is_last = cells.threshold == end[cells.patient]
+    tp_before = tp[end] - cells.of_patients(cells.positives * is_before)
+    fp_before = fp[end] - cells.of_patients(cells.negatives * is_before)
+    tp_step = np.diff(tp)[end] - cells.of_patients(cells.positives * is_last)
+    fp_step = np.diff(fp)[end] - cells.of_patients(cells.negatives * is_last)
+    width = np.clip(limit - fp_before, 0, fp_step)
+    height = tp_before + _ratio(tp_step * width, fp_step) / 2
+    return _twice_areas(cells, tp, fp, end) / 2 + width * height
+
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #7e131dca
+def _sums_between(step, tp, images, own):  # `own`: images that are taken away
+    "Cumulative sums of 1 / images and of tp / images over the positive images, each float [thresholds + 1]"
+    left = np.maximum(images[1:] - own, 0)
+    weight = _ratio(step, left)
+    ones = np.append(0, np.cumsum(weight))
+    tps = np.append(0, np.cumsum(weight * tp[1:]))
+    return ones, tps
+
+
+def _precisions(cells, tp, fp):
+    "Sum of the precision at the positive images of the other patients, float [patients]"
+    images = tp + fp
+    step = np.diff(tp)
+    at = cells.threshold
+    own_tp = cells.so_far(cells.positives)
+    own = cells.so_far(cells.images)
+    is_last = np.append(np.diff(cells.patient) > 0, True)
+    is_first = np.append(True, is_last[:-1])
+    _, from_start = _sums_between(step, tp, images, 0)
+    sums = is_first * from_start[at]  # Before the patient's first image
+    sums += (step[at] - cells.positives) * _ratio(tp[at + 1] - own_tp, images[at + 1] - own)
+    following = np.where(is_last, len(step), np.roll(at, -1))
+    for number in np.unique(own):
+        here = np.flatnonzero(own == number)
+        ones, tps = _sums_between(step, tp, images, number)
+        start = at[here] + 1
+        end = following[here]
+        sums[here] += tps[end] - tps[start] - own_tp[here] * (ones[end] - ones[start])
+    return cells.of_patients(sums)
+
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #20645c72
+_POOLED = 512  # Thresholds that are pooled together
+
+
+def _pooled(counts):  # Images and positives at each threshold, float [2, thresholds]
+    "The same counts, added up in the blocks of an isotonic fit"
+    from scipy.optimize import isotonic_regression
+
+    images, positives = counts
+    fit = isotonic_regression(positives / images, weights=images, increasing=False)
+    return np.add.reduceat(counts, fit.blocks[:-1], axis=1)
+
+
+def _squares_without(cells, tp, fp):
+    "Weighted sum of the squared probabilities of an isotonic fit to the other patients, float [patients]"
+    counts = np.stack([np.diff(tp + fp), np.diff(tp)])
+    own = np.stack([cells.images, cells.positives])
+    parts = range(0, counts.shape[1], _POOLED)
+    pooled = [_pooled(counts[:, start : start + _POOLED]) for start in parts]
+    part_starts = np.cumsum([0, *(part.shape[1] for part in pooled)])
+    all_pooled = np.hstack(pooled)
+    first = np.searchsorted(cells.patient, np.arange(cells.patients + 1))
+    part_of = cells.threshold // _POOLED
+    squares = np.empty(cells.patients)
+    for patient in range(cells.patients):
+        mine = slice(first[patient], first[patient + 1])
+        at = cells.threshold[mine]
+        counts[:, at] -= own[:, mine]
+        pieces = []
+        done = 0
+        for part in dict.fromkeys(part_of[mine].tolist()):
+            start = part * _POOLED
+            pieces.append(all_pooled[:, done : part_starts[part]])
+            pieces.append(counts[:, start : start + _POOLED])
+            done = part_starts[part + 1]
+        pieces.append(all_pooled[:, done:])
+        joined = np.concatenate(pieces, axis=1)
+        images, positives = _pooled(joined[:, joined[0] > 0])
+        squares[patient] = (positives**2 / images).sum()
+        counts[:, at] += own[:, mine]
+    return squares
+
+# %% ../../nbs/lib/evaluate/01_metrics.ipynb #e252df2d
+def _counts_without(s, chosen):  # Bool [images]
+    "How many of the chosen images belong to other patients, float [patients]"
+    return chosen.sum() - np.bincount(s.patient, chosen)
+
+
+def _losses_without(s, images):  # Images of the other patients, float [patients]
+    "Log loss and Brier score of the other patients"
+    sign = np.where(s.label, -1, 1)
+    of_images = dict(
+        log_loss=np.logaddexp(0, sign * s.logit),
+        brier=(sigmoid(s.logit) - s.label) ** 2,
+    )
+    means = {}
+    for name, loss in of_images.items():
+        means[name] = (loss.sum() - np.bincount(s.patient, loss)) / images
+    return means
+
+
+def _areas_without(cells, tp, fp, positive, negative):
+    "ROC-AUC, partial AUC and average precision of the other patients"
+    everything = np.full(cells.patients, len(tp) - 1)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        twice_the_area = _twice_areas(cells, tp, fp, everything)
+        partial_area = _partial_areas(cells, tp, fp, negative) / (positive * negative)
+        return dict(
+            auc=twice_the_area / (2 * positive * negative),
+            partial_auc=_standardised(partial_area),
+            average_precision=_precisions(cells, tp, fp) / positive,
+        )
+
+
+def metrics_without(
+    s: Scored,  # Of at least two patients
+    point: OperatingPoint = HALF,
+    prevalences: tuple = (),  # Prevalences for which predictive values are computed
+) -> dict:  # Name -> float [patients]; NaN where it is undefined
+    "Every metric of `metrics` without each patient in turn"
+    called = point.decide(s.logit)
+    confusion = (s.label & called, ~s.label & called, s.label & ~called, ~s.label & ~called)
+    tp, fp, fn, tn = (_counts_without(s, chosen) for chosen in confusion)
+    positive = tp + fn
+    negative = fp + tn
+    images = positive + negative
+    cells = _cells(s)
+    curves = [count[0] for count in curve(s, s.ones)]
+    found = decision_rates(tp, fp, fn, tn, prevalences)
+    found |= _areas_without(cells, *curves, positive, negative)
+    found |= _losses_without(s, images)
+    prevalence = positive / images
+    discrimination = _squares_without(cells, *curves) / images - prevalence**2
+    uncertainty = prevalence * (1 - prevalence)
+    return found | dict(
+        brier_miscalibration=found['brier'] - uncertainty + discrimination,
+        brier_discrimination=discrimination,
+        brier_uncertainty=uncertainty,
+    )
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #b15d0a77
 _OF_BOTH_CLASSES = (
