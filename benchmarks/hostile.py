@@ -26,6 +26,7 @@ import struct
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -429,6 +430,7 @@ def uploads(bundle, arguments):
         content = bytes(43_000_000)
 
         async def attack():
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(80))
             async with Watch(service) as watch:
                 answers = await asyncio.gather(
                     *(ask(service, '/predict', 'image/png', content, {}) for _ in range(64))
@@ -521,44 +523,51 @@ def odd_value(rng):
     return texts[rng.integers(len(texts))]
 
 
+KEYWORDS = [
+    'PatientID', 'PatientName', 'PatientBirthDate', 'PatientSex', 'AccessionNumber', 'StudyID',
+    'StudyDate', 'StudyTime', 'ReferringPhysicianName', 'StudyInstanceUID', 'SeriesInstanceUID',
+    'SOPInstanceUID', 'SOPClassUID', 'SpecificCharacterSet', 'PatientAge', 'StudyDescription',
+    'IssuerOfPatientID', 'OtherPatientIDs', 'TimezoneOffsetFromUTC', 'PatientBirthTime',
+]  # fmt: skip
+
+
+def set_odd_value(dataset, keyword, rng):
+    "Give an element a value that DICOM does not expect, if pydicom can write it"
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    kind = 'LO' if rng.random() < 0.3 else pydicom.datadict.dictionary_VR(tag)
+    before = dataset.get(tag)
+    try:
+        dataset[tag] = pydicom.DataElement(tag, kind, odd_value(rng))
+        dataset.save_as(io.BytesIO())
+    except Exception:
+        if before is None:
+            dataset.pop(tag, None)
+        else:
+            dataset[tag] = before
+
+
+def odd_header(rng):
+    "A DICOM radiograph with one to three odd values in its header"
+    ids = dict(StudyInstanceUID='1.2', SeriesInstanceUID='1.3')
+    dataset = pydicom.dcmread(io.BytesIO(to_dicom(RAMP[:64, :64], **ids)))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for keyword in rng.choice(KEYWORDS, rng.integers(1, 4), replace=False):
+            set_odd_value(dataset, keyword, rng)
+        dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
 def headers(bundle, arguments):
     "Structured reports of odd headers"
     rng = np.random.default_rng(0)
-    keywords = [
-        'PatientID', 'PatientName', 'PatientBirthDate', 'PatientSex', 'AccessionNumber', 'StudyID',
-        'StudyDate', 'StudyTime', 'ReferringPhysicianName', 'StudyInstanceUID', 'SeriesInstanceUID',
-        'SOPInstanceUID', 'SOPClassUID', 'SpecificCharacterSet', 'PatientAge', 'StudyDescription',
-        'IssuerOfPatientID', 'OtherPatientIDs', 'TimezoneOffsetFromUTC', 'PatientBirthTime',
-    ]  # fmt: skip
+    kind = 'application/dicom'
     statuses = []
     with running(bundle, drain_seconds=0.2) as service:
         for _ in range(arguments.headers):
-            dataset = pydicom.dcmread(
-                io.BytesIO(
-                    to_dicom(RAMP[:64, :64], StudyInstanceUID='1.2', SeriesInstanceUID='1.3')
-                )
-            )
-            for keyword in rng.choice(keywords, rng.integers(1, 4), replace=False):
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore')
-                    value = odd_value(rng)
-                    tag = pydicom.datadict.tag_for_keyword(keyword)
-                    vr = 'LO' if rng.random() < 0.3 else pydicom.datadict.dictionary_VR(tag)
-                    try:
-                        dataset[tag] = pydicom.DataElement(tag, vr, value)
-                        dataset.save_as(io.BytesIO())
-                    except Exception:
-                        del dataset[tag]
-            buffer = io.BytesIO()
-            try:
-                dataset.save_as(buffer)
-            except Exception:
-                continue
-            answer = post(
-                service.url + '/predict', buffer.getvalue(), 'application/dicom',
-                Accept='application/dicom',
-            )  # fmt: skip
-            statuses.append(answer[0])
+            content = odd_header(rng)
+            statuses.append(post(service.url + '/predict', content, kind, Accept=kind)[0])
     found = {str(s): statuses.count(s) for s in sorted(set(statuses))}
     print(found, flush=True)
     return found

@@ -7,12 +7,16 @@ operation (default 25).
 
 import asyncio
 import base64
+import contextlib
+import http.client
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 from conftest import COMMAND, ROOT
@@ -382,6 +387,194 @@ def test_logs_name_no_file_and_no_person(brightness):
     assert all(json.loads(line)["event"] for line in text.splitlines())
 
 
+# --- Hostile files, and who may ask ---
+
+
+def asked(s, method, path, body=None, **headers):
+    "(status, headers, body) of a request with exactly these headers"
+    connection = http.client.HTTPConnection(s.url.removeprefix("http://"), timeout=60)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, named)
+    response = connection.getresponse()
+    answer = response.status, dict(response.getheaders()), response.read()
+    connection.close()
+    return answer
+
+
+HOSTILE = [
+    "jp2 box of length 0",
+    "j2k truncated",
+    "jpeg 5000 segments",
+    "jpeg odd exif",
+    "png bomb",
+    "png palette missing",
+    "png text bomb",
+    "dicom rows 30000 values",
+    "dicom bits 2 values",
+    "dicom 5000 sequences deep",
+    "dicom rle bomb",
+    "dicom jpeg-ls",
+    "dicom 1000 frames",
+]
+
+
+def test_hostile_files_are_rejected_and_the_next_image_is_answered(brightness):
+    contents = hostile.hostile_files()
+    with running(brightness, answer_seconds=20.0, drain_seconds=0.1) as s:
+        before = hostile.memory(s.process.pid)
+        for name in HOSTILE:
+            status, body = post(s.url + "/predict", contents[name], "application/dicom")
+            assert status in (200, 415, 422, 503), (name, status, body)
+        for name, request in hostile.hostile_requests("brightness", 32).items():
+            path, kind, content, headers = request
+            if len(content) < 10**7:
+                headers = {key: value.encode() for key, value in headers.items()}
+                assert 400 <= post(s.url + path, content, kind, **headers)[0] < 500, name
+        assert post(s.url + "/predict", encode(RAMP))[0] == 200
+        assert urllib.request.urlopen(s.url + "/readyz").status == 200
+        assert hostile.memory(s.process.pid) - before < 150
+
+
+def test_poison_files_stop_neither_the_service_nor_its_end(brightness):
+    "Twice as many files as decoders, each of which takes longer than an answer may; and again at SIGTERM"
+    content = hostile.progressive(6000, 60)
+    with running(brightness, answer_seconds=1.0, stop_seconds=2, drain_seconds=0.1) as s:
+
+        def attack():
+            with contextlib.suppress(OSError):
+                return post(s.url + "/predict", content)[0]
+
+        with ThreadPoolExecutor(8) as pool:
+            statuses = [job.result() for job in [pool.submit(attack) for _ in range(4)]]
+            assert set(statuses) <= {200, 422, 503}
+            late = [post(s.url + "/predict", encode(RAMP))[0] for _ in range(3)]
+            assert late[-1] == 200
+            assert asked(s, "GET", "/livez")[0] == 200
+            attacks = [pool.submit(attack) for _ in range(4)]
+            time.sleep(0.3)
+            s.process.send_signal(signal.SIGTERM)
+            assert s.process.wait(10) == 0
+            for job in attacks:
+                job.result()
+
+
+def test_a_decoder_stops_when_its_client_has_gone(brightness):
+    with running(brightness, decoders=1, drain_seconds=0.1) as s:
+        request = request_bytes(hostile.progressive(6000, 60))
+        for _ in range(4):
+            with socket.create_connection(("127.0.0.1", int(s.url.rsplit(":", 1)[1]))) as client:
+                client.sendall(request)
+                time.sleep(0.3)
+        assert post(s.url + "/predict", encode(RAMP))[0] == 200
+
+
+def test_only_the_own_name_and_page_may_ask(service):
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "LOCALHOST."):
+        assert asked(service, "GET", "/model", host=host)[0] == 200, host
+    for host in ("rebound.example", "10.0.0.5:8000", "localhost.evil.example", ""):
+        assert asked(service, "GET", "/model", host=host)[0] == 421, host
+    own = dict(host="localhost:9", origin="http://localhost:9")
+    assert asked(service, "GET", "/model", **own)[0] == 200
+    for origin in ("http://evil.example", "null", "http://localhost:8"):
+        answer = asked(service, "POST", "/predict", encode(RAMP), host="localhost:9", origin=origin)
+        assert answer[0] == 403, origin
+    status, headers, _ = asked(service, "GET", "/model/", host="localhost")
+    assert status == 404 and "location" not in {name.lower() for name in headers}
+
+
+def test_head_is_answered_as_get_without_a_body(service):
+    for path in ("/", "/livez", "/readyz", "/model", "/metrics", "/v2/models/brightness", "/no"):
+        got, head = asked(service, "GET", path), asked(service, "HEAD", path)
+        assert (head[0], head[2]) == (got[0], b"")
+        assert head[1]["content-type"] == got[1]["content-type"]
+    assert asked(service, "HEAD", "/predict")[0] == 405
+
+
+def test_compressed_requests_and_long_headers_are_refused(service):
+    compressed = dict(content_encoding="gzip", content_type="image/jpeg")
+    status, headers, _ = asked(service, "POST", "/predict", b"x", **compressed)
+    assert status == 415 and headers["accept-encoding"] == "identity"
+    for many in (dict(a="a" * 20_000), {f"a{i}": "a" for i in range(2000)}):
+        assert asked(service, "GET", "/livez", **many)[0] == 431
+    assert asked(service, "GET", "/livez", a="a" * 8000)[0] == 200
+
+
+def test_the_model_has_the_one_version_that_its_metadata_name(service):
+    place = "/v2/models/brightness"
+    for part in ("", "/ready"):
+        assert asked(service, "GET", f"{place}/versions/0{part}")[0] == 200
+        status, _, body = asked(service, "GET", f"{place}/versions/1{part}")
+        assert status == 404 and "only the version 0" in json.loads(body)["error"]
+    tensor = dict(name="image", shape=[1, 1, 32, 32], datatype="UINT8", data=[0] * 1024)
+    body = json.dumps(dict(inputs=[tensor]))
+    assert asked(service, "POST", f"{place}/versions/0/infer", body)[0] == 200
+
+
+def test_slow_and_idle_connections_keep_nobody_out(brightness):
+    "200 of them, at a service that may open 160 descriptors"
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (160, limit[1]))
+    try:
+        stack = contextlib.ExitStack()
+        s = stack.enter_context(running(brightness, drain_seconds=0.1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    async def attack():
+        port = int(s.url.rsplit(":", 1)[1])
+        kinds = ("idle", "header", "body")
+        slow = [asyncio.create_task(hostile.slow_socket(port, kinds[i % 3])) for i in range(200)]
+        await asyncio.sleep(2)
+        statuses = [
+            (await hostile.ask(s, "/predict", "image/jpeg", encode(RAMP), {}))[0] for _ in range(3)
+        ]
+        for task in slow:
+            task.cancel()
+        return statuses
+
+    with stack:
+        assert asyncio.run(attack()) == [200] * 3
+        assert asked(s, "GET", "/readyz")[0] == 200
+
+
+def test_large_uploads_stay_within_their_memory(brightness):
+    "Twenty uploads of 20 MB, where 100 MB may arrive at once"
+    content = bytes(20_000_000)
+    with running(brightness, buffered=100_000_000, drain_seconds=0.1) as s:
+        before = memory(s.process)
+        with ThreadPoolExecutor(20) as pool:
+            jobs = [pool.submit(post, s.url + "/predict", content, "image/png") for _ in range(20)]
+            peak = before
+            while not all(job.done() for job in jobs):
+                peak = max(peak, memory(s.process))
+                time.sleep(0.01)
+        assert {job.result()[0] for job in jobs} <= {415, 429}
+        assert peak - before < 150
+
+
+def test_a_structured_report_of_an_odd_header_is_never_a_failure(service):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        content = hostile.odd_header(rng)
+        kind = "application/dicom"
+        status, body = post(service.url + "/predict", content, kind, Accept=kind)
+        assert status in (200, 422), (status, body)
+
+
+def test_serve_says_in_a_sentence_why_it_cannot_start(cli, brightness):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = cli("serve", brightness, "--port", taken.getsockname()[1], check=False, timeout=60)
+    assert done.returncode == 2 and "another program listens there" in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    unknown = ("--host", "no.such.host.invalid", "--open-to-all")
+    done = cli("serve", brightness, *unknown, check=False, timeout=60)
+    assert done.returncode == 2 and "no such address" in done.stderr
+    done = cli("serve", brightness / "none", check=False, timeout=60)
+    assert done.returncode == 2 and "There is no bundle" in done.stderr
+
+
 # --- Token ---
 
 
@@ -396,6 +589,8 @@ def test_a_token_is_needed_where_others_can_reach_the_service(brightness):
         assert status_with(s) == 401
         assert status_with(s, "wrong-wrong-wrong-") == 401
         assert status_with(s, "a-token-of-16-letters") == 200
+        for written in ("bearer a-token-of-16-letters", "BEARER  a-token-of-16-letters"):
+            assert post(s.url + "/predict", encode(RAMP), Authorization=written)[0] == 200
         assert b"Choose an image" in urllib.request.urlopen(s.url + "/").read()
     with running(brightness, host="0.0.0.0", drain_seconds=0.1) as s:
         created = re.search(r"#token=([\w-]+)", s.log.read_text())[1]

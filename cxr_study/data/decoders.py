@@ -395,7 +395,8 @@ class Ticket:
         with self.lock:
             self.is_cancelled = True
             if self.connection:
-                self.connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # The worker has ended by itself
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
 
 class Cancelled(Exception):
@@ -547,6 +548,7 @@ def _give_back(self: Decoders, worker: _Worker | None, ticket: Ticket) -> None:
 @patch
 def _replace(self: Decoders, worker: _Worker, ticket: Ticket, error: BaseException) -> NoReturn:
     "End a worker after a failure, leave its place to a new one, and raise the error"
+    ticket.finish()
     try:
         ended_by = worker.end()
     except (OSError, ValueError):  # The template has gone too

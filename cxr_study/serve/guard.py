@@ -303,7 +303,7 @@ class _Call:
         self.reserved = 0  # Memory, bytes
         has_length = self.headers.get(b'content-length', b'0') != b'0'
         self.complete = not has_length and b'transfer-encoding' not in self.headers
-        self.discard_seconds = 2.0  # For the rest of a request that is answered early
+        self.discards = True  # The rest of a request that is answered early
         self.is_upload = False  # Counted in `guard.uploads`
         self.timer = None  # Of the message that is awaited
         self.is_expired = False  # It was too slow and had to give way
@@ -428,7 +428,7 @@ async def receive(self: _Call) -> dict:
         async with asyncio.timeout(max(remaining, 0.001)) as self.timer:
             message = await self._receive()
     except TimeoutError:
-        self.discard_seconds = 0
+        self.discards = False
         raise Problem(
             408,
             "The request did not arrive in time. Send it again over a faster connection.",
@@ -485,11 +485,13 @@ def with_headers(self: _Call, headers: list) -> list:
 
 @patch
 async def discard(self: _Call) -> None:
-    "Read and discard the rest of the request, up to twice the largest size"
+    "Read and discard the rest of the request, as long as it may arrive and up to twice the largest size"
+    self.end_upload()
     limit = 2 * self.settings.max_bytes
+    end = asyncio.get_running_loop().time() + self.settings.receive_seconds
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(self.discard_seconds):
-            while not self.complete:
+        async with asyncio.timeout_at(end):
+            while self.discards and not self.complete:
                 message = await self._receive()
                 self.arrived += len(message.get('body', b''))
                 self.complete = not message.get('more_body') or self.arrived > limit

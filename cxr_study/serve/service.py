@@ -18,6 +18,7 @@ import functools
 import importlib.util
 import json
 import logging
+import math
 import socket
 import sys
 import time
@@ -1162,20 +1163,35 @@ class _Connection(HttpToolsProtocol):
         self.unparsed = 0  # Bytes that came without completing a header
         self.in_header = True  # The next bytes belong to a header
         self.waits_since = self.loop.time()  # For a request; None: one is in progress
-        self.timer = None  # Closes the connection if the header takes too long
+        self.body_since = 0.0  # When the last header was complete
+        self.body_size = 0  # Bytes of the body after it
+        self.timer = None  # Closes the connection if the client takes too long
         super().connection_made(transport)
         self.start_timer()
         if len(self.connections) > self.settings.connections:
             self.make_room()
 
     def make_room(self) -> None:
-        "Close the connection that has waited longest for a request"
-        waiting = [other for other in self.connections if other.waits_since is not None]
-        oldest = min(waiting, key=lambda other: other.waits_since)
-        oldest.transport.abort()
-        self.connections.discard(oldest)
+        "Close the connection that has waited longest for a request, or one with a slow upload, or this one"
+        others = self.connections - {self}
+        waiting = [other for other in others if other.waits_since is not None]
+        slow = [other for other in others if other.rate() < self.settings.slow_bytes]
+        if waiting:
+            chosen = min(waiting, key=lambda other: other.waits_since)
+        else:
+            chosen = min(slow, key=lambda other: other.rate(), default=self)
+        chosen.transport.abort()
+        self.connections.discard(chosen)
+
+    def rate(self) -> float:
+        "Bytes a second of the upload that is arriving; infinite if there is none, and in its first second"
+        seconds = self.loop.time() - self.body_since
+        if self.in_header or seconds < 1:
+            return math.inf
+        return self.body_size / seconds
 
     def start_timer(self) -> None:
+        self.stop_timer()
         self.timer = self.loop.call_later(self.settings.header_seconds, self.transport.abort)
 
     def stop_timer(self) -> None:
@@ -1212,12 +1228,19 @@ class _Connection(HttpToolsProtocol):
         self.in_header = False
         self.unparsed = 0
         self.waits_since = None
+        self.body_since = self.loop.time()
+        self.body_size = 0
         super().on_headers_complete()
         self.requests += 1
         if self.requests >= self.settings.requests:
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        self.body_size += len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self.stop_timer()
         self.in_header = True
         self.header_size = 0
         super().on_message_complete()
@@ -1227,7 +1250,7 @@ class _Connection(HttpToolsProtocol):
         if self.cycle.response_complete:  # No further request waits
             self.waits_since = self.loop.time()
         if not self.in_header:  # The client still sends a request that was answered
-            self.transport.close()
+            self.start_timer()
 
     def send_400_response(self, msg: str) -> None:
         "Refuse a request that cannot be parsed, or whose header is too long"
