@@ -621,6 +621,7 @@ def main():
     for name in arguments.only.split(';'):
         print(f'--- {name}', flush=True)
         result[name] = PARTS[name](arguments.bundle, arguments)
+        result['load_average'] = os.getloadavg()  # More than the cores: the machine was busy
         result['hardware'] = hardware()
         if out:
             out.write_text(json.dumps(result, indent=1) + '\n')
