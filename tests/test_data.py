@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_study.core.run import Run, StudyError
+from cxr_study.core.run import Run, StudyError, recorded_parameters
 from cxr_study.data import audit as audits
 from cxr_study.data import cache
 from cxr_study.data import sets as data
@@ -36,9 +37,10 @@ from cxr_study.data.sets import (
     sample_patients,
     take,
 )
-from cxr_study.data.splits import make_split, open_data
+from cxr_study.data.splits import make_split, open_data, resolve_split, with_patients_of
 
 SPEC = Preprocess(32)
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -565,6 +567,55 @@ def test_open_data_rejects_a_leak(tmp_path):
         open_data(run)
 
 
+def mnist_split(rule):
+    "PneumoniaMNIST, and its table under a split rule"
+    image_set = real('pneumoniamnist')
+    hashes = [hashlib.sha256(image_set.source(i).tobytes()).hexdigest() for i in range(5856)]
+    return image_set, *make_split(image_set, hashes, rule)
+
+
+def test_pneumoniamnist_is_split_by_child_and_without_copies():
+    image_set, table, tolerated = mnist_split('auto')
+    matches = pneumoniamnist_matches()
+    file_of = dict(zip(matches.image_id, matches.file))
+    is_normal = table.image_id.map(file_of).str.contains('/NORMAL/')[table.official != 'test']
+    assert (is_normal == (table.label == 0)[table.official != 'test']).all()
+    used = table[table.split != '']
+    assert tolerated == {} and resolve_split(image_set, 'auto') == 'grouped_deduplicated'
+    assert not set(used.patient_id[used.split == 'val']) & set(
+        used.patient_id[used.split == 'train']
+    )
+    outside = used[used.split != 'test']
+    assert outside.image_hash.is_unique
+    assert (outside.patient_id != outside.image_id).all()
+    left_out = table[table.split == '']
+    assert set(left_out.official) <= {'train', 'val'} and len(left_out) < 40
+    assert left_out.image_hash.isin(outside.image_hash).all()
+    assert (table.split[table.official == 'test'] == 'test').all()
+
+
+def test_as_published_most_validation_children_are_in_training():
+    _, table, tolerated = mnist_split('official')
+    assert (table.split == table.official).all() and len(tolerated['patients']) > 100
+    train, val = (table[table.split == part] for part in ('train', 'val'))
+    shared = val.patient_id.isin(train.patient_id)
+    assert 0.60 < shared.mean() < 0.70
+    assert shared[val.label == 1].mean() > 0.75 and shared[val.label == 0].mean() < 0.25
+
+
+def test_the_first_editions_split_is_made_again():
+    "`deduplicated` gives the images, patients and labels of the published predictions"
+    image_set, table, tolerated = mnist_split('deduplicated')
+    assert tolerated == {} and not with_patients_of(image_set, 'deduplicated').patients_known
+    folder = ROOT / "results/pneumoniamnist-resnet18/seed0"
+    published = pd.read_csv(folder / "predictions.csv")
+    columns = ['image_id', 'patient_id', 'split', 'label']
+    again = table[table.split.isin(published.split)][columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(published[columns], again, check_dtype=False)
+    recorded = recorded_parameters(json.loads((folder / "manifest.json").read_text()))
+    assert recorded['split'] == 'deduplicated'
+
+
 def leaky_run(tmp_path):
     p = phantom(images=100)
     run = Run(tmp_path / 'run').begin('01_data')
@@ -639,6 +690,10 @@ def test_audit_of_a_folder_too_small_to_split(tmp_path):
 def test_pneumoniamnist_copies_shift_and_shortcut():
     facts = audits.audit(real('pneumoniamnist'), size=28)
     assert facts['copies']['groups'] == 27
+    assert 0.60 < facts['patients']['val_in_train'] < 0.70
+    assert any(
+        "of the images of val show a patient in train" in text for _, text in facts['findings']
+    )
     assert (
         sum(
             any(i.startswith('train') for i in g) and any(i.startswith('val') for i in g)
@@ -652,7 +707,7 @@ def test_pneumoniamnist_copies_shift_and_shortcut():
     assert abs(contrast['auc'] - 0.83) < 0.02
     told = {(r['class'], r['from'], r['to']): r for r in facts['shift']}
     assert (
-        told['NORMAL', 'train', 'test']['auc'] > 0.8
+        told['NORMAL', 'train', 'test']['lower'] > 0.7
         and abs(told['NORMAL', 'train', 'val']['auc'] - 0.5) < 0.1
     )
 

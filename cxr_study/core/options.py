@@ -154,10 +154,15 @@ _PIXELS = (
 )
 
 # %% ../../nbs/lib/core/03_options.ipynb #0be70781
-SPLIT_RULES = ('auto', 'grouped', 'deduplicated', 'official', 'fresh')
+SPLIT_RULES = ('auto', 'grouped', 'grouped_deduplicated', 'deduplicated', 'official', 'fresh')
 
 _SPLIT = (
-    Option('split', 'auto', "auto, grouped, deduplicated, official or fresh", SPLIT_RULES),
+    Option(
+        'split',
+        'auto',
+        "auto, grouped, grouped_deduplicated, deduplicated, official or fresh",
+        SPLIT_RULES,
+    ),
     Option(
         'val_folds',
         5,

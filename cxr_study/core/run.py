@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/core/run.html.md"""
 __all__ = ['NOTICE', 'PACKAGES', 'TABLES', 'StudyError', 'ManifestMismatch', 'WriteError', 'closest_name', 'atomic_write',
            'write_error', 'disk_problem', 'locked', 'path_inside', 'sha256', 'file_sha256', 'to_json', 'digest',
            'seed_everything', 'versions', 'git_state', 'hardware', 'root', 'runs_folder', 'cache_folder', 'upgraded',
-           'Run', 'write_csv', 'read_table']
+           'recorded_parameters', 'Run', 'write_csv', 'read_table']
 
 # %% ../../nbs/lib/core/01_run.ipynb #b6611d7c
 import contextlib
@@ -386,6 +386,19 @@ def upgraded(manifest: dict) -> dict:  # Content of a manifest.json of any schem
     for name, artefact in manifest['artefacts'].items():
         artefacts[name] = dict(artefact, stage=_new_name(artefact['stage']))
     return dict(manifest, schema=_SCHEMA, stages=stages, artefacts=artefacts)
+
+# %% ../../nbs/lib/core/01_run.ipynb #c88d9f71
+def recorded_parameters(
+    manifest: dict,  # Content of a manifest.json
+    parameters: dict | None = None,  # Of a stage of this run; None: of the run
+) -> dict:
+    "Parameters of a run; the split of a PneumoniaMNIST run without patients by the name it has today"
+    parameters = dict(manifest['parameters'] if parameters is None else parameters)
+    data = manifest.get('data', {})
+    is_old = data.get('dataset') == 'pneumoniamnist' and data.get('patients_known') is False
+    if is_old and parameters.get('split') == 'auto':
+        parameters['split'] = data['split']
+    return parameters
 
 # %% ../../nbs/lib/core/01_run.ipynb #4ca8845b
 def _are_entries(section, texts):

@@ -48,6 +48,7 @@ from cxr_study.data.splits import (
     make_split,
     shared_between_splits,
     split_counts,
+    with_patients_of,
 )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #4da649d0
@@ -165,7 +166,7 @@ def _pair_groups(
 def _patient_facts(
     image_set: ImageSet,
 ) -> dict | None:  # None if patients are not known
-    "Number of patients, images per patient, and patients in more than one published split"
+    "Patients, images of each, patients in more than one published split, share of val's images of a patient in train"
     if not image_set.patients_known:
         return None
     table = image_set.table
@@ -173,11 +174,14 @@ def _patient_facts(
     frequency = images_of_patient.value_counts().sort_index()
     published = table[table.official != '']
     leaks = shared_between_splits(published.assign(split=published.official))
+    val = published[published.official == 'val']
+    in_train = val.patient_id.isin(published.patient_id[published.official == 'train'])
     return dict(
         patients=len(images_of_patient),
         images_each=frequency.to_dict(),
         most=int(images_of_patient.max()),
         both_sides=leaks['patients'],
+        val_in_train=float(in_train.mean()) if len(val) else None,
     )
 
 # %% ../../nbs/lib/data/08_audit.ipynb #cdcd9ebc
@@ -453,6 +457,7 @@ def examine(
         square_files=_are_square_files(image_set, sizes),
         classes={name: int((table.label == k).sum()) for k, name in enumerate(classes)},
         patients=_patient_facts(image_set),
+        patients_from=image_set.patients_from,
         patients_by_split=patients_by_split if image_set.patients_known else None,
         published=split_counts(published, classes).to_dict('index'),
         counts=split_counts(table, classes).to_dict('index'),
@@ -575,7 +580,9 @@ def _size_sentence(facts: dict) -> str:
         known = f" of {patients['patients']:,} patients, at most {patients['most']} of one patient"
     else:
         known = "; patients are not known"
-    return f"{facts['images']:,} images{known}; {share:.0%} {in_prose(positive)}."
+    source = facts.get('patients_from')
+    origin = f" Patients come from {source}." if source else ""
+    return f"{facts['images']:,} images{known}; {share:.0%} {in_prose(positive)}.{origin}"
 
 
 def _shape_sentences(facts: dict) -> list[tuple[str, str]]:
@@ -599,6 +606,8 @@ def _leak_sentences(facts: dict) -> list[tuple[str, str]]:
         return []
     patients = _many(len(leaked), 'patient')
     text = f"{patients} with images in more than one published split, such as {leaked[0]}."
+    if share := facts['patients'].get('val_in_train'):
+        text += f" {share:.0%} of the images of val show a patient in train."
     return [("grave", text)]
 
 # %% ../../nbs/lib/data/08_audit.ipynb #e7291891
@@ -631,6 +640,7 @@ def _prepare(
     image_set = source if isinstance(source, ImageSet) else load_dataset(source, positive)
     images, index, _ = decoded(image_set, Preprocess(size), cache)
     try:
+        image_set = with_patients_of(image_set, split)
         table, _ = make_split(image_set, index.sha256, split, seed=seed)
     except DataError as error:
         print(f"No split could be made, so shift is not examined: {error}")

@@ -83,6 +83,7 @@ class ImageSet:
     provenance: dict  # Publisher, licence, file or folder, checksums
     files_key: object = None  # Changes when the images change; the cache's name depends on it
     patients_known: bool = True
+    patients_from: str = ''  # Where patients come from, if not from the publisher
     synthetic: bool = False
     default_size: int = Preprocess.size  # Side to decode to unless another is set, pixels
     classes: tuple = CLASSES  # Names of label 0 and label 1, as the data set gives them
@@ -691,6 +692,13 @@ def pneumoniamnist_matches() -> pd.DataFrame:
     return read_table(path, dict(image_id=str, file=str, patient_id=str, ratio=float))
 
 # %% ../../nbs/lib/data/05_sets.ipynb #8c0026ef
+def _with_patients(table):
+    "The table with the patients of the match; an image without a film is a patient of its own"
+    matches = pneumoniamnist_matches()
+    patients = table.image_id.map(dict(zip(matches.image_id, matches.patient_id)))
+    return table.assign(patient_id=patients.where(patients != '', table.image_id))
+
+
 def _read_pneumoniamnist(path):
     "(grey levels [N, 28, 28], table) of the three splits, one after the other"
     images = []
@@ -702,11 +710,12 @@ def _read_pneumoniamnist(path):
             table = dict(image_id=ids, patient_id=ids, label=labels, official=split)
             images.append(arrays[f'{split}_images'])
             tables.append(pd.DataFrame(table))
-    return np.concatenate(images), pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return np.concatenate(images), _with_patients(table)
 
 
 def pneumoniamnist() -> ImageSet:
-    "PneumoniaMNIST at 28 pixels with its official split; the file names no patients"
+    "PneumoniaMNIST at 28 pixels with its official split; patients from the match with Kaggle's file names"
     path = _verify_npz(_find_pneumoniamnist(), PNEUMONIAMNIST)
     images, table = _read_pneumoniamnist(path)
     return ImageSet(
@@ -715,7 +724,7 @@ def pneumoniamnist() -> ImageSet:
         source=lambda i: images[i],
         provenance=dict(PNEUMONIAMNIST, file=path.name, sha256=sha256(path)),
         files_key=PNEUMONIAMNIST['md5'],
-        patients_known=False,
+        patients_from="a match of its pixels with Kaggle's files, whose names give the patient",
         default_size=64,
     )
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.run import ManifestMismatch, Run, StudyError, root, sha256
+from cxr_study.core.run import (
+    ManifestMismatch,
+    Run,
+    StudyError,
+    recorded_parameters,
+    root,
+    sha256,
+)
 from ..evaluate.comparison import ensemble
 from ..predict.table import read_predictions
 
@@ -112,6 +119,7 @@ def training_parameters(
     parameters = {}
     for stage in _TRAINING_STAGES:
         parameters |= run.stage(stage).get('parameters', {})
+    parameters = recorded_parameters(run.manifest, parameters)
     parameters.pop('seed', None)
     return parameters
 

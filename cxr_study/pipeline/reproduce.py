@@ -24,6 +24,7 @@ from cxr_study.core.run import (
     Run,
     StudyError,
     path_inside,
+    recorded_parameters,
     runs_folder,
     sha256,
     upgraded,
@@ -263,7 +264,7 @@ def _thread_variables(old: Run) -> dict[str, str]:
 def _parameters_of(manifest: dict) -> tuple[dict, list[str]]:
     "Parameters for today's notebooks, and sentences on those that were removed or added since"
     known = options()
-    old = manifest['parameters']
+    old = recorded_parameters(manifest)
     removed = [name for name in old if name not in known]
     added = [name for name in known if name not in old]
     notes = []
