@@ -51,25 +51,28 @@ class CalibratedTest(NamedTuple):
 
     raw: pd.DataFrame  # With the network's logits
     calibrated: pd.DataFrame  # With calibrated logits
-    threshold: float  # For `GOAL_POINT`, on calibrated probabilities
+    threshold: float  # Of one operating point, on calibrated probabilities
 
 
-def _calibration_of(run: Run, val: pd.DataFrame) -> tuple[Calibrator, float]:
+def calibration_of(run: Run, val: pd.DataFrame, point: str) -> tuple[Calibrator, float]:
     "Calibrator and threshold of a run's `calibration.json`; without one, those of its validation rows"
     try:
         calibration = Calibration.from_dict(run.read("calibration.json"))
-        return calibration.calibrator, calibration.point(GOAL_POINT).threshold
+        return calibration.calibrator, calibration.point(point).threshold
     except (StudyError, PredictionError):
         seed = run.manifest["parameters"].get("seed", 0)
         calibrator, _ = choose_calibrator(val, seed=seed)
         calibrated_rules = rules(val.assign(logit=calibrator(val.logit)))
-        return calibrator, calibrated_rules[GOAL_POINT][0]
+        return calibrator, calibrated_rules[point][0]
 
 
-def calibrated_test(run: Run) -> CalibratedTest:
+def calibrated_test(
+    run: Run,
+    point: str = GOAL_POINT,  # Name of the operating point whose threshold is used
+) -> CalibratedTest:
     "Test rows of a run before and after calibration"
     table = read_predictions(run.path("predictions.csv"))
-    calibrator, threshold = _calibration_of(run, table[table.split == "val"])
+    calibrator, threshold = calibration_of(run, table[table.split == "val"], point)
     raw = table[table.split == "test"]
     calibrated = raw.assign(logit=calibrator(raw.logit))
     return CalibratedTest(raw, calibrated, threshold)

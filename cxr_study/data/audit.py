@@ -861,19 +861,43 @@ Left out: {left_out}. Subgroups known: {subgroups}. Not known: {unknown}.
 ## Preparation
 Decoded to eight-bit grey levels; DICOM by modality LUT, VOI LUT or window, and presentation.
 Split by patient where patients are known, with identical images kept together{locked}.
-
+{known_limits}
 ## Uses
 Research and teaching on methods of classification and evaluation. Not a medical device; no decision about a patient
 may rest on it. Labels are the {owner}'s; they were not checked again.
 """
 
 _LOCKED = "; the published test split is never\nused to choose anything"
+_TWO_TESTS = (
+    "Kaggle's test and PneumoniaMNIST's test, of 624 films each, share most films but not all. "
+    "Results on one cannot be compared with results on the other."
+)
+_SHAPE = (
+    "Films of pneumonia are wider than normal films, and squashed or cropped copies still show it."
+)
+_KNOWN_LIMITS = dict(
+    chest_xray=(_TWO_TESTS, _SHAPE),
+    pneumoniamnist=(
+        _TWO_TESTS,
+        _SHAPE,
+        "Most images of its published validation part share a child with its training part.",
+    ),
+)
 _SUBGROUPS = ('age', 'sex', 'view', 'subtype')
 
 # %% ../../nbs/lib/data/08_audit.ipynb #161703c4
 def _datasheet_rows(counts: dict, negative: str, positive: str) -> str:
     rows = [f"| {split} | {n[negative]} | {n[positive]} |" for split, n in counts.items()]
     return '\n'.join(rows)
+
+
+def _known_limits(facts: dict) -> str:
+    "A section on what is known of the two published sets of Kermany's radiographs; empty for others"
+    if 'Kermany' not in facts['provenance'].get('publisher', ''):
+        return ""
+    sentences = _KNOWN_LIMITS.get(facts['name'], ())
+    listed = '\n'.join(f"- {sentence}" for sentence in sentences)
+    return f"\n## Known limits\n{listed}\n" if sentences else ""
 
 
 def datasheet(
@@ -899,6 +923,7 @@ def datasheet(
         subgroups=', '.join(known) or "none",
         unknown=', '.join(unknown) or "nothing of these",
         locked=_LOCKED if has_published_test else "",
+        known_limits=_known_limits(facts),
         owner="publisher" if 'publisher' in provenance else "owner",
     )
 
