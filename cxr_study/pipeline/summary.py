@@ -24,8 +24,8 @@ from ..core.style import COLOURS, MAPS, MODELS, figure, label_line, mark_synthet
 from ..evaluate.comparison import holm, p_value, paired
 from ..evaluate.evaluation import BOOTSTRAPS, entry, metric_title, number, quote
 from ..evaluate.figures import forest_axes
-from ..evaluate.intervals import bootstrap, collect_blocks, interval, jackknife
-from ..evaluate.metrics import HALF, Scored, metrics, scored
+from ..evaluate.intervals import bootstrap, interval
+from ..evaluate.metrics import HALF, Scored, metrics, metrics_without, scored
 from ..predict.table import read_predictions
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #888a5657
@@ -272,7 +272,7 @@ def _bootstrap_entries(
     "Metric -> entry with the interval of a paired bootstrap of patients; undefined metrics are left out"
     with np.errstate(invalid='ignore'):
         draws = _difference_of_means(pairs, lambda s: bootstrap(s, HALF, (), replicates, seed))
-        without = _difference_of_means(pairs, lambda s: collect_blocks(s, jackknife(s), HALF))
+        without = _difference_of_means(pairs, metrics_without)
     method = (
         f"paired {BOOTSTRAPS['bca_t']} bootstrap of patients, "
         f"mean of {len(pairs)} seeds, {replicates} replicates"
