@@ -148,7 +148,7 @@ def _receive(connection: socket.socket, most: int) -> _Job:  # Bytes that may fo
 class WorkerLimits:
     "What one job may use"
 
-    cpu_seconds: int = 10  # The slowest accepted film takes about half
+    cpu_seconds: int = 10  # 20 megapixels of 16 bits in JPEG 2000 take about 6
     memory: int = 1_000_000_000  # Bytes
     answer: int = 100_000_000  # Bytes of what it returns
 

@@ -108,7 +108,7 @@ class Settings:
     header_seconds: float = 10.0  # For a header to arrive, and between two requests
     requests: int = 1000  # Of one connection
     drain_seconds: float = 1.0  # After SIGTERM: requests are still accepted, connections are closed
-    stop_seconds: float = 8.0  # After that: for requests in progress
+    stop_seconds: float = 6.0  # After that: for requests in progress
 
 # %% ../../nbs/lib/serve/04_guard.ipynb #5fd1dee8
 _TOKEN_LENGTH = 16  # Shortest token, characters
