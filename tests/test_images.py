@@ -1,19 +1,24 @@
 """From bytes to grey levels: against references computed from the stored arrays, damaged files and bombs."""
 
+import functools
 import io
+import itertools
+import os
 import resource
 import struct
 import time
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 from pydicom import uid
-from pydicom.encaps import encapsulate
-from pydicom.pixels import get_decoder
+from pydicom.encaps import encapsulate, generate_frames
 
 from cxr_study.core.options import defaults
 from cxr_study.data.dicom import to_dicom
@@ -47,18 +52,30 @@ def stored(bits, signed, seed=0):
     return a.astype(('i' if signed else 'u') + ('1' if bits == 8 else '2'))
 
 
-def lut(entries, first, bits, data):
+def packed(data, order):
+    "Bytes in words of a byte order"
+    words = np.frombuffer(np.asarray(data, 'u1').tobytes() + bytes(len(data) % 2), '<u2')
+    return words.astype(f'{order}u2').tobytes()
+
+
+def lut(entries, first, bits, data, order='<', as_bytes=False):
+    "A LUT sequence; entries as words in a byte order, as a list, or packed into bytes"
     item = pydicom.Dataset()
     item.LUTDescriptor = [entries, first, bits]
-    item.add_new('LUTData', 'OW', np.asarray(data, '<u2').tobytes())
+    if order == 'list':
+        item.add_new('LUTData', 'US', [int(x) for x in data])
+    elif as_bytes:
+        item.add_new('LUTData', 'OW', packed(data, order))
+    else:
+        item.add_new('LUTData', 'OW', np.asarray(data, f'{order}u2').tobytes())
     return [item]
 
 
 # --- The reference: the standard's formulas, value by value, in double precision ---
 
 
-def reference(a, bits, signed, recipe, inverted):
-    value = {int(v): float(v) for v in np.unique(a)}
+def reference(a, bits, signed, recipe, inverted, padding=None):
+    value = {int(v): float(v) for v in np.unique(a) if v != padding}
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if bits > 8:
         low, high = min(value), max(value)
@@ -73,7 +90,8 @@ def reference(a, bits, signed, recipe, inverted):
     if 'voi' in recipe:
         entries, first, depth, data = recipe['voi']
         shown = {
-            k: data[min(max(int(round(v)) - first, 0), entries - 1)] / (2**depth - 1)
+            k: data[min(max(int(round(v)) - first, 0), entries - 1)]
+            / recipe.get('white', 2**depth - 1)
             for k, v in value.items()
         }
     elif 'window' in recipe:
@@ -89,7 +107,7 @@ def reference(a, bits, signed, recipe, inverted):
         shown = {k: windowed(v) for k, v in value.items()}
     else:
         shown = {k: (v - low) / (high - low) for k, v in value.items()}
-    grey = {k: 255 * (1 - v if inverted else v) for k, v in shown.items()}
+    grey = {k: 255 * (1 - v if inverted else v) for k, v in shown.items()} | {padding: 0}
     return np.vectorize(lambda k: grey[int(k)])(a)
 
 
@@ -97,6 +115,8 @@ def recipes(bits, signed):
     low = -(2 ** (bits - 1)) if signed else 0
     n, mid = 2**bits, low + 2 ** (bits - 1)
     curve = np.round(1023 * np.sqrt(np.arange(n) / n)).astype(int)
+    short = np.round(1023 * np.sqrt(np.linspace(0, 1, min(n, 4096)))).astype(int)
+    dim = np.linspace(0, 250, n - 1 if n < 65536 else 59999).astype(int)  # An odd number of entries
     return {
         'plain': {},
         'window': dict(window=(mid, n // 3)),
@@ -104,6 +124,11 @@ def recipes(bits, signed):
         'VOI LUT': dict(voi=(n % 65536 or 65536, low, 10, curve))
         if n < 65536
         else dict(voi=(60000, low + 100, 10, curve[:60000])),
+        'narrow VOI LUT': dict(
+            voi=(min(n, 60000) % 65536, low, 16, curve[:60000]), white=curve[:60000].max()
+        ),
+        'VOI LUT as a list': dict(voi=(len(short), low, 10, short), order='list'),
+        'VOI LUT of bytes': dict(voi=(len(dim), low, 8, dim), as_bytes=True),
         'modality LUT': dict(
             modality=(
                 min(n, 60000),
@@ -115,8 +140,9 @@ def recipes(bits, signed):
     }
 
 
-def elements(recipe):
+def elements(recipe, order='<'):
     found = {}
+    order = recipe.get('order', order)
     if 'rescale' in recipe:
         found.update(
             RescaleSlope=recipe['rescale'][0],
@@ -126,28 +152,10 @@ def elements(recipe):
     if 'window' in recipe:
         found.update(WindowCenter=recipe['window'][0], WindowWidth=recipe['window'][1])
     if 'voi' in recipe:
-        found['VOILUTSequence'] = lut(*recipe['voi'])
+        found['VOILUTSequence'] = lut(*recipe['voi'], order, recipe.get('as_bytes', False))
     if 'modality' in recipe:
-        found['ModalityLUTSequence'] = lut(*recipe['modality'])
+        found['ModalityLUTSequence'] = lut(*recipe['modality'], order)
     return found
-
-
-MATRIX = [
-    (p, bits, signed, name)
-    for p in ('MONOCHROME1', 'MONOCHROME2')
-    for bits in (8, 12, 16)
-    for signed in (False, True)
-    for name in recipes(8, False)
-]
-
-
-@pytest.mark.parametrize('photometric,bits,signed,name', MATRIX)
-def test_dicom_matrix(photometric, bits, signed, name):
-    a, recipe = stored(bits, signed), recipes(bits, signed)[name]
-    got = decode(
-        to_dicom(a, PhotometricInterpretation=photometric, BitsStored=bits, **elements(recipe))
-    )
-    assert np.abs(got - reference(a, bits, signed, recipe, photometric == 'MONOCHROME1')).max() <= 1
 
 
 def lossless_jpeg(a, bits):
@@ -196,7 +204,8 @@ def in_syntax(a, syntax, bits, **kwargs):
     return to_dicom(a, syntax, BitsStored=bits, **kwargs)
 
 
-LOSSLESS = [
+SYNTAXES = [
+    uid.ExplicitVRLittleEndian,
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRBigEndian,
     uid.RLELossless,
@@ -204,26 +213,58 @@ LOSSLESS = [
     uid.JPEGLSLossless,
     uid.JPEGLosslessSV1,
 ]
+KEEPS_UNUSED_BITS = SYNTAXES[:4]
 
 
-@pytest.mark.parametrize('syntax', LOSSLESS, ids=lambda s: s.name)
-@pytest.mark.parametrize(
-    'bits,signed', [(8, False), (12, False), (12, True), (16, False), (16, True)]
-)
-def test_transfer_syntaxes(syntax, bits, signed):
-    if syntax == uid.JPEGLSLossless:
-        pytest.importorskip(
-            'jpeg_ls', reason="pyjpegls, which encodes the JPEG-LS file, is not installed"
-        )
-        decoder = get_decoder(syntax)
-        if 'pyjpegls' in decoder.available_plugins:
-            decoder.remove_plugin('pyjpegls')
-    a = stored(bits, signed)
-    recipe = recipes(bits, signed)['window']
-    got = decode(
-        in_syntax(a, syntax, bits, PhotometricInterpretation='MONOCHROME1', **elements(recipe))
+def matrix():
+    "Every third possible combination of bits, sign, photometric, recipe, syntax, high bit and padding"
+    recipe_names = list(recipes(8, False))
+    every = itertools.product(
+        (8, 10, 12, 16),
+        (False, True),
+        ('MONOCHROME1', 'MONOCHROME2'),
+        recipe_names,
+        SYNTAXES,
+        (False, True),
+        (False, True),
     )
-    assert np.abs(got - reference(a, bits, signed, recipe, True)).max() <= 1
+    possible = [
+        (bits, signed, photometric, name, syntax, shifted, padded)
+        for bits, signed, photometric, name, syntax, shifted, padded in every
+        if not shifted or (bits in (10, 12) and syntax in KEEPS_UNUSED_BITS)
+    ]
+    return possible[::11]
+
+
+def radiograph(bits, signed, syntax, shifted, padding, **header):
+    "(stored numbers, a DICOM file that holds them)"
+    a = stored(bits, signed)
+    if padding is not None:
+        a[:7] = padding
+        header['PixelPaddingValue'] = padding
+    if not shifted:
+        return a, in_syntax(a, syntax, bits, **header)
+    words = a << (16 - bits)
+    return a, in_syntax(words, syntax, bits, HighBit=15, **header)
+
+
+@pytest.mark.parametrize('bits', (8, 10, 12, 16))
+def test_dicom_matrix(bits):
+    cases = [case for case in matrix() if case[0] == bits]
+    assert len(cases) >= 25 and len(matrix()) >= 120
+    wrong = []
+    for case in cases:
+        _, signed, photometric, name, syntax, shifted, padded = case
+        recipe = recipes(bits, signed)[name]
+        order = '>' if syntax == uid.ExplicitVRBigEndian else '<'
+        padding = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+        padding = padding if padded else None
+        header = dict(PhotometricInterpretation=photometric, **elements(recipe, order))
+        a, content = radiograph(bits, signed, syntax, shifted, padding, **header)
+        expected = reference(a, bits, signed, recipe, photometric == 'MONOCHROME1', padding)
+        if np.abs(decode(content) - expected).max() > 1:
+            wrong.append(case)
+    assert wrong == []
 
 
 def png(a):
@@ -360,7 +401,7 @@ def test_sixteen_bit_colour_png_is_rejected():
         decode(bytes(content))
 
 
-def test_exif_orientation_is_applied():
+def test_exif_orientation_turns_to_the_right():
     a = stored(8, False)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -640,3 +681,441 @@ def test_dimensions_agree_with_decoding():
         to_dicom(stored(12, False), BitsStored=12),
     ):
         assert dimensions(content) == decode(content).shape == (H, W)
+
+
+# --- Headers that lie ---
+
+BAD_NUMBERS = [float('nan'), float('inf'), -float('inf'), 1e30]
+
+
+@pytest.mark.parametrize('bad', BAD_NUMBERS)
+@pytest.mark.parametrize(
+    'name', ('WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept')
+)
+def test_numbers_that_are_not_finite_are_rejected(name, bad):
+    header = dict(WindowCenter=2000, WindowWidth=900, RescaleSlope=1, RescaleIntercept=0)
+    ds = pydicom.dcmread(io.BytesIO(to_dicom(stored(12, False), BitsStored=12, **header)))
+    del ds[name]
+    ds.add_new(name, 'FD', bad)
+    ds.save_as(buffer := io.BytesIO())
+    with pytest.raises(UnsupportedDicom, match=f'{name}.* not valid'):
+        decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize('text', (b'nan ', b'-inf', b'1e99', b'wide'))
+def test_numbers_as_text_are_checked_alike(text):
+    content = to_dicom(stored(12, False), BitsStored=12, WindowCenter=2000, WindowWidth=1234)
+    assert content.count(b'1234') == 1
+    with pytest.raises(UnsupportedDicom, match='WindowWidth.* not valid'):
+        decode(content.replace(b'1234', text))
+
+
+SIZES = ('Rows', 'Columns', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation')
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.sampled_from(SIZES), st.lists(st.integers(0, 65535), min_size=2, max_size=2000))
+def test_elements_that_decide_sizes_hold_one_number(name, values):
+    content = to_dicom(stored(12, False), BitsStored=12)
+    ds = pydicom.dcmread(io.BytesIO(content))
+    setattr(ds, name, values)
+    ds.save_as(buffer := io.BytesIO())
+    with pytest.raises(UnsupportedDicom, match=f'{name} is not a whole number'):
+        decode(buffer.getvalue())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from(SIZES), st.integers(0, 65535))
+def test_another_size_than_the_pixels_have_is_rejected(name, value):
+    ds = pydicom.dcmread(io.BytesIO(to_dicom(stored(16, False))))
+    is_lie = ds[name].value != value
+    setattr(ds, name, value)
+    ds.save_as(buffer := io.BytesIO())
+    if not is_lie or (name == 'PixelRepresentation' and value == 1):
+        return
+    if name == 'BitsStored' and value <= 16:
+        return  # HighBit 15 with fewer bits: shifted
+    with pytest.raises(ImageError):
+        decode(buffer.getvalue())
+
+
+def test_compressed_pixels_with_a_strange_high_bit_are_rejected():
+    with pytest.raises(UnsupportedDicom, match='HighBit'):
+        decode(to_dicom(stored(12, False), uid.JPEG2000Lossless, BitsStored=12, HighBit=15))
+
+
+def test_padding_outside_the_stored_bits_and_a_range_of_padding():
+    a = stored(12, False)
+    plain = decode(to_dicom(a[7:], BitsStored=12))
+    outside = a.copy()
+    outside[:7] = 65535
+    in_a_range = np.clip(a, 0, 3900)
+    in_a_range[:7] = 3995
+    for words, header in (
+        (outside, dict(PixelPaddingValue=65535)),
+        (in_a_range, dict(PixelPaddingValue=4000, PixelPaddingRangeLimit=3990)),
+    ):
+        grey = decode(to_dicom(words, BitsStored=12, **header))
+        assert (grey[:7] == 0).all()
+        expected = plain if words is outside else decode(to_dicom(words[7:], BitsStored=12))
+        assert (grey[7:] == expected).all()
+    with pytest.raises(UnsupportedDicom, match='All of its pixels are padding'):
+        decode(to_dicom(np.full((9, 9), 7, np.uint16), PixelPaddingValue=7))
+
+
+@pytest.mark.parametrize(
+    'descriptor,entries',
+    [
+        ([4096, 0, 12], np.arange(4000)),
+        ([4096, 0, 40], np.arange(4096)),
+        ([4096, 0], np.arange(4096)),
+        ([4096, 0, 12], np.zeros(4096)),
+        ([4096, 0, 12], None),
+    ],
+    ids=('too short', 'too many bits', 'no bits', 'black', 'no entries'),
+)
+def test_a_voi_lut_that_cannot_be_used_is_rejected(descriptor, entries):
+    table = pydicom.Dataset()
+    table.add_new('LUTDescriptor', 'US', descriptor)
+    if entries is not None:
+        table.add_new('LUTData', 'OW', entries.astype('<u2').tobytes())
+    with pytest.raises(ImageError):
+        decode(to_dicom(stored(12, False), BitsStored=12, VOILUTSequence=[table]))
+
+
+def test_presentation_lut_of_another_kind_is_rejected():
+    for header in (
+        dict(PresentationLUTShape='LIN OD'),
+        dict(PresentationLUTSequence=lut(2, 0, 8, [0, 9])),
+    ):
+        with pytest.raises(UnsupportedDicom, match='presentation lookup table'):
+            decode(to_dicom(stored(8, False), **header))
+
+
+def seconds_and_megabytes(content):
+    "What an `ImageError` costs"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    with pytest.raises(ImageError):
+        decode(content)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return time.process_time() - start, grown / 1024
+
+
+def hostile():
+    "Files that cost little to send and much to read"
+    small = to_dicom(stored(8, False))
+    element = struct.pack('<HH2sH', 0x0009, 0x1001, b'UL', 0)
+    item = struct.pack('<HHI', 0xFFFE, 0xE000, 0)
+    end = struct.pack('<HHI', 0xFFFE, 0xE0DD, 0)
+    open_sequence = struct.pack('<HH2sHI', 0x0054, 0x0220, b'SQ', 0, 0xFFFFFFFF)
+    at = small.index(struct.pack('<HH2s', 0x0028, 0x0002, b'US'))
+    views = open_sequence + 1_000_000 * item + end
+    picture = jpeg(stored(8, False))
+    scan = picture[picture.index(b'\xff\xda') : -2]
+    return {
+        'many elements': small[:at] + 3_000_000 * element + small[at:],
+        'many items': small[:at] + views + small[at:],
+        'a long number': to_dicom(stored(8, False), NumberOfFrames='1').replace(
+            b'IS\x02\x001 ', b'IS\xfe\xff' + 32767 * b'1\\'
+        ),
+        'many chunks': png(stored(8, False))[:-12] + 6_000_000 * b'\0\0\0\0aaAa\0\0\0\0',
+        'many scans': picture[:-2] + 20_000 * scan + b'\xff\xd9',
+    }
+
+
+@pytest.mark.parametrize('kind', hostile())
+def test_hostile_headers_cost_little(kind):
+    seconds, megabytes = seconds_and_megabytes(hostile()[kind])
+    assert seconds < 3 and megabytes < 200
+
+
+@pytest.mark.parametrize(
+    'change', [dict(components=2), dict(tile=1), dict(step=2), dict(precision=30)], ids=str
+)
+def test_jpeg_2000_is_checked_before_it_is_decoded(change):
+    content = bytearray(to_dicom(stored(12, False), uid.JPEG2000Lossless, BitsStored=12))
+    at = content.index(b'\xff\x4f\xff\x51')
+    offset, value = {
+        'components': (40, struct.pack('>H', 2)),
+        'tile': (24, struct.pack('>2I', 1, 1)),
+        'step': (43, b'\2'),
+        'precision': (42, b'\x1d'),
+    }[next(iter(change))]
+    content[at + offset : at + offset + len(value)] = value
+    if change == dict(tile=1):
+        content = content.replace(struct.pack('>2I', W, H), struct.pack('>2I', 5 * W, 5 * H), 1)
+    with pytest.raises(CorruptImage, match='do not fit'):
+        decode(bytes(content))
+
+
+def test_a_jp2_box_without_length_does_not_stop_the_reader():
+    a = stored(12, False)
+    ds = pydicom.dcmread(io.BytesIO(to_dicom(a, uid.JPEG2000Lossless, BitsStored=12)))
+    stream = next(generate_frames(ds.PixelData, number_of_frames=1))
+    boxes = b'\0\0\0\x0cjP  \r\n\x87\n' + b'\0\0\0\0jp2h'
+    content = encapsulated(a, uid.JPEG2000Lossless, boxes + stream, BitsStored=12)
+    assert (decode(content) == decode(to_dicom(a, BitsStored=12))).all()
+
+
+# --- Damaged pixels ---
+
+
+def jpeg_of_12_bits(blocks):
+    "A sequential JPEG of 12 bits (8 x 8 blocks in a row), by a minimal encoder"
+    rng = np.random.default_rng(0)
+    code = ''
+    before = 0
+    for _ in range(blocks):
+        level = int(rng.integers(-900, 900))
+        size = abs(level - before).bit_length()
+        bits = level - before if level > before else level - before + 2**size - 1
+        code += f'{size:04b}' + (f'{bits:0{size}b}' if size else '')
+        before = level
+        for symbol, extra in ((1, '1'), (2, '0'), (1, '0'))[: rng.integers(4)]:
+            code += f'{symbol:02b}{extra}'  # 01: size 1; 10: 16 zeros, which has no extra bit
+            code = code[:-1] if symbol == 2 else code
+        code += '00'
+    code += '1' * (-len(code) % 8)
+    body = int(code, 2).to_bytes(len(code) // 8).replace(b'\xff', b'\xff\x00')
+
+    def segment(marker, content):
+        return b'\xff' + bytes([marker]) + struct.pack('>H', len(content) + 2) + content
+
+    levels = bytes([0, 0, 0, 0, 15, *bytes(12), *range(15)])
+    others = bytes([0x10, 0, 3, *bytes(14), 0x00, 0x01, 0xF0])
+    return (
+        b'\xff\xd8'
+        + segment(0xDB, bytes([0]) + bytes([8]) * 64)
+        + segment(0xC1, struct.pack('>BHHB3B', 12, 8, 8 * blocks, 1, 1, 0x11, 0))
+        + segment(0xC4, levels)
+        + segment(0xC4, others)
+        + segment(0xDA, bytes([1, 1, 0, 0, 63, 0]))
+        + body
+        + b'\xff\xd9'
+    )
+
+
+def film_like():
+    "A larger picture, whose JPEG has many small blocks as a film's has"
+    y, x = np.mgrid[:320, :400]
+    noise = np.random.default_rng(0).normal(0, 6, x.shape)
+    return (110 + 60 * np.sin(x / 40) * np.cos(y / 50) + noise).clip(0, 255).astype(np.uint8)
+
+
+@functools.cache
+def compressed(kind):
+    "(stream, a function from a stream to a file) of a kind of compression"
+    if kind == 'JPEG':
+        return jpeg(film_like()), bytes
+    if kind == 'baseline':
+        wrap = functools.partial(encapsulated, film_like(), uid.JPEGBaseline8Bit)
+        return jpeg(film_like()), wrap
+    if kind == 'extended':
+        blocks = 2000
+        a = np.zeros((8, 8 * blocks), np.uint16)
+        wrap = functools.partial(encapsulated, a, uid.JPEGExtended12Bit, BitsStored=12)
+        return jpeg_of_12_bits(blocks), wrap
+    a = stored(12, False)
+    if kind == 'lossless':
+        stream, syntax = lossless_jpeg(a, 12), uid.JPEGLosslessSV1
+    else:
+        syntax = dict(ls=uid.JPEGLSLossless, j2k=uid.JPEG2000Lossless, rle=uid.RLELossless)[kind]
+        ds = pydicom.dcmread(io.BytesIO(to_dicom(a, syntax, BitsStored=12)))
+        stream = next(generate_frames(ds.PixelData, number_of_frames=1))
+    return stream, functools.partial(encapsulated, a, syntax, BitsStored=12)
+
+
+KINDS = ('JPEG', 'baseline', 'extended', 'lossless', 'ls', 'rle', 'j2k')
+
+
+def damaged(kind, rng):
+    "Four damaged copies of a stream: cut off, closed with an end marker, with bytes taken out, overwritten"
+    stream, _ = compressed(kind)
+    end = b'' if kind == 'rle' else b'\xff\xd9'
+    body = stream.rstrip(b'\0').removesuffix(end)
+    first = {'rle': 64, 'j2k': 200}.get(kind) or body.rindex(b'\xff\xda') + 12
+    at = int(first + rng.uniform(0.05, 0.8) * (len(body) - first))
+    size = int(rng.integers(400, 700))
+    fill = bytes([rng.choice([0, 0x55, 0xFE])])
+    yield body[:at]
+    yield body[:at] + end
+    if kind != 'j2k':  # Its arithmetic code does not show a hole
+        yield body[:at] + body[at + size :] + end
+        yield body[:at] + fill * size + body[at + size :] + end
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_pixels_that_end_early_or_have_a_hole_are_rejected(kind):
+    stream, wrap = compressed(kind)
+    decode(wrap(stream))
+    rng = np.random.default_rng(1)
+    for _ in range(8):
+        for content in damaged(kind, rng):
+            with pytest.raises(ImageError):
+                decode(wrap(content))
+
+
+def test_restart_intervals_of_a_lossless_jpeg_are_checked_one_by_one():
+    a = stored(12, False)
+    top, bottom = lossless_jpeg(a[:24], 12), lossless_jpeg(a[24:], 12)
+    head, start = top.index(b'\xff\xc4'), top.index(b'\xff\xda') + 10
+    interval = b'\xff\xdd' + struct.pack('>HH', 4, 24 * W)
+    size = top[:head].replace(struct.pack('>2H', 24, W), struct.pack('>2H', H, W))
+    second = bottom[bottom.index(b'\xff\xda') + 10 : -2]
+    stream = size + interval + top[head:-2] + b'\xff\xd0' + second + b'\xff\xd9'
+    content = encapsulated(a, uid.JPEGLosslessSV1, stream, BitsStored=12)
+    assert (decode(content) == decode(to_dicom(a, BitsStored=12))).all()
+    cut = stream[: start + 300] + stream[start + 400 :]
+    with pytest.raises(CorruptImage, match='end early'):
+        decode(encapsulated(a, uid.JPEGLosslessSV1, cut, BitsStored=12))
+
+
+def native_films():
+    folder = Path(os.environ.get('CXR_DATA', 'data')) / 'native' / 'test'
+    return sorted(folder.rglob('*.jpeg'))
+
+
+def test_every_real_film_that_is_cut_or_holed_is_rejected():
+    films = native_films()
+    if not films:
+        pytest.skip("there are no films at native size: set CXR_DATA")
+    for number, film in enumerate(films):
+        whole = film.read_bytes()
+        at = int(len(whole) * (0.1 + 0.8 * number / len(films)))
+        for damaged in (
+            whole[:at],
+            whole[:at] + b'\xff\xd9',
+            whole[:at] + whole[at + 700 :],
+            whole[:at] + bytes(700) + whole[at + 700 :],
+        ):
+            with pytest.raises(CorruptImage):
+                decode(damaged, at_least=64)
+
+
+def test_public_dicom_files_show_dark_lungs():
+    folder = Path(os.environ.get('CXR_DATA', 'data')) / 'dicom'
+    files = sorted(folder.glob('*.dcm'))
+    if not files:
+        pytest.skip("there are no DICOM files: set CXR_DATA")
+    for file in files:
+        if file.stem.startswith('headless'):
+            with pytest.raises(UnsupportedDicom, match='without preamble'):
+                decode(file)
+            continue
+        x = resize(decode(file), 100)
+        lungs = np.median([x[35:50, 20:35], x[35:50, 65:80]])
+        assert lungs < np.median(x[55:70, 45:60])
+        assert dimensions(file) == decode(file).shape
+
+
+# --- Metadata ---
+
+
+def chunk(name, content):
+    checksum = zlib.crc32(name + content)
+    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', checksum)
+
+
+def xmp(orientation):
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description '
+        f'tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    ).encode()
+
+
+def with_orientation(a, format, where, orientation):
+    "A file whose EXIF or XMP says how it is turned; the PNG's EXIF may come after the pixels"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(a)
+    if format == 'JPEG':
+        how = dict(exif=exif) if where == 'EXIF' else dict(xmp=xmp(orientation))
+        return saved(image, 'JPEG', quality=98, **how)
+    if where == 'EXIF':
+        return saved(image, 'PNG', exif=exif)
+    if where == 'XMP':
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt('XML:com.adobe.xmp', xmp(orientation).decode())
+        return saved(image, 'PNG', pnginfo=info)
+    plain = png(a)
+    return plain[:-12] + chunk(b'eXIf', exif.tobytes()[6:]) + plain[-12:]
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize(
+    'format,where',
+    [
+        ('JPEG', 'EXIF'),
+        ('JPEG', 'XMP'),
+        ('PNG', 'EXIF'),
+        ('PNG', 'XMP'),
+        ('PNG', 'EXIF at the end'),
+    ],
+)
+def test_orientation_by_exif_and_xmp_turns_pixels_and_size(format, where):
+    y, x = np.mgrid[:H, :W]
+    a = (x * 3 + y).astype(np.uint8)
+    for orientation, turn in UPRIGHT.items():
+        content = with_orientation(a, format, where, orientation)
+        expected = turn(a).astype(int)
+        assert np.abs(decode(content) - expected).max() <= 6
+        assert dimensions(content) == expected.shape
+        assert (read_image(content).grey == decode(content)).all()
+
+
+def test_large_metadata_of_a_png_does_not_matter():
+    a = stored(8, False)
+    plain = png(a)
+    noise = np.random.default_rng(0).bytes(3 * 2**20)
+    for extra in (
+        chunk(b'iCCP', b'profile\0\0' + zlib.compress(noise)),
+        chunk(b'zTXt', b'comment\0\0' + zlib.compress(bytes(80 * 2**20))),
+        chunk(b'tEXt', b'comment\0' + bytes(3 * 2**20)),
+        chunk(b'tEXt', b'comment\0hello')[:-4] + b'oops',
+    ):
+        content = plain[:33] + extra + plain[33:]
+        assert (decode(content) == a).all()
+        assert dimensions(content) == a.shape
+
+
+def test_metadata_that_may_turn_the_image_is_named_when_it_is_too_large():
+    plain = png(stored(8, False))
+    key = b'XML:com.adobe.xmp\0'
+    for extra in (
+        chunk(b'iTXt', key + b'\0\0\0\0' + bytes(2**20)),
+        chunk(b'iTXt', key + b'\1\0\0\0' + zlib.compress(bytes(2**24))),
+    ):
+        with pytest.raises(TooLarge, match='without metadata'):
+            decode(plain[:33] + extra + plain[33:])
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.floats(0, 1), st.integers(1, 255))
+def test_a_changed_byte_of_a_png_is_found(place, change):
+    content = bytearray(png(stored(8, False)))
+    at = 8 + int(place * (len(content) - 9))
+    content[at] ^= change
+    with pytest.raises(ImageError):
+        decode(bytes(content))
+
+
+def test_a_png_without_palette_or_end_is_damaged():
+    image = Image.fromarray(stored(8, False)).convert('P')
+    content = saved(image, 'PNG')
+    at = content.index(b'PLTE')
+    length = int.from_bytes(content[at - 4 : at])
+    for damaged in (content[: at - 4] + content[at + 8 + length :], content[:-12]):
+        with pytest.raises(CorruptImage, match='PNG file is truncated or damaged'):
+            decode(damaged)

@@ -37,7 +37,7 @@ from .images import Preprocess
 from .sets import DataError, ImageSet
 
 # %% ../../nbs/lib/data/06_cache.ipynb #9e04665c
-_CACHE_FORMAT = 2  # Another number makes all older caches stale
+_CACHE_FORMAT = 3  # Another number makes all older caches stale
 
 
 def cache_path(

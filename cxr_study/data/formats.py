@@ -1,4 +1,4 @@
-"""The errors for unusable images, the largest image that is accepted, and the format of a file; nothing is decoded.
+"""The errors for unusable images, the largest image that is accepted, the format of a file, and JPEG streams: sound ones are decoded, damaged ones rejected.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/data/formats.html.md"""
 
@@ -6,16 +6,19 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/formats.html.md"""
 
 # %% auto #0
 __all__ = ['ImageError', 'TooLarge', 'UnsupportedFormat', 'CorruptImage', 'UnsupportedDicom', 'Limits', 'read_bytes', 'sniff',
-           'is_hidden', 'is_folder', 'FoundImages', 'left_out_note', 'find_images', 'to_grey']
+           'is_hidden', 'is_folder', 'FoundImages', 'left_out_note', 'find_images', 'to_grey', 'look_up',
+           'values_present', 'jpeg_segments', 'starts_frame', 'check_scans', 'decode_jpeg']
 
 # %% ../../nbs/lib/data/01_formats.ipynb #7b6e504a
 import dataclasses
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 
 from ..core.run import StudyError
 from ..core.tables import file_text
@@ -236,3 +239,109 @@ def to_grey(
         return np.zeros(values.shape, np.uint8)
     share = np.clip((values - low) / (high - low), 0, 1)
     return np.rint(share * 255).astype(np.uint8)
+
+# %% ../../nbs/lib/data/01_formats.ipynb #37b18269
+_STRIP = 2**20  # Pixels that are converted at a time
+
+
+def _strips(values: np.ndarray) -> Iterator[slice]:  # [H, W]
+    "Slices of rows that hold about `_STRIP` pixels"
+    height, width = values.shape
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield slice(top, top + rows)
+
+
+def look_up(
+    values: np.ndarray,  # uint8 or uint16 [H, W]
+    table: np.ndarray,  # uint8; as many as the type has numbers
+) -> np.ndarray:  # uint8 [H, W]
+    "The table's entry for each value"
+    grey = np.empty(values.shape, np.uint8)
+    for strip in _strips(values):
+        grey[strip] = table[values[strip]]
+    return grey
+
+
+def values_present(values: np.ndarray) -> np.ndarray:  # uint8 or uint16 [H, W] -> bool
+    "Which numbers of the type occur in an image"
+    present = np.zeros(2 ** (8 * values.dtype.itemsize), bool)
+    for strip in _strips(values):
+        present[values[strip]] = True
+    return present
+
+# %% ../../nbs/lib/data/01_formats.ipynb #355efd60
+_END_OF_IMAGE = 0xD9
+_START_OF_SCAN = 0xDA
+_JPEG_LS_FRAME = 0xF7
+_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # Huffman tables, extensions, arithmetic coding: not frames
+_NEXT_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # Neither a stuffed byte nor a restart
+
+
+def jpeg_segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    "(second byte of the marker, first byte of the content, byte after it) of each segment of a JPEG stream"
+    at = 2  # After the start-of-image marker
+    while at + 4 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xFF:  # A fill byte
+            at += 1
+            continue
+        if marker == _END_OF_IMAGE:
+            return
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4])
+        yield marker, at + 4, end
+        if marker == _START_OF_SCAN:
+            following = _NEXT_MARKER.search(stream, end)
+            end = following.start() if following else len(stream)
+        at = end
+
+
+def starts_frame(marker: int) -> bool:
+    "Whether the second byte of a JPEG marker starts a frame, which gives the size"
+    if marker == _JPEG_LS_FRAME:
+        return True
+    return 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES
+
+# %% ../../nbs/lib/data/01_formats.ipynb #f05d1c80
+_MOST_SCANS = 100
+
+
+def check_scans(stream: bytes) -> None:
+    "Raise `TooLarge` if a JPEG stream has more than 100 scans"
+    scans = sum(marker == _START_OF_SCAN for marker, _, _ in jpeg_segments(stream))
+    if scans > _MOST_SCANS:
+        raise TooLarge(
+            f"The JPEG has {scans:,} scans; at most {_MOST_SCANS} are accepted. "
+            "Save it again, not progressive."
+        )
+
+# %% ../../nbs/lib/data/01_formats.ipynb #e30a0930
+def _reduction(height, width, at_least):
+    "By how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8"
+    if at_least is None:
+        return 1
+    most = min(height, width) // at_least
+    return next((factor for factor in (8, 4, 2) if factor <= most), 1)
+
+
+def decode_jpeg(
+    stream: bytes,  # A JPEG with 8 bits a sample
+    colours: str = 'GRAY',  # Or `RGB`
+    at_least: int | None = None,  # Smallest side, pixels; None: full size
+) -> np.ndarray:  # uint8 [H, W], or [H, W, 3] in colour
+    "Pixels of a JPEG. Raises `CorruptImage` if the decoder warns, `TooLarge` for too many scans"
+    check_scans(stream)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(stream)
+        factor = _reduction(height, width, at_least)
+        size = dict(min_height=-(-height // factor), min_width=-(-width // factor))  # Rounded up
+        pixels = simplejpeg.decode_jpeg(stream, colours, strict=True, **size)
+    except Exception as error:
+        if 'subsampling' in str(error):
+            raise UnsupportedFormat(
+                "This JPEG stores its colours at an unusual resolution. Save it as grey."
+            ) from None
+        raise CorruptImage(
+            f"The JPEG file is truncated or damaged ({error}). Copy or export it again."
+        ) from None
+    return pixels[..., 0] if colours == 'GRAY' else pixels

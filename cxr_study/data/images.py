@@ -10,26 +10,100 @@ __all__ = ['DecodedImage', 'read_image', 'decode', 'dimensions', 'Preprocess', '
 # %% ../../nbs/lib/data/03_images.ipynb #b1d0a472
 import dataclasses
 import io
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pydicom
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..core.options import GEOMETRIES, STANDARDISATIONS, defaults
-from .dicom import PIXEL_ELEMENTS, decode_dicom
+from .dicom import decode_dicom, dicom_dimensions
 from cxr_study.data.formats import (
     CorruptImage,
     ImageError,
     Limits,
     TooLarge,
     UnsupportedFormat,
+    decode_jpeg,
+    look_up,
     read_bytes,
     sniff,
     to_grey,
+    values_present,
 )
+
+# %% ../../nbs/lib/data/03_images.ipynb #810b061f
+_PNG_START = 8  # Bytes of the signature
+_MOST_CHUNKS = 100_000
+_MOST_METADATA = 2**20  # Bytes of a chunk that can hold the orientation
+_KEPT_CHUNKS = (b'tRNS', b'acTL', b'fcTL', b'fdAT')  # Transparency and animation
+_ORIENTATION_TEXTS = (b'XML:com.adobe.xmp\0', b'Raw profile type exif\0')
+_PALETTE = 3  # Colour type of a PNG
+_DAMAGED_PNG = "The PNG file is truncated or damaged. Copy or export it again."
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    "(name, first byte, byte after it) of each chunk of a PNG, with length and checksum. `CorruptImage` without an end"
+    at = _PNG_START
+    for _ in range(_MOST_CHUNKS):
+        if at + 12 > len(content):
+            break
+        stop = at + 12 + int.from_bytes(content[at : at + 4])
+        name = content[at + 4 : at + 8]
+        if stop > len(content):
+            break
+        yield name, at, stop
+        if name == b'IEND':
+            return
+        at = stop
+    raise CorruptImage(_DAMAGED_PNG)
+
+
+def _is_critical(name):
+    "Whether a PNG cannot be read without this kind of chunk"
+    return not name[0] & 0x20
+
+
+def _may_hold_orientation(name, text):
+    "Whether a chunk holds EXIF or XMP"
+    return name == b'eXIf' or (name[1:] in (b'EXt', b'TXt') and text.startswith(_ORIENTATION_TEXTS))
+
+
+def _checked_chunk(content, start, stop):
+    "The bytes of a chunk. Raises `CorruptImage` if its checksum is wrong."
+    checksum = int.from_bytes(content[stop - 4 : stop])
+    if zlib.crc32(memoryview(content)[start + 4 : stop - 4]) != checksum:
+        raise CorruptImage(_DAMAGED_PNG)
+    return content[start:stop]
+
+# %% ../../nbs/lib/data/03_images.ipynb #9c22352e
+def _plain_png(content: bytes) -> bytes:
+    """The same PNG with nothing but pixels, palette, transparency, animation and orientation, the pixels last.
+
+    Raises `CorruptImage` if a part of the image is damaged, `TooLarge` if the orientation's chunk is too long."""
+    before = []
+    pixels = []
+    for name, start, stop in _chunks(content):
+        if _may_hold_orientation(name, content[start + 8 : start + 40]):
+            if stop - start > _MOST_METADATA:
+                raise TooLarge(
+                    f"The EXIF or XMP of the PNG has {stop - start:,} bytes; at most {_MOST_METADATA:,} "
+                    "are accepted. Save the image without metadata."
+                )
+            before.append(content[start:stop])
+        elif _is_critical(name) or name in _KEPT_CHUNKS:
+            chunk = _checked_chunk(content, start, stop)
+            is_before = name in (b'IHDR', b'PLTE', b'tRNS', b'acTL')
+            (before if is_before else pixels).append(chunk)
+    names = [chunk[4:8] for chunk in before]
+    header = next((chunk for chunk in before if chunk[4:8] == b'IHDR'), b'')
+    lacks_palette = header[17:18] == bytes([_PALETTE]) and b'PLTE' not in names
+    if names[:1] != [b'IHDR'] or lacks_palette:
+        raise CorruptImage(_DAMAGED_PNG)
+    return content[:_PNG_START] + b''.join(before + pixels)
 
 # %% ../../nbs/lib/data/03_images.ipynb #afdeaa7c
 _PNG_DEPTH = 24  # Offset of the bits a sample in a PNG header
@@ -63,11 +137,17 @@ def _kind_problem(opened, content):  # Opened by Pillow; the bytes of the file
 # %% ../../nbs/lib/data/03_images.ipynb #ffeb23f1
 def _open_header(content: bytes, format: str, limits: Limits) -> Image.Image:
     "A JPEG or PNG opened by Pillow: its header is read and checked, its pixels are not decoded yet"
+    if format == 'PNG':
+        content = _plain_png(content)
     try:
         opened = Image.open(io.BytesIO(content), formats=[format])
     except Image.DecompressionBombError:
         raise TooLarge(f"The image has more than {limits.max_pixels:,} pixels.") from None
-    except Exception:
+    except Exception as error:
+        if 'too large' in str(error) or 'MAX_TEXT' in str(error):
+            raise TooLarge(
+                f"The text of the {format} is too large unpacked. Save the image without metadata."
+            ) from None
         raise CorruptImage(f"The {format} header is damaged. Export the image again.") from None
     limits.check_pixels(*opened.size)
     if problem := _kind_problem(opened, content):
@@ -75,61 +155,79 @@ def _open_header(content: bytes, format: str, limits: Limits) -> Image.Image:
     return opened
 
 # %% ../../nbs/lib/data/03_images.ipynb #f1cf4bcd
-def _load(opened: Image.Image) -> Image.Image:
-    "The image decoded and upright; `CorruptImage` if bytes are missing or damaged"
+_TURNS = {  # Orientation -> what makes the image upright; others leave it as it is
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
+
+def _orientation(opened: Image.Image) -> int:
+    "Orientation from 1 (upright) to 8 by EXIF or, without it, by XMP. Raises `CorruptImage`"
     try:
-        opened.load()
-        has_exif = 'exif' in opened.info
-        return ImageOps.exif_transpose(opened) if has_exif else opened
+        return opened.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         raise CorruptImage(
-            f"The {opened.format} file is truncated or damaged. Copy or export it again."
+            f"The EXIF or XMP of the {opened.format} is damaged. Save the image without metadata."
         ) from None
 
-# %% ../../nbs/lib/data/03_images.ipynb #e3285405
-def _stores_rgb(opened):
-    "Whether the three channels of a JPEG are red, green and blue"
-    if opened.mode != 'RGB' or 'jfif' in opened.info:
-        return False
-    if 'adobe_transform' in opened.info:
-        return opened.info['adobe_transform'] == 0
-    channel_names = bytes(channel[0] for channel in opened.layer)
-    return channel_names == b'RGB'
 
-
-def _decode_jpeg(
-    opened: Image.Image,  # From `_open_header`
-    at_least: int | None = None,  # Smallest side, pixels; None: full size
-) -> tuple[np.ndarray, Image.Image | None]:
-    "(grey levels, the image in colour or None) of a JPEG"
-    size = (at_least, at_least) if at_least else opened.size
-    mode = 'RGB' if _stores_rgb(opened) else 'YCbCr'
-    opened.draft(mode, size)
-    image = _load(opened)
-    if image.mode == 'L':
-        return np.asarray(image), None
-    if image.mode == 'YCbCr':
-        grey = image.getchannel('Y')
-    else:
-        grey = image.convert('L')
-    return np.asarray(grey), image
+def _upright(grey: np.ndarray, orientation: int) -> np.ndarray:
+    "The image turned by its orientation"
+    turn = _TURNS.get(orientation)
+    return grey if turn is None else np.asarray(Image.fromarray(grey).transpose(turn))
 
 # %% ../../nbs/lib/data/03_images.ipynb #ef617408
+_BAND = 256  # Rows that are put on black at a time, which keeps memory small
+
+
+def _load(opened: Image.Image) -> Image.Image:
+    "The decoded pixels of a PNG; `CorruptImage` if bytes are missing or damaged"
+    try:
+        opened.load()
+        return opened
+    except Exception:
+        raise CorruptImage(_DAMAGED_PNG) from None
+
+
+def _deep_to_grey(image):
+    "Grey levels of an image with 16 bits"
+    values = np.asarray(image).astype(np.uint16)
+    present = np.flatnonzero(values_present(values))
+    table = to_grey(np.arange(65536), present[0], present[-1])
+    return look_up(values, table)
+
+
+def _on_black(image):
+    "The image in RGB, with its transparent parts black"
+    if not image.has_transparency_data:
+        return image.convert('RGB')
+    image = image.convert('RGBA')
+    black = Image.new('RGBA', image.size, 'black')
+    return Image.alpha_composite(black, image).convert('RGB')
+
+
 def _decode_png(
     opened: Image.Image,  # From `_open_header`
-) -> tuple[np.ndarray, Image.Image | None]:
-    "(grey levels, the image in colour or None) of a PNG"
+) -> np.ndarray:  # uint8 [H, W]
+    "Grey levels of a PNG"
     image = _load(opened)
-    is_deep = image.mode.startswith('I')
-    if is_deep:
-        return to_grey(image), None
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        black = Image.new('RGBA', image.size, 'black')
-        image = Image.alpha_composite(black, image)
-    grey = np.asarray(image.convert('L'))
-    is_grey = image.mode in ('1', 'L')
-    return grey, None if is_grey else image
+    if image.mode.startswith('I'):
+        return _deep_to_grey(image)
+    if not image.has_transparency_data:
+        return np.asarray(image.convert('L'))
+    width, height = image.size
+    grey = np.empty((height, width), np.uint8)
+    for top in range(0, height, _BAND):
+        bottom = min(top + _BAND, height)
+        band = image.crop((0, top, width, bottom))
+        grey[top:bottom] = _on_black(band).convert('L')
+    return grey
 
 # %% ../../nbs/lib/data/03_images.ipynb #b9eca0f3
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,19 +236,44 @@ class DecodedImage:
 
     grey: np.ndarray  # uint8 [H, W], lungs dark and bones light
     format: str  # `JPEG`, `PNG` or `DICOM`
-    coloured: Image.Image | None = None  # The same pixels in colour; None for a greyscale file
+    coloured: np.ndarray | None = (
+        None  # uint8 [64, 64, 3], the image in small; None: greyscale file
+    )
 
     def colourfulness(self) -> float:
         "Mean difference between largest and smallest of red, green and blue, in grey levels; 0 for greyscale"
         if self.coloured is None:
             return 0.0
-        image = self.coloured
-        if image.mode == 'P':
-            image = image.convert('RGB')
-        small = image.resize((64, 64), Image.Resampling.BOX).convert('RGB')
-        rgb = np.asarray(small).astype(int)
+        rgb = self.coloured.astype(int)
         spread = rgb.max(-1) - rgb.min(-1)
         return float(spread.mean())
+
+# %% ../../nbs/lib/data/03_images.ipynb #ea0f2ceb
+_SMALL = 64  # Side of the image in colour, pixels
+
+
+def _in_colour(opened, content):  # After its grey levels were decoded; the bytes of the file
+    "uint8 [64, 64, 3], or None for a greyscale JPEG or PNG"
+    if opened.format == 'JPEG':
+        if opened.mode == 'L':
+            return None
+        image = Image.fromarray(decode_jpeg(content, 'RGB', at_least=_SMALL))
+    elif opened.mode in ('1', 'L') or opened.mode.startswith('I'):
+        return None
+    else:
+        image = opened.convert('RGBA') if opened.has_transparency_data else opened.convert('RGB')
+    small = image.resize((_SMALL, _SMALL), Image.Resampling.BOX)
+    return np.asarray(_on_black(small))
+
+
+def _decode_grey(opened, content, at_least):
+    "Upright grey levels of a JPEG or PNG"
+    orientation = _orientation(opened)
+    if opened.format == 'JPEG':
+        grey = decode_jpeg(content, at_least=at_least)
+    else:
+        grey = _decode_png(opened)
+    return _upright(grey, orientation)
 
 # %% ../../nbs/lib/data/03_images.ipynb #490e8275
 def read_image(
@@ -164,11 +287,8 @@ def read_image(
     if format == 'DICOM':
         return DecodedImage(decode_dicom(content, limits), format)
     opened = _open_header(content, format, limits)
-    if format == 'JPEG':
-        grey, coloured = _decode_jpeg(opened, at_least)
-    else:
-        grey, coloured = _decode_png(opened)
-    return DecodedImage(grey, format, coloured)
+    grey = _decode_grey(opened, content, at_least)
+    return DecodedImage(grey, format, _in_colour(opened, content))
 
 
 def decode(
@@ -177,23 +297,26 @@ def decode(
     limits: Limits = Limits(),
 ) -> np.ndarray:  # uint8 [H, W], lungs dark and bones light
     "Grey levels of an image file. Raises an `ImageError` that says why the file cannot be used"
-    return read_image(source, at_least, limits).grey
+    content = read_bytes(source, limits)
+    format = sniff(content)
+    if format == 'DICOM':
+        return decode_dicom(content, limits)
+    opened = _open_header(content, format, limits)
+    return _decode_grey(opened, content, at_least)
 
 # %% ../../nbs/lib/data/03_images.ipynb #e8578887
 def dimensions(
     source: Path | str | bytes,
     limits: Limits = Limits(),
 ) -> tuple[int, int]:
-    "(height, width) from the header; the pixels are not decoded"
+    "(height, width) from the header, as `decode` gives them; the pixels are not decoded"
     content = read_bytes(source, limits)
     format = sniff(content)
     if format == 'DICOM':
-        header = pydicom.dcmread(
-            io.BytesIO(content), specific_tags=PIXEL_ELEMENTS, stop_before_pixels=True
-        )
-        return header.Rows, header.Columns
-    width, height = _open_header(content, format, limits).size
-    return height, width
+        return dicom_dimensions(content, limits)
+    opened = _open_header(content, format, limits)
+    width, height = opened.size
+    return (width, height) if _orientation(opened) in _ON_ITS_SIDE else (height, width)
 
 # %% ../../nbs/lib/data/03_images.ipynb #5859d507
 _DEFAULTS = defaults('01_data')
