@@ -159,11 +159,19 @@ def test_a_path_that_does_not_exist_gets_no_suggestion(tmp_path):
         load_dataset(tmp_path / 'lost')
 
 
+def half_a_jpeg_with_its_end():
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)
+    Image.fromarray(pixels).save(buffer := io.BytesIO(), 'JPEG')
+    content = buffer.getvalue()
+    return content[: len(content) * 3 // 4] + content[-2:]
+
+
 @pytest.mark.parametrize(
     'spoil,message',
     [
         (lambda f: f.write_text('hello'), 'neither JPEG nor PNG'),
         (lambda f: f.write_bytes(f.read_bytes()[:200]), 'truncated'),
+        (lambda f: f.write_bytes(half_a_jpeg_with_its_end()), 'truncated or damaged'),
         (lambda f: f.write_bytes(b''), 'empty'),
     ],
 )
