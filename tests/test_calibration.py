@@ -476,3 +476,48 @@ import cxr_study.calibrate.{module}
 sys.exit(bool({{'torch', 'sklearn'}} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- easy validation ---
+
+
+def on_easy_validation(gap, errors=0, n=200, seed=0):
+    "Two classes `gap` apart, whose logits spread less than that, and a few images on the wrong side"
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % 2
+    logit = (label - 0.5) * gap + rng.normal(size=n) * gap / 20
+    logit[:errors] *= -0.1
+    names = [f'i{i}' for i in range(n)]
+    return pd.DataFrame(
+        dict(image_id=names, patient_id=names, split='val', label=label, logit=logit)
+    )
+
+
+@pytest.mark.parametrize('kind', ['auto', 'temperature', 'platt', 'beta', 'isotonic'])
+@pytest.mark.parametrize('gap,errors', [(0.6, 0), (0.6, 1), (10.0, 0)])
+def test_easy_validation_sharpens_no_logit_without_limit(kind, gap, errors):
+    notes = []
+    table = on_easy_validation(gap, errors)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        found, _ = ca.choose_calibrator(table, kind, notes=notes)
+    probability = sigmoid(found(0.3))
+    assert probability <= sigmoid(0.3 / 0.25) + 1e-6, (found, probability)
+    if gap < 1 and kind != 'auto':
+        assert 'Validation separates' in notes[-1] and found.parameters == dict(temperature=0.25)
+
+
+def test_logits_without_information_are_not_flattened_without_limit():
+    table = drawn(4000, lambda x: 30 * x, seed=3)
+    notes = []
+    noise = np.random.default_rng(0).normal(size=len(table)) * 200
+    found = ca.fit_calibrator('temperature', table.assign(logit=noise + table.label), notes=notes)
+    assert found.parameters == dict(temperature=20.0) and 'hardly distinguish' in notes[0]
+
+
+def test_an_ordinary_validation_is_fitted_as_before():
+    notes = []
+    for slope in (0.3, 1.0, 3.0):
+        found = ca.fit_calibrator('temperature', drawn(600, lambda x, s=slope: s * x), notes=notes)
+        np.testing.assert_allclose(found.parameters['temperature'], 1 / slope, rtol=0.25)
+    assert notes == []

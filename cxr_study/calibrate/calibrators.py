@@ -42,31 +42,52 @@ def _by_sklearn(
     return classifier.calibrated_classifiers_[0].calibrators[0]
 
 # %% ../../nbs/lib/calibrate/01_calibrators.ipynb #5e82668a
-_HIGHEST_TEMPERATURE = 100  # A higher one makes all probabilities nearly one half
+_LOWEST_TEMPERATURE = 0.25
+_HIGHEST_TEMPERATURE = 20.0
+
+
+class _NoFit(PredictionError):
+    "Why a calibrator cannot be fitted"
+
+
+def _check_slopes(*slopes) -> None:
+    "Raises `_NoFit` if a calibrator is steeper or flatter than the temperatures allow"
+    if max(slopes) > 1 / _LOWEST_TEMPERATURE:
+        raise _NoFit("validation separates the classes so well that its slope has no limit")
+    if 0 <= max(slopes) < 1 / _HIGHEST_TEMPERATURE:
+        raise _NoFit("the logits hardly distinguish the classes on validation")
 
 
 def _fit_none(logit, label) -> dict:
     return {}
 
 
-def _fit_temperature(logit, label) -> dict:
+def _free_temperature(logit, label) -> float:
+    "The temperature of the largest likelihood, without limits"
     factor = _by_sklearn('temperature', logit, label).beta_
-    temperature = float(1 / (2 * factor))
-    if temperature > _HIGHEST_TEMPERATURE:
-        raise PredictionError(f"a temperature above {_HIGHEST_TEMPERATURE} flattens everything")
-    return dict(temperature=temperature)
+    return float(1 / (2 * factor))
+
+
+def _fit_temperature(logit, label) -> dict:
+    if logit[label == 1].mean() <= logit[label == 0].mean():
+        raise _NoFit("it would rank these images in reverse order, or not at all")
+    free = _free_temperature(logit, label)
+    return dict(temperature=float(np.clip(free, _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE)))
 
 
 def _fit_platt(logit, label) -> dict:
     fitted = _by_sklearn('sigmoid', logit, label)
-    return dict(slope=float(-fitted.a_), intercept=float(-fitted.b_))
+    slope = float(-fitted.a_)
+    _check_slopes(slope)
+    return dict(slope=slope, intercept=float(-fitted.b_))
 
 # %% ../../nbs/lib/calibrate/01_calibrators.ipynb #bf648b63
 def _fit_isotonic(logit, label) -> dict:
     fitted = _by_sklearn('isotonic', logit, label)
     shares = fitted.y_thresholds_
     if np.ptp(shares) == 0:
-        raise PredictionError("one step for all images is no ranking")
+        raise _NoFit("it would rank these images in reverse order, or not at all")
+    _check_slopes(1 / _free_temperature(logit, label))
     n = len(label)
     probabilities = (shares * n + 1) / (n + 2)
     return dict(logits=fitted.X_thresholds_.tolist(), probabilities=probabilities.tolist())
@@ -91,6 +112,7 @@ def _fit_beta(logit, label) -> dict:
         if (slopes >= 0).all() or (slopes <= 0).all():
             break
         used = slopes > 0
+    _check_slopes(*slopes)
     return dict(a=float(slopes[0]), b=float(slopes[1]), c=float(fitted.intercept_[0]))
 
 # %% ../../nbs/lib/calibrate/01_calibrators.ipynb #a1d47166
@@ -145,28 +167,57 @@ def _check_kind(kind: str, choices: tuple) -> None:
         raise StudyError(f"There is no calibrator {kind!r}: choose auto, {', '.join(FITS)}.")
 
 
+def _at_limit(calibrator: Calibrator) -> str | None:
+    "A sentence if the temperature is one of its limits"
+    temperature = calibrator.parameters.get('temperature')
+    if temperature == _LOWEST_TEMPERATURE:
+        return (
+            "Validation separates the classes, or nearly so, and would allow a temperature near 0, which makes every "
+            f"probability nearly 0 or 1. The temperature is kept at {_LOWEST_TEMPERATURE}."
+        )
+    if temperature == _HIGHEST_TEMPERATURE:
+        return (
+            "The logits hardly distinguish the classes on validation. "
+            f"The temperature is kept at {_HIGHEST_TEMPERATURE:.0f}."
+        )
+    return None
+
+
+def _fitted_or_reason(kind, table, classes):
+    "(calibrator, None), or (None, why it cannot be fitted)"
+    reason = _obstacle(kind, table, classes)
+    if reason:
+        return None, reason
+    try:
+        parameters = FITS[kind](table.logit.to_numpy(float), table.label.to_numpy())
+        return Calibrator(kind, parameters), None
+    except _NoFit as error:
+        return None, str(error)
+    except PredictionError:
+        return None, "it would rank these images in reverse order, or not at all"
+
+
 def fit_calibrator(
     kind: str,  # none, temperature, platt, beta or isotonic
     table: 'pd.DataFrame',  # Table of predictions of the validation split
     quiet: bool = False,  # Do not warn
-    classes: tuple | None = None,  # Names of the classes for the warning
+    classes: tuple | None = None,  # Names of the classes for the sentences
+    notes: list | None = None,  # Receives the sentences; None: they are Python warnings
 ) -> Calibrator:
-    "The fitted calibrator; if it cannot be fitted, the next simpler one, with a warning"
+    "The fitted calibrator; if it cannot be fitted, the next simpler one, with a sentence that says why"
     _check_kind(kind, tuple(FITS))
-    reason = _obstacle(kind, table, classes)
-    if reason is None:
-        try:
-            parameters = FITS[kind](table.logit.to_numpy(float), table.label.to_numpy())
-            return Calibrator(kind, parameters)
-        except PredictionError:
-            reason = "it would rank these images in reverse order, or not at all"
-    simpler = _SIMPLER[kind]
-    if not quiet:
-        warnings.warn(
-            f"The calibrator {kind} cannot be fitted: {reason}. {simpler} is tried instead.",
-            stacklevel=2,
+    calibrator, reason = _fitted_or_reason(kind, table, classes)
+    if calibrator:
+        sentence = _at_limit(calibrator)
+    else:
+        sentence = (
+            f"The calibrator {kind} cannot be fitted: {reason}. {_SIMPLER[kind]} is tried instead."
         )
-    return fit_calibrator(simpler, table, quiet, classes)
+    if sentence and notes is not None:
+        notes.append(sentence)
+    elif sentence and not quiet:
+        warnings.warn(sentence, stacklevel=2)
+    return calibrator or fit_calibrator(_SIMPLER[kind], table, quiet, classes, notes)
 
 # %% ../../nbs/lib/calibrate/01_calibrators.ipynb #257f2a07
 def _folds(
@@ -258,7 +309,8 @@ def choose_calibrator(
     table: 'pd.DataFrame',  # Table of predictions of the validation split
     kind: str = 'auto',  # A calibrator, or auto
     seed: int = 0,  # Of the folds
-    classes: tuple | None = None,  # Names of the classes for warnings
+    classes: tuple | None = None,  # Names of the classes for the sentences
+    notes: list | None = None,  # Receives the sentences; None: they are Python warnings
 ) -> tuple[Calibrator, list[dict]]:
     "The fitted calibrator and the comparison of all; no comparison if there is one class only"
     _check_kind(kind, ('auto', *FITS))
@@ -269,4 +321,4 @@ def choose_calibrator(
     if automatic:
         # With fewer than two to compare, fitting a temperature warns and gives the reason
         kind = _chosen_kind(rows) if len(rows) > 1 else 'temperature'
-    return fit_calibrator(kind, table, classes=classes), rows
+    return fit_calibrator(kind, table, classes=classes, notes=notes), rows

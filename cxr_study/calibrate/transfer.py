@@ -70,12 +70,14 @@ def fit_calibration(
     val: 'pd.DataFrame',  # Table of predictions of the validation split
     *,
     classes: tuple | None = None,  # Names of the classes; None: not known
+    notes: list
+    | None = None,  # Receives sentences on calibrators that cannot be fitted; None: warnings
     **settings,  # Fields of `CalibrationSettings`
 ) -> tuple[Calibration, list[dict]]:
     "The calibration, and the comparison of the calibrators; raises `StudyError` for one class"
     settings = CalibrationSettings(**settings)
     sets = fit_sets(val, settings.alpha)
-    calibrator, comparison = choose_calibrator(val, settings.kind, settings.seed, classes)
+    calibrator, comparison = choose_calibrator(val, settings.kind, settings.seed, classes, notes)
     after = val.assign(logit=calibrator(val.logit))
     points = operating_points(after, settings.cost, settings.replicates, classes or CLASSES)
     prevalence = float(val.label.mean())

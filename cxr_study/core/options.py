@@ -304,7 +304,11 @@ RECIPE = (*_OPTIMISATION, *_LEARNING, *_STEPS, *_SPEED)
 RESNETS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
 
 _NETWORK = (
-    Option('arch', 'resnet18', "Any torchvision ResNet or timm model"),
+    Option(
+        'arch',
+        'resnet18',
+        "resnet18 to resnet152, or a timm network whose last layer is a map or a grid of patches",
+    ),
     Option('weights', 'none', "imagenet, none (from scratch), or a .safetensors file"),
 )
 

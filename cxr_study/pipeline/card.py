@@ -376,7 +376,7 @@ def _calibration_section(run: Run) -> str:
         return _not_here('calibration.json')
     classes = classes_of(run.manifest['data'])
     kind = calibration['calibrator']['kind']
-    parts = [_calibrator_sentence(kind, _was_chosen(calibration))]
+    parts = [_calibrator_sentence(kind, _was_chosen(calibration)), *calibration.get('notes', [])]
     if calibration.get('measures'):
         parts.append(_measures_table(calibration['measures'], classes))
     compared = _probabilities_table(calibration, classes)

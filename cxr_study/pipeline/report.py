@@ -372,7 +372,8 @@ def _comparison_content(run: Run) -> dict:
         "Calibration and thresholds were fitted on validation images. Operating point in use: <b>{}</b>."
     )
     table = html_table(rows, _COMPARISON_HEAD, chosen=in_use.capitalize())
-    return dict(text=[sentence.format(in_use)], tables=[table], note=_COMPARISON_NOTE)
+    text = [sentence.format(in_use), *calibration.get('notes', [])]
+    return dict(text=text, tables=[table], note=_COMPARISON_NOTE)
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #0d5f4d77
 _TRAINED_FROM = dict(none="trained from scratch", imagenet="trained from ImageNet weights")

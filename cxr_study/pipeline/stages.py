@@ -549,15 +549,16 @@ def run_stages(
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #680ecab7
 @functools.lru_cache(maxsize=64)
-def _check_images(dataset: str, positive: str, patients: str) -> tuple[str, str, tuple]:
-    "Name of the data set, key of its files, notes; raises `OptionError` if it cannot be loaded"
+def _check_images(dataset: str, positive: str, patients: str) -> tuple[str, str, int, tuple]:
+    "Name of the data set, key of its files, side of its images, notes; raises `OptionError` if it cannot be loaded"
     from cxr_study.data.sets import load_dataset
 
     try:
         found = load_dataset(dataset, positive, patients)
     except StudyError as error:
         raise OptionError('dataset', str(error)) from error
-    return found.name, found.files_key, tuple(found.provenance.get('notes', []))
+    notes = tuple(found.provenance.get('notes', []))
+    return found.name, found.files_key, found.default_size, notes
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #975bb3b1
 def _needs_no_check(values: dict) -> bool:
@@ -566,16 +567,16 @@ def _needs_no_check(values: dict) -> bool:
     return is_plain and values['processes'] == 1
 
 
-def _check_network(values: dict) -> None:
-    "Download the weights if need be; raises `OptionError` for an unknown network or missing weights"
+def _check_network(values: dict, size: int) -> None:
+    "Download the weights if need be; raises `OptionError` for a network that does not work or missing weights"
     if _needs_no_check(values):
         return
     with warnings.catch_warnings():  # Of packages that training imports
         warnings.simplefilter('ignore')
-        from cxr_study.train.networks import check_arch, create_body, resolve_weights
+        from cxr_study.train.networks import check_network, create_body, resolve_weights
         from cxr_study.train.training import check_processes
 
-        arch = check_arch(values['arch'])
+        arch = check_network(values['arch'], size)
         if resolve_weights(arch, values['weights']) == 'download':
             create_body(values['arch'], values['weights'])
         check_processes(values['processes'])
@@ -588,10 +589,10 @@ def check_run(
     "Check the options of a run; raises `OptionError` for anything that cannot work"
     values = check_options(given)
     images = [values[name] for name in ('dataset', 'positive', 'patients')]
-    dataset, files, notes = _check_images(*images)
+    dataset, files, size, notes = _check_images(*images)
     for note in notes if say else ():
         say(note)
-    _check_network(values)
+    _check_network(values, values['size'] or size)
     inputs = digest([dataset, files])
     return values, dataset, inputs
 

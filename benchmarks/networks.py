@@ -1,0 +1,64 @@
+"""One step of training with a small network of each family of timm: `python benchmarks/networks.py [NAME ...]`."""
+
+import sys
+import time
+import warnings
+
+import timm
+import torch
+
+from cxr_study.core.options import OptionError
+from cxr_study.data.images import Preprocess
+from cxr_study.train.networks import Classifier, check_network, create_body
+
+FAMILIES = (
+    'resnet18',
+    'efficientnet_b0',
+    'convnext_atto',
+    'regnety_002',
+    'vit_tiny_patch16_224',
+    'swin_tiny_patch4_window7_224',
+    'mambaout_femto',
+    'mixer_s32_224',
+    'beit_base_patch16_224',
+    'eva02_tiny_patch14_224',
+    'xcit_nano_12_p16_224',
+    'hiera_tiny_224',
+    'levit_128s',
+    'efficientformer_l1',
+)
+
+
+def step(arch: str) -> str:
+    "What one step of training with this network gives, or why it is refused"
+    facts = timm.get_pretrained_cfg(arch)
+    size = facts.input_size[-1] if facts.fixed_input_size else 64
+    start = time.time()
+    try:
+        check_network(arch, size)
+    except OptionError as error:
+        return f"refused: {error}"
+    checked = time.time() - start
+    model = Classifier(create_body(arch), Preprocess(size))
+    x = torch.rand(2, 1, size, size)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        model(x)[:, 0], torch.tensor([0.0, 1.0])
+    )
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    model.eval()
+    maps = model.maps(x)
+    head = model.head[-1]
+    from_maps = maps.mean((2, 3)) @ head.weight[0] + head.bias
+    assert torch.allclose(from_maps, model(x)[:, 0], atol=1e-4), arch
+    shape = 'x'.join(map(str, maps.shape[1:]))
+    return (
+        f"works at {size}: map {shape}, loss {loss:.3f}, check {checked:.1f} s, "
+        f"{len(without)} parameters without gradient"
+    )
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore')
+    for name in sys.argv[1:] or FAMILIES:
+        print(f"{name:32} {step(name)}", flush=True)
