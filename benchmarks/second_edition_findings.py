@@ -19,6 +19,7 @@ from second_edition_tables import TEST, films_of, read
 
 from cxr_study.calibrate.measures import ece_debiased
 from cxr_study.core.run import atomic_write, to_json
+from cxr_study.evaluate.intervals import two_way
 from cxr_study.evaluate.metrics import scored
 
 SENSITIVITY = 0.97  # Of the threshold in use, at least, on validation
@@ -97,13 +98,6 @@ def ece(z, films, weights):
         return np.full(len(weights), np.nan)
     s = scored(films[['image_id', 'patient_id', 'label']].assign(split='test', logit=z))
     return ece_debiased(s, weights[:, np.argsort(-z, kind='stable')])
-
-
-def two_way(values, seed=0):  # [seeds, replicates], the same children in a column
-    "One value a replicate: the mean over seeds that are drawn as well"
-    n, replicates = values.shape
-    drawn = np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), replicates)
-    return (drawn.T * values).sum(0) / n
 
 
 def entry(point, draws, each=None):  # Value; one a replicate; one a seed

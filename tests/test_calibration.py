@@ -523,3 +523,62 @@ def test_an_ordinary_validation_is_fitted_as_before():
         found = ca.fit_calibrator('temperature', drawn(600, lambda x, s=slope: s * x), notes=notes)
         np.testing.assert_allclose(found.parameters['temperature'], 1 / slope, rtol=0.3)
     assert notes == []
+
+
+# --- validation to test ---
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_thresholds_of_arrays_are_those_of_the_rules(seed):
+    "Also with ties, and with too few positive patients for any confidence"
+    table = drawn(40 if seed == 5 else 500, seed=seed, images=1 + seed % 3)
+    if seed % 2:
+        table = table.assign(logit=table.logit.round(1))
+    arrays = table.label.to_numpy() == 1, sigmoid(table.logit.to_numpy()), table.patient_id
+    ours = pr._thresholds(*arrays, cost=4.0)
+    theirs = {name: threshold for name, (threshold, _) in de.rules(table, 4.0).items()}
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=1e-12)
+
+
+def test_corrected_chances_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    deals, seen = rng.normal(size=(99, 5)), np.array([0.3, 2.5, 1.9, -1.0, 2.1])
+    found = pr._step_down(deals, seen)
+    left, highest = list(range(5)), 0.0
+    while left:
+        first = max(left, key=lambda j: seen[j])
+        reached = sum(max(deal[j] for j in left) >= seen[first] for deal in deals)
+        highest = max(highest, (1 + reached) / 100)
+        assert found[first] == pytest.approx(highest)
+        left.remove(first)
+
+
+def two_sites(shift=0.0, seed=0):
+    "Validation and test of one population, whose test logits are higher by `shift`"
+    val, test = drawn(400, seed=seed, images=2), drawn(400, seed=seed + 1, images=2, split='test')
+    return pd.concat([val, test.assign(logit=test.logit + shift)], ignore_index=True)
+
+
+def test_patients_dealt_out_at_random_are_seldom_called_worse():
+    "Negative control: each deal is a split without a shift. The level is 2.5 %; 5 % is two standard errors above"
+    table = two_sites()
+    calibration, _ = pr.fit_calibration(table[table.split == 'val'], kind='platt', replicates=20)
+    pool = pr._pool_of(calibration, table, 'test')
+    falls = pr._falls_by_chance(pool, 0.05, 9.0, deals=320, seed=0)
+    others = {key: values[200:] for key, values in falls.items()}
+    alarms = []
+    for k in range(200):
+        chances = pr._chances({key: values[k] for key, values in falls.items()}, others)
+        alarms.append(min(chance['p_corrected'] for chance in chances.values()) <= 0.025)
+    assert np.mean(alarms) <= 0.05, np.mean(alarms)
+    assert 3 < next(iter(chances.values()))['independent'] < 20
+
+
+def test_a_shift_is_found_where_it_is():
+    table = two_sites(shift=2.0)
+    calibration, _ = pr.fit_calibration(table[table.split == 'val'], kind='platt', replicates=20)
+    rows = pr.validation_to_test(calibration, table, replicates=60)
+    worse = {row['metric'] for row in rows if row['worse']}
+    assert 'specificity' in worse and 'sensitivity' not in worse
+    assert all(row['worse'] == pr.is_worse(row) for row in rows)

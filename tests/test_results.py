@@ -459,11 +459,7 @@ def test_a_recipe_that_changes_nothing_changes_nothing(example):
     assert (same.change == 0).all() and not same.clear.any() and set(same.split) == {"val", "test"}
     assert SUMMARY.step_sentences(same)[0].endswith("no measure of the test changed clearly.")
     none, wide, right = (dict(lower=a, upper=b) for a, b in ((None, None), (-1.0, 1.0), (1.0, 2.0)))
-    assert [SUMMARY.is_clear(*e) for e in ((none, none), (none, right), (right, wide))] == [
-        False,
-        True,
-        False,
-    ]
+    assert [SUMMARY.is_clear(e) for e in (none, wide, right)] == [False, False, True]
 
 
 def test_a_bundle_names_its_published_run(example):

@@ -16,16 +16,29 @@ from cxr_study.calibrate.calibrators import choose_calibrator
 from cxr_study.calibrate.measures import ece_debiased
 from cxr_study.calibrate.thresholds import rules
 from cxr_study.core.run import Run, StudyError, atomic_write, root, to_json
-from cxr_study.evaluate.comparison import ensemble
+from cxr_study.evaluate.comparison import (
+    ensemble,
+    mean_auc_interval,
+    mean_entries,
+    scored_alike,
+)
 from cxr_study.evaluate.evaluation import (
     closed_form_intervals,
     evaluate_at,
     figure_key,
     metric_title,
 )
-from cxr_study.evaluate.metrics import HALF, metrics, scored
+from cxr_study.evaluate.intervals import Measure
+from cxr_study.evaluate.metrics import (
+    HALF,
+    Scored,
+    confusion_counts,
+    decision_rates,
+    fast_metrics,
+    losses,
+    scored,
+)
 from cxr_study.pipeline.published import is_variant, published_experiments, published_facts
-from cxr_study.pipeline.summary import students_mean
 from cxr_study.predict.decision import Calibration, Calibrator, OperatingPoint
 from cxr_study.predict.table import PredictionError, read_predictions
 
@@ -41,6 +54,9 @@ MEASURES = {name: metric_title(name) for name in AT_HALF} | dict(
 )
 # Suffix of a column -> field of an entry
 BOUNDS = {"": "value", "_sd": "sd", "_lower": "lower", "_upper": "upper"}
+# Obuchowski and Rockette's interval of the mean AUC
+READERS = ("readers_lower", "readers_upper")
+ECE_REPLICATES = 400  # Of the mean calibration error, which is slow
 
 
 # --- The test of one seed, or of an ensemble
@@ -94,19 +110,56 @@ def ensemble_test(
 # --- Its results
 
 
+def _measure_of(raw: Scored, calibrated: Scored, threshold: float) -> Measure:
+    "The metrics of `MEASURES` but the calibration errors, as a function of the patients' weights"
+    point = OperatingPoint(GOAL_POINT, threshold, "")
+
+    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+        of_calibrated = weights[:, calibrated.patient]
+        at_half = fast_metrics(raw, weights[:, raw.patient], HALF)
+        at_goal = decision_rates(*confusion_counts(calibrated, of_calibrated, point))
+        found = {name: at_half[name] for name in AT_HALF}
+        found["brier_calibrated"] = losses(calibrated, of_calibrated)["brier"]
+        found["sensitivity_promised"] = at_goal["sensitivity"]
+        found["specificity_promised"] = at_goal["specificity"]
+        return found
+
+    return values
+
+
+def _errors_of(raw: Scored, calibrated: Scored) -> Measure:
+    "The calibration errors as a function of the patients' weights"
+    return lambda weights: dict(
+        ece=ece_debiased(raw, weights[:, raw.patient]),
+        ece_calibrated=ece_debiased(calibrated, weights[:, calibrated.patient]),
+    )
+
+
+class Measured(NamedTuple):
+    "What is measured in each of several tests"
+
+    metrics: list[Measure]
+    errors: list[Measure]  # Calibration errors, which are slow
+    like: Scored  # One of the tests
+    patients: int  # Of all tests
+
+
+def _measured(tests: list[CalibratedTest]) -> Measured:
+    tables = [table for test in tests for table in (test.raw, test.calibrated)]
+    found, patients = scored_alike(tables, "test")
+    metrics, errors = [], []
+    for raw, calibrated, test in zip(found[::2], found[1::2], tests):
+        metrics.append(_measure_of(raw, calibrated, test.threshold))
+        errors.append(_errors_of(raw, calibrated))
+    return Measured(metrics, errors, found[0], patients)
+
+
 def values_of(test: CalibratedTest) -> dict[str, float]:
     "Every metric of `MEASURES`"
-    raw = scored(test.raw, "test")
-    calibrated = scored(test.calibrated, "test")
-    called = OperatingPoint(GOAL_POINT, test.threshold, "").decide(calibrated.logit)
-    at_half = metrics(raw, raw.ones, HALF)
-    values = {name: at_half[name][0] for name in AT_HALF}
-    values["brier_calibrated"] = metrics(calibrated, calibrated.ones, HALF)["brier"][0]
-    values["ece"] = ece_debiased(raw, raw.ones)[0]
-    values["ece_calibrated"] = ece_debiased(calibrated, calibrated.ones)[0]
-    values["sensitivity_promised"] = called[calibrated.label].mean()
-    values["specificity_promised"] = (~called)[~calibrated.label].mean()
-    return {name: float(values[name]) for name in MEASURES}
+    of_test = _measured([test])
+    ones = np.ones((1, of_test.patients))
+    values = of_test.metrics[0](ones) | of_test.errors[0](ones)
+    return {name: float(values[name][0]) for name in MEASURES}
 
 
 def _bounds(
@@ -155,14 +208,20 @@ def _ensemble_entries(members: dict[str, CalibratedTest], replicates: int) -> di
     return entries_of(test, evaluate_at(test.raw, HALF, "test", replicates=replicates))
 
 
-def _mean_entries(seeds: dict[str, dict]) -> dict[str, dict]:
-    "Mean of each metric over seeds, with Student's interval"
-    first = next(iter(seeds.values()))["auc"]
-    size = dict(n=first["n"], patients=first["patients"])
-    entries = {}
-    for name in MEASURES:
-        values = [figures[name]["value"] for figures in seeds.values()]
-        entries[name] = students_mean(values) | size
+def _mean_entries(
+    tests: dict[str, CalibratedTest],  # Seed -> its test rows
+    replicates: int,
+) -> dict[str, dict]:
+    "Mean of each metric over seeds, with its interval for other seeds and other patients"
+    measured = _measured(list(tests.values()))
+    like, patients = measured.like, measured.patients
+    few = min(replicates, ECE_REPLICATES)
+    entries = mean_entries(measured.metrics, like, patients, replicates)
+    entries |= mean_entries(measured.errors, like, patients, few, jackknife=False)
+    size = dict(n=len(like.label), patients=int(like.patients) if like.clustered else None)
+    entries = {name: entries[name] | size for name in MEASURES}
+    readers = mean_auc_interval({seed: test.raw for seed, test in tests.items()})
+    entries["auc"] |= dict(readers_lower=readers.lower, readers_upper=readers.upper)
     return entries
 
 
@@ -178,7 +237,9 @@ def experiment_figures(
     seeds = {seed: _run_entries(run, tests[seed]) for seed, run in runs.items()}
     if len(runs) < 2:
         return seeds
-    return seeds | dict(mean=_mean_entries(seeds), ensemble=_ensemble_entries(tests, replicates))
+    return seeds | dict(
+        mean=_mean_entries(tests, replicates), ensemble=_ensemble_entries(tests, replicates)
+    )
 
 
 def _summary_row(entries: dict[str, dict]) -> dict:
@@ -187,6 +248,8 @@ def _summary_row(entries: dict[str, dict]) -> dict:
     for metric, entry in entries.items():
         for suffix, field in BOUNDS.items():
             row[f"{metric}{suffix}"] = entry.get(field)
+    for field in READERS:
+        row[f"auc_{field}"] = entries["auc"].get(field)
     return row
 
 
@@ -218,6 +281,8 @@ def quotable(
             entry = {}
             for suffix in ("", "_lower", "_upper", "_sd"):
                 entry[BOUNDS[suffix]] = _float_or_none(row.get(f"{metric}{suffix}"))
+            if metric == "auc" and row["who"] == "mean":
+                entry |= {field: _float_or_none(row.get(f"auc_{field}")) for field in READERS}
             figures[f"{row['experiment']}:{row['who']}.{metric}"] = entry | size
     return figures
 

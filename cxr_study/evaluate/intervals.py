@@ -318,7 +318,7 @@ class SeedMean(NamedTuple):
 
     values: np.ndarray  # One a seed, float [seeds]
     draws: np.ndarray  # Float [replicates]
-    without: np.ndarray  # Float [patients]; NaN where it is undefined
+    without: np.ndarray | None  # Float [patients]; NaN where it is undefined; None: not computed
 
 
 def _of_all_seeds(seeds, blocks):  # `Measure`s; weights, each [rows, patients]
@@ -337,16 +337,17 @@ def resample_seeds(
     patients: int,
     replicates: int = 2000,
     seed: int = 0,  # Of the random numbers
+    jackknife: bool = True,  # Leave each patient out as well, for BCa-t
 ) -> dict[str, SeedMean]:
     "The mean over seeds of each metric in a two-way bootstrap over seeds and patients"
     rows = _rows_in_chunk(patients)
     values = _of_all_seeds(seeds, [np.ones((1, patients))])
     draws = _of_all_seeds(seeds, _times_drawn(patients, replicates, seed, rows))
-    without = _of_all_seeds(seeds, _one_left_out(patients, rows))
+    without = _of_all_seeds(seeds, _one_left_out(patients, rows)) if jackknife else {}
     found = {}
     for name, by_seed in draws.items():
         with np.errstate(invalid='ignore'):  # Infinity minus infinity is undefined
-            mean_without = without[name].mean(0)
+            mean_without = without[name].mean(0) if jackknife else None
             found[name] = SeedMean(values[name][:, 0], two_way(by_seed, seed), mean_without)
     return found
 
@@ -372,13 +373,16 @@ def _degrees_of_both(of_patients, of_seeds):  # Influences
 
 def seeds_interval(found: SeedMean, level: float = 0.95) -> Interval:
     "The two-way interval of a mean over seeds, for other seeds and other patients"
+    value = found.values.mean()
+    if found.without is None:
+        none = np.zeros(1)
+        return _interval_at(found.draws, lambda defined: _bca_levels(value, defined, none, level))
     if not np.isfinite(found.without).all() or not np.isfinite(found.values).all():
         return _interval_at(found.draws, lambda defined: _levels(level))
     of_patients = found.without.mean() - found.without
     of_seeds = _influence_of_seeds(found.values)
     degrees = _degrees_of_both(of_patients, of_seeds)
     influence = np.append(of_patients, of_seeds)
-    value = found.values.mean()
     return _interval_at(
         found.draws, lambda defined: _bca_levels(value, defined, influence, level, degrees)
     )

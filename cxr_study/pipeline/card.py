@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibrate.transfer import reproduced_text
+from ..calibrate.transfer import is_worse, reproduced_text, rule_text
 from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices, safe_markdown
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
@@ -272,7 +272,7 @@ _COMPARED_HEAD = ('validation', 'test', 'reproduced')
 
 def _reproduced(row: dict) -> str:  # Of `validation_to_test`
     "Whether the test reproduced a validation value; bold if it did not"
-    if row['kept'] is False:
+    if is_worse(row):
         return f"**{reproduced_text(row)}**"
     return reproduced_text(row)
 
@@ -312,10 +312,8 @@ def _operating_points(run: Run) -> str:
     calibration = read_if_present(run, 'calibration.json')
     if not calibration:
         return _not_here('calibration.json')
-    in_use = (
-        f"The operating point in use is `{calibration['operating_point']}`. "
-        "A validation value is not reproduced if the whole interval on the test is worse."
-    )
+    rule = rule_text(calibration.get('promised_and_got', []))
+    in_use = f"The operating point in use is `{calibration['operating_point']}`. {rule}"
     return _paragraphs(in_use, _points_table(calibration, classes_of(run.manifest['data'])))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #8bc06ca8

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..calibrate.transfer import reproduced_text
+from ..calibrate.transfer import is_worse, reproduced_text, rule_text
 from ..core.classes import classes_of, in_prose, shown_name, with_names
 from ..core.options import options
 from cxr_study.core.pages import (
@@ -333,9 +333,6 @@ def measure_title(
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #21382031
 _COMPARISON_HEAD = ('Operating point', 'Measure', 'Validation', 'Test', 'Reproduced')
-_COMPARISON_NOTE = (
-    "A value of validation is reproduced unless the whole interval on the test is worse than it."
-)
 
 
 def _comparisons(run: Run) -> list[dict]:
@@ -373,7 +370,8 @@ def _comparison_content(run: Run) -> dict:
     )
     table = html_table(rows, _COMPARISON_HEAD, chosen=in_use.capitalize())
     text = [sentence.format(in_use), *calibration.get('notes', [])]
-    return dict(text=text, tables=[table], note=_COMPARISON_NOTE)
+    note = rule_text(_comparisons(run))
+    return dict(text=text, tables=[table], note=note)
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #0d5f4d77
 _TRAINED_FROM = dict(none="trained from scratch", imagenet="trained from ImageNet weights")
@@ -525,7 +523,7 @@ def _not_reproduced(run: Run) -> list[str]:
     "What was worse on the test than on validation: operating points, probabilities, sets"
     calibration = read_if_present(run, 'calibration.json') or {}
     rows = calibration.get('promised_and_got', [])
-    titles = [_point_title(row['point']) for row in rows if row.get('kept') is False]
+    titles = [_point_title(row['point']) for row in rows if is_worse(row)]
     return list(dict.fromkeys(titles))
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #8a6b8e28

@@ -129,11 +129,13 @@ def compare_json(
     old: Path,  # Two JSON files
     new: Path,
 ) -> tuple[float, str]:
-    "Largest difference of two JSON files, and a description"
+    "Largest difference of the old file's entries, and a description; entries that are new are counted"
     old_values = _read_leaves(old)
     new_values = _read_leaves(new)
-    if lost := sorted(set(old_values) ^ set(new_values)):
-        return np.inf, f"{len(lost)} entries in one only, such as {lost[0]}"
+    if lost := sorted(set(old_values) - set(new_values)):
+        return np.inf, f"{len(lost)} entries are missing, such as {lost[0]}"
+    added = len(new_values) - len(old_values)
+    words_on_added = f"; {added} entries are new" if added else ""
     numbers = 0
     differences = []
     other = []
@@ -148,9 +150,11 @@ def compare_json(
     if other:
         return np.inf, f"{len(other)} entries differ, such as {other[0]}"
     if not differences:
-        return _SAME_BUT_TIMES
+        apart, words = _SAME_BUT_TIMES
+        return apart, words + words_on_added
     largest = max(differences)
-    return largest, f"{len(differences)} of {numbers} numbers, by up to {largest:.2g}"
+    words = f"{len(differences)} of {numbers} numbers, by up to {largest:.2g}"
+    return largest, words + words_on_added
 
 # %% ../../nbs/lib/pipeline/06_reproduce.ipynb #8572bb33
 def _read_rgb(path: Path) -> np.ndarray:  # Float [height, width, 3], 0 to 255

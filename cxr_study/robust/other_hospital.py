@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..calibrate.transfer import validation_to_test, validation_to_test_figure
+from ..calibrate.transfer import is_worse, validation_to_test, validation_to_test_figure
 from ..core.run import Run, StudyError, sha256, upgraded
 from ..core.style import figure, save_figure
 from ..data.cache import decoded
@@ -261,8 +261,8 @@ def _write_external(run, stage, table, report):
     report['predictions'] = sha256(run.write(f'{stage}.csv', table))
     run.write(f'{stage}.json', report)
     save_figure(run, f'figures/{stage}', external_figure(report, name))
-    compared = [row['kept'] for row in report['promises'] if row['kept'] is not None]
-    finding = f"{name} reproduces {sum(compared)} of {len(compared)} validation values"
+    worse = [is_worse(row) for row in report['promises'] if is_worse(row) is not None]
+    finding = f"{name} reproduces {worse.count(False)} of {len(worse)} validation values"
     fig = validation_to_test_figure([report['promises']], finding)
     save_figure(run, f'figures/{stage}-promises', fig)
 
