@@ -1,12 +1,12 @@
 """Networks of the second edition and the shipped one on films with covered regions and pasted marks (plan, look 6).
 
   films     Kaggle's test, and every third child of validation (fold 0), squashed to 224 pixels and changed there
-  phantoms  a ResNet-18 trained on drawn films, whose lungs are known exactly
+  phantoms  a small residual network trained on drawn films, whose lungs are known exactly
 
-Covered pixels get the mean grey level of the film. --out gets films.npz and phantoms.npz: logits by
+Covered pixels get the mean grey level of the pixels that stay. --out gets films.npz and phantoms.npz: logits by
 network/split/change. A call that was killed goes on with the next change. Nothing is chosen here.
 
-usage: covered_films.py PART [PART ...] --out FOLDER [--cache FOLDER] [--edition results/second_edition/call1]
+usage: covered_films.py PART [PART ...] [--out FOLDER] [--networks NAME ...] [--splits test val]
 CXR_DATA has to hold chest_xray.
 """
 
@@ -23,11 +23,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import load_file
 
-from cxr_study.core.run import atomic_write
+from cxr_study.core.run import atomic_write, to_json
 from cxr_study.data import phantom as drawing
 from cxr_study.data.cache import decoded
 from cxr_study.data.images import Preprocess, resize
 from cxr_study.data.sets import load_dataset, phantom
+from cxr_study.serve.bundle import load_bundle
 from cxr_study.serve.predictor import Predictor
 from cxr_study.train.networks import Classifier, create_body
 from cxr_study.train.recipe import Recipe
@@ -39,6 +40,7 @@ LUNGS = ((0.13, 0.16, 0.43, 0.80), (0.57, 0.16, 0.87, 0.80))  # Set on the mean 
 BORDER = 0.12  # Width of the frame
 CORNER = 0.15  # Side of a corner's square
 MARKS = dict(R=0.13, time=0.06, KV=0.06)  # Height of the letters, share of the side
+SHIPPED = Path(__file__).parents[1] / 'models/chest_xray-tf_efficientnetv2_b0'
 FIXED = ('clean', 'centre covered', 'only centre', 'only border', 'only corners')
 CHANGES = (*FIXED, *(f'mark {name}' for name in MARKS))
 PHANTOM_CHANGES = (*FIXED, 'lungs covered', 'only lungs')
@@ -71,9 +73,9 @@ def corners(side):
 
 
 def cover(image, covered):  # uint8 [H, W]; bool [H, W]
-    "The film with the covered pixels at its mean grey level"
+    "The film with the covered pixels at the mean of the others, so that they leave no trace"
     changed = image.copy()
-    changed[covered] = round(float(image.mean()))
+    changed[covered] = round(float(image[~covered].mean()))
     return changed
 
 
@@ -137,7 +139,7 @@ def edition_network(folder, key, arch):  # Folder of weights-*.safetensors
 
 def shipped_network():
     "The bundle's network, on films squashed to its size"
-    predictor = Predictor()
+    predictor = Predictor(SHIPPED)
     spec = predictor.bundle.spec
 
     def logits(images):
@@ -192,22 +194,52 @@ def film_rows(edition):
     "Split -> positions in chest_xray: all test films, and those of every third child of validation"
     facts = json.loads((edition / 'second_edition.json').read_text())
     films = pd.DataFrame(facts['films']['chest_xray'])
-    assert list(films.image_id) == list(load_dataset('chest_xray').table.image_id)
     val = films[films.fold == 0]
     children = sorted(val.patient_id.unique())[::3]
     of_children = val.index[val.patient_id.isin(children)]
     return dict(test=np.flatnonzero(films.fold == -2), val=of_children.to_numpy())
 
 
+def write_shipped(out):
+    "Write which network `shipped` is, and its calibration, which later bundles may change"
+    facts = load_bundle(SHIPPED).facts
+    about = dict(
+        name=facts['name'],
+        version=facts['version'],
+        network=facts['files']['model.onnx']['sha256'],
+        calibration=facts['calibration'],
+    )
+    with atomic_write(out / 'shipped.json') as file:
+        file.write_text(to_json(about, indent=1) + "\n")
+
+
+def mean_film(images, edition):
+    "The mean of the training films (fold 0 and the test left out), a picture of no child"
+    facts = json.loads((edition / 'second_edition.json').read_text())
+    fold = np.array(facts['films']['chest_xray']['fold'])
+    rows = np.flatnonzero((fold != 0) & (fold != -2))
+    total = np.zeros(images.shape[1:])
+    for row in rows:
+        total += images[row]
+    return Image.fromarray(np.rint(total / len(rows)).astype(np.uint8))
+
+
 def films(options):
-    images, _, _ = decoded(load_dataset('chest_xray'), Preprocess(224), options.cache)
+    write_shipped(options.out)
+    image_set = load_dataset('chest_xray')
+    facts = json.loads((options.edition / 'second_edition.json').read_text())
+    assert facts['films']['chest_xray']['image_id'] == list(image_set.table.image_id)
+    images, _, _ = decoded(image_set, Preprocess(224), options.cache)
+    mean_film(images, options.edition).save(options.out / 'mean_film.png')
     kept = Logits(options.out / 'films.npz')
-    for split, rows in film_rows(options.edition).items():
-        part = images[rows]
-        for name, make in networks(options.edition).items():
-            network = make()
+    splits = film_rows(options.edition)
+    for name, make in networks(options.edition).items():
+        if options.networks and name not in options.networks:
+            continue
+        network = make()
+        for split in options.splits:
             for change in CHANGES:
-                make_images = functools.partial(changed, part, change)
+                make_images = functools.partial(changed, images[splits[split]], change)
                 kept.compute(f'{name}/{split}/{change}', network, make_images)
 
 
@@ -237,7 +269,7 @@ def phantom_films(images=1200, pixels=64):
 def phantoms(options):
     kept = Logits(options.out / 'phantoms.npz')
     table, pictures, lungs = phantom_films()
-    training = Training('resnet18', 'none', Recipe(epochs=6, lr=0.002), 0)
+    training = Training('test_resnet', 'none', Recipe(epochs=6, lr=0.005), 0)
     checkpoint = options.out / 'phantoms.pt'
     data = TrainingData(pictures, table, Preprocess(64, standardise='image'))
     model, _ = train(training, data, checkpoint, lambda line: print(line, flush=True), 'cpu')
@@ -260,6 +292,8 @@ def main(arguments=None):
     parser.add_argument('--out', type=Path, default=Path('results/second_edition/covered'))
     parser.add_argument('--edition', type=Path, default=Path('results/second_edition/call1'))
     parser.add_argument('--cache', type=Path)
+    parser.add_argument('--networks', nargs='+', help="default: all")
+    parser.add_argument('--splits', nargs='+', default=['test', 'val'])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for part in options.parts:
