@@ -211,16 +211,19 @@ def seed_of(seed):
 
 def test_a_test_with_higher_logits_loses_specificity():
     transfer = functions_of("results/05_transfer")
-    tables = {f"seed{k}": seed_of(k) for k in range(3)}
+    tables = {f"seed{k}": seed_of(k) for k in range(2)}
     fits = transfer.fit_all(dict(toy=tables), replicates=50)["toy"]
     found = transfer.before_after(tables, fits)
     assert (found["ece after"] < found["ece before"])[found.split == "val"].all()
-    assert transfer.tried(tables, fits).chosen.sum() == 3
-    rows = {
-        seed: validation_to_test(fits[seed], table, replicates=50) for seed, table in tables.items()
-    }
+    assert transfer.tried(tables, fits).chosen.sum() == 2
+    rows = []
+    for seed, table in tables.items():
+        for row in validation_to_test(fits[seed], table, replicates=200):
+            values = dict(validation=row["promised"]["value"], test=row["got"]["value"])
+            rows.append(row | values | dict(seed=seed))
+    rows = pd.DataFrame(rows)
     shown = transfer.seeds_table(rows).set_index(["threshold", "metric"])
-    assert shown["not reproduced"]["half", "Specificity"] == "3 of 3"
+    assert shown["not reproduced"]["half", "Specificity"] == "2 of 2"
     assert len(shown) == 3 * len(POINTS) + 4
     assert "at the cost of normal images" in transfer.class_sentence("toy", rows)
     goals = {seed: transfer.at_goal(t, fits[seed]) for seed, t in tables.items()}
