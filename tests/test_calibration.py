@@ -575,6 +575,18 @@ def test_patients_dealt_out_at_random_are_seldom_called_worse():
     assert 3 < next(iter(chances.values()))['independent'] < 20
 
 
+def test_values_that_seldom_vary_raise_no_false_alarms():
+    "Splits without a shift, most of whose values are 0: at most 2.5 % may be called worse"
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(400):
+        falls = rng.poisson(0.05, size=(100, 10)) * rng.exponential(size=(100, 10))
+        observed = dict(enumerate(falls[0]))
+        chances = pr._chances(observed, dict(enumerate(falls[1:].T)))
+        alarms.append(min((c['p_corrected'] for c in chances.values()), default=1) <= 0.025)
+    assert np.mean(alarms) <= 0.04, np.mean(alarms)  # 2 % and two standard errors
+
+
 def test_a_shift_is_found_where_it_is():
     table = two_sites(shift=2.0)
     calibration, _ = pr.fit_calibration(table[table.split == 'val'], kind='platt', replicates=20)

@@ -372,17 +372,15 @@ def _chances(
     keys = [key for key, sd in spread.items() if np.isfinite(sd) and sd > 0]
     if not keys:
         return {}
-    deals = np.stack([by_chance[key] for key in keys], axis=1)
-    centre = deals.mean(0)
-    sd = deals.std(0)
-    standardised = (deals - centre) / sd
-    seen = (np.array([observed[key] for key in keys]) - centre) / sd
+    every = np.stack([np.append(by_chance[key], observed[key]) for key in keys], axis=1)
+    every = (every - every.mean(0)) / every.std(0)
+    standardised, seen = every[:-1], every[-1]
     alone = (standardised >= seen - _ROUNDING).sum(0)
     corrected = _step_down(standardised, seen)
     independent = round(_independent(standardised), 1)
     found = {}
     for key, one, p_corrected in zip(keys, alone, corrected):
-        p = float((1 + one) / (1 + len(deals)))
+        p = float((1 + one) / len(every))
         found[key] = dict(p=p, p_corrected=float(p_corrected), independent=independent)
     return found
 
