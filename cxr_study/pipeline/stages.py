@@ -121,6 +121,7 @@ def _parsed(path: Path) -> _Parsed:
     return _parse_version(str(path), path.stat().st_mtime_ns)
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #b75113ff
+@functools.lru_cache(maxsize=256)
 def _imported_names(
     tree: ast.Module,
     package: str,  # In which the code lies, such as `cxr_study.train`; for relative imports
