@@ -405,6 +405,11 @@ class _BoundedReader(io.BytesIO):
 
     def read(self, size=-1):
         self._reads_left -= 1
+        left = len(self.getbuffer()) - self.tell()
+        if size > max(left, self._longest):
+            raise CorruptImage(
+                "The DICOM file is damaged: it ends within an element. Export it again."
+            )
         if self._reads_left < 0 or size > self._longest:
             raise UnsupportedDicom(
                 "This DICOM object is rejected: its header has too many elements or too long ones. "
