@@ -177,6 +177,7 @@ def test_metrics_without_each_patient_take_time_in_proportion():
         np.testing.assert_allclose(found[name][patients], values, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('sign', [1, -1])
 @pytest.mark.parametrize('infinite', range(20))
 def test_a_bound_is_missing_where_replicates_are_infinite(infinite, sign):
     "Also between the last finite and the first infinite replicate"
@@ -438,7 +439,7 @@ BAD = dict(
     outside=(dict(label=[0, 1], probability=[0.2, 1.2]), "not between 0 and 1"),
     negative=(dict(label=[0, 1], probability=[-0.1, 0.2]), "not between 0 and 1"),
     missing=(dict(label=[0, 1], score=[0.0, 1.0]), "needs a column of labels"),
-    third=(dict(label=[0, 2], logit=[0.0, 1.0]), "name the one that means"),
+    third=(dict(label=[0, 2], logit=[0.0, 1.0]), "Say which one is positive"),
     nan_probability=(dict(label=[0, 1], probability=[np.nan, 0.2]), "not between 0 and 1"),
     no_label=(dict(logit=[0.0, 1.0]), "needs a column of labels"),
     straddling=(
@@ -548,7 +549,7 @@ def test_import_is_light():
         ).stdout.split()
         for _ in range(3)
     )
-    assert float(seconds) < 1 and torch == 'False'
+    assert float(seconds) < 2 and torch == 'False'  # Half a second on an idle machine
 
 
 def test_ten_thousand_replicates_take_seconds():

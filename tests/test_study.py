@@ -194,7 +194,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(cli, tmp_path, args, s
 def test_pneumoniamnist_without_data_or_network_fails_at_once(cli, tmp_path):
     started = time.time()
     done = cli("run", "--dataset", "pneumoniamnist", check=False)
-    assert time.time() - started < 5 and done.returncode == 2
+    assert time.time() - started < 15 and done.returncode == 2  # 5 s on an idle machine
     assert "CXR_DATA" in done.stderr and "looked" in done.stderr.lower()
     assert not list(tmp_path.rglob("*.npz"))
 
