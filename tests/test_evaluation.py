@@ -314,13 +314,13 @@ def test_patient_intervals_cover_and_image_intervals_do_not():
 def test_subgroups_without_a_difference_are_seldom_significant():
     "At most one study in twenty may have a significant subgroup after Holm's correction"
     findings = 0
-    for seed in range(40):
+    for seed in range(20):
         rows = er.decisions(mt.simulate(patients=150, images=2, seed=seed))
         rng = np.random.default_rng(seed + 1000)
         patients = {p: rng.integers(0, 4, 3) for p in rows.patient_id.unique()}
         groups = pd.DataFrame([patients[p] for p in rows.patient_id]).astype(str)
         findings += any(e.get('p_holm', 1) < 0.05 for e in er.subgroups(rows, groups))
-    assert findings <= 5, findings
+    assert findings <= 4, findings  # Of 20; a rate of 5 % gives more in 3 of 1,000 cases
 
 
 # --- a mean over seeds ---

@@ -643,7 +643,7 @@ def mutations(seeds, n, rng):
         yield bytes(content)
 
 
-def test_ten_thousand_damaged_files_give_only_typed_errors():
+def test_three_thousand_damaged_files_give_only_typed_errors():
     small, deep = stored(8, False), stored(12, False)
     seeds = [
         jpeg(small),
@@ -662,16 +662,16 @@ def test_ten_thousand_damaged_files_give_only_typed_errors():
     peak = []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        for i, content in enumerate(mutations(seeds, 10_000, np.random.default_rng(0))):
+        for i, content in enumerate(mutations(seeds, 3_000, np.random.default_rng(0))):
             try:
                 decode(content)
                 counts['decoded'] += 1
             except ImageError:
                 counts['rejected'] += 1
-            if i in (3000, 9999):
+            if i in (1000, 2999):
                 peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert counts['decoded'] > 1000 and counts['rejected'] > 1000
-    assert peak[1] - peak[0] < 50_000, "kilobytes of growth over 7,000 inputs"
+    assert counts['decoded'] > 200 and counts['rejected'] > 1000
+    assert peak[1] - peak[0] < 50_000, "kilobytes of growth over 2,000 inputs"
 
 
 def test_dimensions_agree_with_decoding():
