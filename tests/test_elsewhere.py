@@ -277,7 +277,7 @@ def test_a_network_with_weights_in_other_files_is_refused(tmp_path, monkeypatch,
     with pytest.raises(BundleError, match="names other files"):
         write_bundle(tmp_path / "refused", content, "card", **facts)
     with monkeypatch.context() as unchecked:  # As another program would write it, with right hashes
-        unchecked.setattr(bundles, "check_network", lambda onnx: onnx)
+        unchecked.setattr(bundles, "checked_onnx", lambda onnx: onnx)
         write_bundle(tmp_path / "foreign", content, "card", **facts)
     with pytest.raises(BundleError, match="names other files"):
         Predictor(tmp_path / "foreign")

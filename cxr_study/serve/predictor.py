@@ -51,7 +51,7 @@ from cxr_study.data.formats import (
 from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
 from ..predict.heat_map import colours, evidence, heat_map, overlay
-from .bundle import Bundle, BundleError, check_network, find_bundle, load_bundle
+from .bundle import Bundle, BundleError, checked_onnx, find_bundle, load_bundle
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #a0d51d55
 onnxruntime.disable_telemetry_events()
@@ -66,7 +66,7 @@ def _png(pixels: np.ndarray) -> bytes:  # uint8 [H, W] or [H, W, 3]
 # %% ../../nbs/lib/serve/02_predictor.ipynb #b48f7259
 def _verified_network(bundle: Bundle) -> bytes:
     "The bytes of the bundle's network. Raises `BundleError` if their hash is not the recorded one."
-    content = check_network(bundle.onnx.read_bytes())
+    content = checked_onnx(bundle.onnx.read_bytes())
     recorded = bundle.facts['files']['model.onnx']['sha256']
     if sha256(content) != recorded:
         raise BundleError(
