@@ -341,7 +341,7 @@ def test_every_change_leaves_the_film_as_it_is_at_its_still_point(films):
 
 
 def test_published_logits_hold_what_the_notebooks_say():
-    "Every file of results/robustness has the labels of the official test and finite logits"
+    "Every file of results/robustness has as many images of each class as the two published tests, and finite logits"
     from cxr_study.robust.corruptions import read_logits, settings
 
     files = sorted((ROOT / "results/robustness").glob("*.npz"))
