@@ -6,10 +6,11 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/splits.html.md"""
 
 # %% auto #0
 __all__ = ['connected', 'components', 'shared_between_splits', 'check_disjoint', 'fold_of', 'resolve_split', 'with_patients_of',
-           'make_split', 'open_data', 'split_counts']
+           'make_split', 'open_data', 'split_counts', 'PatientSplitter']
 
 # %% ../../nbs/lib/data/07_splits.ipynb #022b242f
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core.classes import CLASSES
 from ..core.options import SPLIT_RULES
 from ..core.run import Run, cache_folder, path_inside
-from ..core.tables import is_missing
+from ..core.tables import is_missing, known_patients
 from .cache import open_cache
 from .sets import DataError, ImageSet, LeakError
 
@@ -277,3 +278,45 @@ def split_counts(
     named = table.assign(label=table.label.map(names))
     counts = named.groupby(['split', 'label']).size().unstack(fill_value=0)
     return counts.reindex(index=['train', 'val', 'test'], columns=classes, fill_value=0)
+
+# %% ../../nbs/lib/data/07_splits.ipynb #d206e505
+class PatientSplitter:
+    "Splits fastai's items into training and validation with whole patients: `DataBlock(splitter=...)`"
+
+    def __init__(
+        self,
+        patient_of: Callable | str | Sequence,  # Item -> patient; a column; or one patient an item
+        valid_pct: float = 0.2,  # Share of the items that validation has at the most
+        seed: int | None = None,  # None: another split in each call
+    ):
+        self.patient_of = patient_of
+        self.valid_pct = valid_pct
+        self.seed = seed
+
+    def _patients(self, items):
+        "Patient of each item as text; one whose patient is missing is its own"
+        if isinstance(self.patient_of, str):
+            patients = list(items[self.patient_of])
+        elif callable(self.patient_of):
+            patients = [self.patient_of(item) for item in items]
+        else:
+            patients = list(self.patient_of)
+        if len(patients) != len(items):
+            raise DataError(f"There are {len(items)} items and {len(patients)} patients.")
+        numbers = pd.Series([f"item {i}" for i in range(len(items))])
+        return known_patients(pd.Series(patients, dtype=object), numbers)
+
+    def __call__(
+        self,
+        items: Sequence | pd.DataFrame,  # What fastai hands over: files, rows of a table
+    ) -> tuple[list[int], list[int]]:
+        "Numbers of the items for training and for validation. Raises `DataError` for fewer than two patients"
+        patient, names = pd.factorize(self._patients(items))
+        if len(names) < 2:
+            raise DataError(f"A split by patient needs two patients, and there are {len(names)}.")
+        drawn = np.random.default_rng(self.seed).permutation(len(names))
+        images = np.bincount(patient)[drawn].cumsum()
+        fits = images <= self.valid_pct * len(patient)
+        most = min(max(1, fits.sum()), len(names) - 1)
+        in_valid = np.isin(patient, drawn[:most])
+        return np.flatnonzero(~in_valid).tolist(), np.flatnonzero(in_valid).tolist()

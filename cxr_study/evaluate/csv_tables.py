@@ -43,6 +43,7 @@ from cxr_study.evaluate.evaluation import (
     Resampling,
     evaluate_table,
     figure_key,
+    logit_of,
     metric_title,
     quote,
     summary,
@@ -63,28 +64,6 @@ from ..predict.table import COLUMNS, PredictionError, check_predictions, read_pr
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #6df0b1a3
-def _not_probabilities(p, is_bad, source):
-    "The `PredictionError` for values outside 0 to 1"
-    row = np.flatnonzero(is_bad)[0]
-    return PredictionError(
-        f"{source} cannot be evaluated: {is_bad.sum()} of {len(p)} probabilities are not between "
-        f"0 and 1, such as {p[row]} in row {row + 1}. "
-        "If they are logits, name that column as the logit (--logit-column); "
-        "if they are percentages, write a % sign after each."
-    )
-
-
-def _logit_of(probability, source="The table"):  # Numbers; what to call them in a message
-    "Log odds of probabilities. Raises `PredictionError` for values outside 0 to 1"
-    p = np.asarray(probability, float)
-    is_probability = (p >= 0) & (p <= 1)
-    if not is_probability.all():
-        raise _not_probabilities(p, ~is_probability, source)
-    smallest = np.finfo(float).eps
-    p = p.clip(smallest, 1 - smallest)
-    return np.log(p) - np.log1p(-p)
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #6d1605ac
 def _with_labels(table, source, positive=None):  # Label that means pneumonia
@@ -174,7 +153,7 @@ def _complete(table, source, positive=None):  # `positive`: see `read_labels`
     table = _with_labels(table, source, positive)
     facts = table.attrs
     if 'logit' not in table:
-        table['logit'] = _logit_of(table.probability, source)
+        table['logit'] = logit_of(table.probability, source)
     if 'patient_id' not in table:
         table['patient_id'] = table.image_id
     if 'split' not in table:

@@ -7,13 +7,15 @@ Docs: https://cxr-study.github.io/cxr_study/lib/evaluate/evaluation.html.md"""
 # %% auto #0
 __all__ = ['BOOTSTRAPS', 'FEW', 'drawn_unit', 'Resampling', 'Draws', 'draws_of', 'interval_of', 'ClosedForm',
            'closed_form_intervals', 'entry', 'undefined', 'evaluate_at', 'detectable', 'standard_error',
-           'detectable_entry', 'figure_key', 'evaluate_table', 'metric_title', 'number', 'quote', 'summary', 'too_few']
+           'detectable_entry', 'figure_key', 'evaluate_table', 'metric_title', 'number', 'quote', 'summary', 'too_few',
+           'logit_of', 'Figure', 'evaluate_predictions']
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #327be8cc
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..core.classes import CLASSES, in_prose
 from ..core.run import StudyError
@@ -35,7 +37,8 @@ from cxr_study.evaluate.metrics import (
     scored,
     why_undefined,
 )
-from ..predict.decision import OperatingPoint, point_dict
+from ..predict.decision import OperatingPoint, point_dict, sigmoid
+from ..predict.table import PredictionError, table_of_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -432,3 +435,81 @@ def too_few(
         "show that a network is good, nor that two networks or two groups are alike, and the "
         "intervals are rough."
     )
+
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #a62410f2
+def _not_probabilities(p, is_bad, source):
+    "The `PredictionError` for values outside 0 to 1"
+    row = np.flatnonzero(is_bad)[0]
+    return PredictionError(
+        f"{source} cannot be evaluated: {is_bad.sum()} of {len(p)} probabilities are not between "
+        f"0 and 1, such as {p[row]} in row {row + 1}. "
+        "If they are logits, name that column as the logit (--logit-column); "
+        "if they are percentages, write a % sign after each."
+    )
+
+
+def logit_of(
+    probability: ArrayLike,  # Of any shape
+    source: str = "The table",  # What to call it in a message
+) -> np.ndarray:  # Float of the same shape
+    "Log odds of probabilities. Raises `PredictionError` for values outside 0 to 1"
+    p = np.asarray(probability, float)
+    is_probability = (p >= 0) & (p <= 1)
+    if not is_probability.all():
+        raise _not_probabilities(p, ~is_probability, source)
+    smallest = np.finfo(float).eps
+    p = p.clip(smallest, 1 - smallest)
+    return np.log(p) - np.log1p(-p)
+
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #2afbba01
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    "A metric with its 95 % interval, the images it was taken over, and their patients"
+
+    value: float | None  # None if it cannot be estimated
+    lower: float | None
+    upper: float | None
+    images: int
+    patients: int
+    method: str | None  # Of the interval
+    reason: str | None  # Why the value or a bound is missing
+
+    def __str__(self):
+        return quote(
+            dict(value=self.value, lower=self.lower, upper=self.upper, undefined=self.reason)
+        )
+
+
+def _figure(found: dict) -> Figure:  # Entry of `metrics.json`
+    "The entry of a metric as a `Figure`"
+    reason = found.get('undefined') or found.get('unbounded')
+    bounds = dict(value=found['value'], lower=found['lower'], upper=found['upper'])
+    return Figure(
+        **bounds,
+        images=found['n'],
+        patients=found['patients'],
+        method=found['method'],
+        reason=reason,
+    )
+
+# %% ../../nbs/lib/evaluate/03_evaluation.ipynb #ee536f64
+def _positive_column(p: ArrayLike) -> np.ndarray:  # [n], or [n, 2] as `predict_proba` gives it
+    "Probabilities of the positive class, float [n]"
+    p = np.asarray(p, float)
+    return p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p
+
+
+def evaluate_predictions(
+    y: ArrayLike,  # Labels, 0 or 1, [n]
+    p: ArrayLike,  # Probabilities of the positive class, float [n], or [n, 2]
+    patients: ArrayLike | None = None,  # Patient of each image, [n]; None: each image its own
+    threshold: float = 0.5,  # Images with at least this probability are called positive
+    **resampling,  # Fields of `Resampling`, such as `replicates=1000`
+) -> dict[str, Figure]:  # Name such as `auc` or `sensitivity` -> `Figure`
+    "Every metric of some predictions with its interval, for which patients are drawn. Raises `PredictionError`"
+    logits = logit_of(_positive_column(p), "p")
+    table = table_of_arrays(y, logits, patients)
+    exact = float(sigmoid(logit_of(threshold)))  # Rounded as the probabilities are
+    point = OperatingPoint('threshold', exact, f"the probability is at least {threshold}")
+    found = evaluate_at(table, point, **resampling)
+    return {name: _figure(values) for name, values in found.items()}

@@ -6,19 +6,30 @@ Docs: https://cxr-study.github.io/cxr_study/lib/serve/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'BundleError', 'Bundle', 'checked_onnx', 'write_bundle', 'brightness_onnx', 'example_calibration',
-           'example_bundle', 'load_bundle', 'origin', 'check_classes', 'find_bundle']
+           'example_bundle', 'load_bundle', 'origin', 'check_classes', 'published_bundle', 'find_bundle']
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #4893556c
 import dataclasses
 import json
 import os
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from .. import __version__
 from ..core.classes import CLASSES
-from ..core.run import NOTICE, StudyError, atomic_write, root, sha256, to_json
+from cxr_study.core.run import (
+    NOTICE,
+    StudyError,
+    atomic_write,
+    locked,
+    root,
+    sha256,
+    to_json,
+)
 from ..data.images import Preprocess
 from ..predict.decision import Calibration, Calibrator, ConformalSets, OperatingPoint
 
@@ -314,16 +325,89 @@ def check_classes(bundle: Bundle) -> Bundle:
         "The predictions for its test set are in the predictions.csv of its run."
     )
 
+# %% ../../nbs/lib/serve/01_bundle.ipynb #e4294d30
+_RELEASE = 'https://github.com/cxr-study/cxr_study/releases/download'
+_LARGEST = 1_000_000_000  # Bytes of a file in an archive
+_PATIENCE = 20  # Seconds until a server has to answer
+
+
+def _bundle_cache() -> Path:
+    "Folder of downloaded bundles: in `CXR_CACHE`, or in the user's cache"
+    if folder := os.environ.get('CXR_CACHE'):
+        return Path(folder) / 'bundles'
+    import pooch
+
+    return pooch.os_cache('cxr-study') / 'bundles'
+
+
+def _unpack(archive: Path, name: str, folder: Path) -> None:
+    "Write the files of a bundle, and no others, from an archive into `folder`"
+    with zipfile.ZipFile(archive) as packed:
+        for file in ('bundle.json', *_FILES):
+            member = packed.getinfo(f"{name}/{file}")
+            if member.file_size > _LARGEST:
+                raise BundleError(f"{file} in {archive.name} is too large.")
+            _write_file(folder / file, packed.read(member))
+
+# %% ../../nbs/lib/serve/01_bundle.ipynb #c8707949
+def _download(name: str, folder: Path) -> None:
+    "Download a published bundle into `folder`, complete and verified. Raises `BundleError`"
+    import pooch
+
+    url = f"{_RELEASE}/v{__version__}/{name}.zip"
+    part = folder.with_name(f"{name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    print(f"Downloading {url}", file=sys.stderr)
+    try:
+        pooch.HTTPDownloader(timeout=_PATIENCE)(url, part / 'archive.zip', None)
+        _unpack(part / 'archive.zip', name, part / name)
+        found = load_bundle(part / name).sha256
+        if found != PUBLISHED[name]:
+            raise BundleError(f"its SHA-256 is {found} instead of {PUBLISHED[name]}")
+        os.replace(part / name, folder)
+    except (OSError, KeyError, zipfile.BadZipFile, BundleError) as error:
+        raise BundleError(
+            f"The bundle {name} is not on this machine, and {url} did not give it: {error}. "
+            "Name the folder of a bundle, or set CXR_BUNDLE. A clone of the repository has the "
+            f"published ones in models/ ({', '.join(PUBLISHED)}); `cxr-study bundle RUN` makes one."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def published_bundle(name: str | None = None) -> Path:  # A key of `PUBLISHED`; None: the first
+    "The folder of a published bundle: in `models`, or in the cache, where it is downloaded. Raises `BundleError`"
+    name = name or next(iter(PUBLISHED))
+    if name not in PUBLISHED:
+        raise BundleError(f"There is no published bundle {name}; there are {', '.join(PUBLISHED)}.")
+    shipped = root() / 'models' / name
+    if shipped.is_dir():
+        return shipped
+    folder = _bundle_cache() / PUBLISHED[name][:16] / name
+    with locked(folder.with_name(f".{name}.lock"), f"Waiting for the download of {name}"):
+        if not folder.is_dir():
+            _download(name, folder)
+    return folder
+
+
+def _models() -> Path:
+    "The project's folder of bundles; the published bundle if there is no such folder"
+    models = root() / 'models'
+    return models if models.is_dir() else published_bundle()
+
 # %% ../../nbs/lib/serve/01_bundle.ipynb #30dc7256
 def find_bundle(
     path: Path
     | str
-    | None = None,  # A bundle, or a folder that holds one; None: CXR_BUNDLE, or `models`
+    | None = None,  # A bundle, a folder that holds one, or a name in `PUBLISHED`; None: see above
 ) -> Path:
     """The folder of the bundle to use; of several in a folder the one that was written last, which is said on
     standard error. Raises `BundleError` if there is none."""
     if not path:
-        path = os.environ.get('CXR_BUNDLE') or root() / 'models'
+        path = os.environ.get('CXR_BUNDLE') or _models()
+    if str(path) in PUBLISHED and not Path(path).exists():
+        return published_bundle(str(path))
     path = Path(path)
     if (path / 'bundle.json').is_file():
         return path
