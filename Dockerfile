@@ -2,7 +2,8 @@
 #   docker build -t cxr-study .                        docker run --rm -p 8000:8000 cxr-study
 #   docker build --target evaluate -t cxr-evaluate .   docker run --rm -v $PWD/models:/models:ro -v $PWD/outputs:/outputs -v $CXR_DATA:/data:ro -e CXR_DATA=/data cxr-evaluate
 # The first prints an address with a token: whoever can reach a service can use it. Read-only: add --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges.
-# The base image is pinned by digest: the multi-platform index of October 2026. `docker buildx imagetools inspect python:3.11-slim-bookworm` shows the newest.
+# The base image is pinned by digest: the multi-platform index of 19 September 2026, as github.com/docker-library/repo-info lists it (repos/python/remote/3.11-slim-bookworm.md at 40cdaf34).
+# `docker buildx imagetools inspect python:3.11-slim-bookworm` shows the newest.
 ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # Packages are installed here, each checked against its hash, into an environment that itself has no pip. What the service never loads is left out: a second copy of ONNX Runtime for C programs,
@@ -26,7 +27,7 @@ FROM ${BASE_IMAGE} AS library
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin cxr && mkdir -m 777 /outputs /models
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1 CXR_CACHE=/tmp/cxr-cache MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /app
-COPY settings.ini /app/
+COPY settings.ini LICENSE NOTICE /app/
 COPY cxr_study /app/cxr_study
 RUN python3 -m compileall -q /app/cxr_study && printf '#!/opt/venv/bin/python\nfrom cxr_study.cli import main\nmain()\n' > /usr/local/bin/cxr-study && chmod 755 /usr/local/bin/cxr-study
 

@@ -437,7 +437,7 @@ def test_hostile_files_are_rejected_and_the_next_image_is_answered(brightness):
 
 def test_poison_files_stop_neither_the_service_nor_its_end(brightness):
     "Twice as many files as decoders, each of which takes longer than an answer may; and again at SIGTERM"
-    content = hostile.progressive(6000, 60)
+    content = hostile.slow_film()
     with running(brightness, answer_seconds=1.0, stop_seconds=2, drain_seconds=0.1) as s:
 
         def attack():
@@ -460,7 +460,7 @@ def test_poison_files_stop_neither_the_service_nor_its_end(brightness):
 
 def test_a_decoder_stops_when_its_client_has_gone(brightness):
     with running(brightness, decoders=1, drain_seconds=0.1) as s:
-        request = request_bytes(hostile.progressive(6000, 60))
+        request = request_bytes(hostile.slow_film())
         for _ in range(4):
             with socket.create_connection(("127.0.0.1", int(s.url.rsplit(":", 1)[1]))) as client:
                 client.sendall(request)

@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import io
 import json
+import math
 import os
 import queue
 import signal
@@ -121,11 +122,18 @@ def _send(connection: socket.socket, facts: dict, content: bytes = b'') -> None:
         connection.sendall(content)
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
+def _wait_until(connection: socket.socket, deadline: float) -> None:  # On the monotonic clock
+    "Let the next call on a socket wait until the deadline"
+    if deadline < math.inf:
+        connection.settimeout(max(0.01, deadline - time.monotonic()))
+
+
+def _receive_exactly(connection: socket.socket, size: int, deadline: float) -> bytearray:
     "So many bytes. Raises `EOFError` if the other side has gone."
     content = bytearray(size)
     rest = memoryview(content)
     while rest:
+        _wait_until(connection, deadline)
         received = connection.recv_into(rest)
         if not received:
             raise EOFError
@@ -133,15 +141,20 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
     return content
 
 
-def _receive(connection: socket.socket, most: int) -> _Job:  # Bytes that may follow
-    "A message. Raises `EOFError` if the other side has gone, `ValueError` if the message is too long."
-    lengths = _receive_exactly(connection, sum(_LENGTHS))
+def _receive(
+    connection: socket.socket,
+    most: int,  # Bytes that may follow
+    deadline: float = math.inf,  # On the monotonic clock
+) -> _Job:
+    """A message. Raises `EOFError` if the other side has gone, `ValueError` if the message is too long,
+    and `TimeoutError`."""
+    lengths = _receive_exactly(connection, sum(_LENGTHS), deadline)
     json_length = int.from_bytes(lengths[: _LENGTHS[0]])
     length = int.from_bytes(lengths[_LENGTHS[0] :])
     if json_length > _LONGEST_JSON or length > most:
         raise ValueError
-    facts = json.loads(_receive_exactly(connection, json_length))
-    return facts, bytes(_receive_exactly(connection, length))
+    facts = json.loads(_receive_exactly(connection, json_length, deadline))
+    return facts, bytes(_receive_exactly(connection, length, deadline))
 
 # %% ../../nbs/lib/data/09_decoders.ipynb #bb2e4813
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +162,7 @@ class WorkerLimits:
     "What one job may use"
 
     cpu_seconds: int = 10  # 20 megapixels of 16 bits in JPEG 2000 take about 6
+    seconds: float = 60.0  # On the clock; more than `cpu_seconds`, because a busy machine is slow
     memory: int = 1_000_000_000  # Bytes
     answer: int = 100_000_000  # Bytes of what it returns
 
@@ -360,10 +374,11 @@ class _Worker:
         self.template = template
         self.pid, self.connection = template.start()
 
-    def ask(self, message: dict, content: bytes, most: int) -> _Job:
-        "The result of a job"
+    def ask(self, message: dict, content: bytes, most: int, deadline: float) -> _Job:
+        "The result of a job. Raises `TimeoutError` after the deadline."
+        _wait_until(self.connection, deadline)
         _send(self.connection, message, content)
-        return _receive(self.connection, most)
+        return _receive(self.connection, most, deadline)
 
     def end(self) -> int:
         "Kill the process. Returns the signal that had ended it."
@@ -523,9 +538,11 @@ def run(
         self.free.put(worker)
         raise
     try:
-        self.busy_since[ticket] = time.monotonic()
-        worker.connection.settimeout(max(0.01, deadline - time.monotonic()))
-        facts, answer = worker.ask(dict(job=job, options=options), content, self.limits.answer)
+        start = time.monotonic()
+        self.busy_since[ticket] = start
+        deadline = min(deadline, start + self.limits.seconds)
+        message = dict(job=job, options=options)
+        facts, answer = worker.ask(message, content, self.limits.answer, deadline)
         if 'error' in facts:
             _raise_error(facts, self.limits)
     except (UnsupportedDicom, UnsupportedFormat):
@@ -594,6 +611,12 @@ def _endless_job(content: bytes) -> _Job:
     "A job for tests that never ends"
     while True:
         pass
+
+
+def _sleeping_job(content: bytes) -> _Job:
+    "A job for tests that waits for ever without computing"
+    while True:
+        time.sleep(60)
 
 
 def _greedy_job(content: bytes, size: int) -> _Job:

@@ -304,14 +304,25 @@ def starts_frame(marker: int) -> bool:
 
 # %% ../../nbs/lib/data/01_formats.ipynb #f05d1c80
 _MOST_SCANS = 100
+_MOST_SCANNED = 1_000_000_000  # Pixels in all scans together
+
+
+def _frame_pixels(segment: bytes) -> int:  # Content of a start of frame
+    return int.from_bytes(segment[1:3]) * int.from_bytes(segment[3:5])
 
 
 def check_scans(stream: bytes) -> None:
-    "Raise `TooLarge` if a JPEG stream has more than 100 scans"
-    scans = sum(marker == _START_OF_SCAN for marker, _, _ in jpeg_segments(stream))
-    if scans > _MOST_SCANS:
+    "Raise `TooLarge` if a JPEG stream has more scans than an image of its size can have"
+    scans = 0
+    pixels = 1
+    for marker, start, end in jpeg_segments(stream):
+        scans += marker == _START_OF_SCAN
+        if starts_frame(marker):
+            pixels = max(pixels, _frame_pixels(stream[start:end]))
+    most = max(1, min(_MOST_SCANS, _MOST_SCANNED // pixels))
+    if scans > most:
         raise TooLarge(
-            f"The JPEG has {scans:,} scans; at most {_MOST_SCANS} are accepted. "
+            f"The JPEG has {scans:,} scans; at most {most} of its size are accepted. "
             "Save it again, not progressive."
         )
 

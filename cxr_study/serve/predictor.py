@@ -382,7 +382,7 @@ _COLUMNS = (
 )
 
 
-_PATIENT = dict(seconds=600)  # A worker's seconds of computing are limited anyway
+_PATIENT = dict(seconds=600)  # For a free worker; its own time is limited anyway
 
 
 def _row_of(

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import importlib.util
 import json
 import logging
@@ -1317,7 +1318,7 @@ def _limit_connections(settings: Settings) -> Settings:
 
 
 def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
-    "uvicorn with our protocol, without its own logs, server header and websockets"
+    "uvicorn with our protocol, without its own logs, server header, proxies and websockets"
     limited = _limit_connections(settings)
     protocol = type('_LimitedConnection', (_Connection,), dict(settings=limited))
     return uvicorn.Config(
@@ -1326,6 +1327,7 @@ def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         lifespan='off',
         ws='none',
         backlog=max(4, min(128, limited.connections // 2)),
@@ -1391,6 +1393,8 @@ def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket
         token=bool(settings.token),
         notice=NOTICE,
     )
+    gc.collect()
+    gc.freeze()  # What stays for ever is not searched for garbage again, which takes 0.1 s
     server.run(listeners)
     predictor.decoders.close()  # Before the threads that wait for them
     app.app.state.service.workers.close()
