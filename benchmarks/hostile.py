@@ -275,7 +275,7 @@ def descriptors(pid):
 @contextlib.contextmanager
 def running(bundle, first=False):
     "A service; with `first`, it gets the processor before other sessions of the machine"
-    with load_client.running(bundle, drain_seconds=0.2) as service:
+    with load_client.running(bundle, seconds=180, drain_seconds=0.2) as service:
         if first:
             for pid in processes(service.process.pid):
                 Path(f'/proc/{pid}/autogroup').write_text(FIRST)
