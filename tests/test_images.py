@@ -980,17 +980,74 @@ def test_every_real_film_that_is_cut_or_holed_is_rejected():
     films = native_films()
     if not films:
         pytest.skip("there are no films at native size: set CXR_DATA")
-    for number, film in enumerate(films):
+    rng = np.random.default_rng(0)
+    for film in films:
         whole = film.read_bytes()
-        at = int(len(whole) * (0.1 + 0.8 * number / len(films)))
-        for damaged in (
-            whole[:at],
-            whole[:at] + b'\xff\xd9',
-            whole[:at] + whole[at + 700 :],
-            whole[:at] + bytes(700) + whole[at + 700 :],
-        ):
-            with pytest.raises(CorruptImage):
-                decode(damaged, at_least=64)
+        decode(whole, at_least=64)
+        smallest = (
+            64 if b'\xff\xc2' in whole[:1000] else 16
+        )  # A progressive film has a scan of means
+        for size in (smallest, 128, 700):
+            at = int(len(whole) * rng.uniform(0.1, 0.9))
+            for damaged in (
+                whole[:at],
+                whole[:at] + b'\xff\xd9',
+                whole[:at] + bytes(size) + whole[at + size :],
+                whole[:at] + whole[at + 700 :],
+            ):
+                with pytest.raises(CorruptImage):
+                    decode(damaged, at_least=64)
+
+
+def drawings():
+    "Stripes, checks, waves, ramps, borders and noise"
+    y, x = np.mgrid[:160, :200]
+    for period in (1, 2, 3, 8, 16, 31):
+        yield (x // period % 2) * 255
+        yield (y // period % 2) * 255
+        yield ((x // period + y // period) % 2) * 255
+        yield 128 + 100 * np.sin(x * 2 * np.pi / (period + 0.5))
+    yield x
+    yield 255 - x
+    yield np.where((x < 90) | (y < 60), 0, x)
+    yield np.zeros((160, 200))
+    yield np.full((160, 200), 255)
+    yield np.random.default_rng(0).integers(0, 256, (160, 200))
+
+
+@pytest.mark.parametrize('how', [dict(), dict(optimize=True), dict(progressive=True)], ids=str)
+def test_no_sound_drawing_is_taken_for_a_damaged_one(how):
+    for drawing in drawings():
+        for quality in (10, 75, 95, 100):
+            content = jpeg(drawing.astype(np.uint8), quality=quality, **how)
+            assert (decode(content) == np.asarray(Image.open(io.BytesIO(content)))).all()
+
+
+def test_a_hole_can_be_the_stream_of_another_image():
+    "Which no reader can recognise: the damaged copy of one file is the sound file of another image"
+    steps = np.arange(60, 156, 6).reshape(4, 4)
+    a = np.kron(steps, np.ones((8, 8))).astype(np.uint8)
+    b = a.copy()
+    b[8:16, 8:16] += 1
+    one, other = jpeg(a, quality=95), jpeg(b, quality=95)
+    assert len(one) == len(other)
+    differs = np.flatnonzero(np.frombuffer(one, 'u1') != np.frombuffer(other, 'u1'))
+    first, last = differs[0], differs[-1]
+    assert last - first < 4
+    damaged = one[:first] + other[first : last + 1] + one[last + 1 :]
+    assert (decode(damaged) == decode(other)).all()
+    assert (decode(damaged) != decode(one)).any()
+
+
+def test_any_bytes_are_jpeg_2000_but_zeros_are_a_hole():
+    stream, wrap = compressed('j2k')
+    rng = np.random.default_rng(0)
+    for at in rng.integers(300, len(stream) - 1000, 12):
+        before, after = stream[:at], stream[at + 128 :]
+        with pytest.raises(CorruptImage, match='have a hole'):
+            decode(wrap(before + bytes(128) + after))
+        other = rng.integers(1, 255, 128).astype('u1').tobytes()  # Without markers
+        assert (decode(wrap(before + other + after)) != decode(wrap(stream))).any()
 
 
 def test_public_dicom_files_show_dark_lungs():

@@ -388,6 +388,34 @@ def _check_rle(frame, pixels):
             "The compressed pixels end early or have a hole. Export the image again."
         )
 
+# %% ../../nbs/lib/data/02_dicom.ipynb #7a868595
+_CODING_STYLE = b'\xff\x52'  # Marker of the segment (COD) with layers, resolutions and precincts
+_FEWEST_ZEROS = 64  # Bytes in a row, besides empty packets, that are taken for a hole
+_ONE_PRECINCT = 0xFF  # Exponents of the largest precinct: 2**15 by 2**15
+
+
+def _most_packets(codestream):  # From `_JPEG_2000_SIZE` on; of one component
+    "Most packets that a tile of a JPEG 2000 codestream can have"
+    x1, y1, _, _, tile_width, tile_height = struct.unpack('>6I', codestream[8:32])
+    at = codestream.index(_CODING_STYLE, 40)
+    style, _, layers, _, levels = struct.unpack('>BBHBB', codestream[at + 4 : at + 10])
+    exponents = bytes([_ONE_PRECINCT]) * (levels + 1)
+    if style & 1:
+        exponents = codestream[at + 14 : at + 15 + levels]
+    precincts = 0
+    for level, exponent in zip(range(levels, -1, -1), exponents):
+        columns = math.ceil(min(x1, tile_width) / 2 ** (level + (exponent & 15)))
+        rows = math.ceil(min(y1, tile_height) / 2 ** (level + (exponent >> 4)))
+        precincts += columns * rows
+    return layers * precincts
+
+
+def _check_zeros(codestream):
+    "Raise `CorruptImage` if a JPEG 2000 codestream holds more zeros in a row than empty packets can explain"
+    zeros = _FEWEST_ZEROS + _most_packets(codestream)
+    if zeros < len(codestream) and bytes(zeros) in codestream:
+        raise CorruptImage("The compressed pixels have a hole. Export the image again.")
+
 # %% ../../nbs/lib/data/02_dicom.ipynb #9acdd55f
 _DEFLATED = b'1.2.840.10008.1.2.1.99'  # Transfer syntax Deflated Explicit VR Little Endian
 _FILE_META_BYTES = 65536  # The transfer syntax is named well within these
@@ -560,8 +588,9 @@ def _compressed_numbers(ds):
         return _jpeg_numbers(ds, frame)
     start = frame[:4096].find(_JPEG_2000_SIZE)  # What a JP2 file has before it is not read
     _check_frame(start >= 0)
-    codestream = frame[start:]
+    codestream = frame[start:].rstrip(b'\0')
     _check_frame(_is_usable_jpeg_2000(codestream, (ds.Rows, ds.Columns)))
+    _check_zeros(codestream)
     return _decode_frame(ds, codestream, 'pylibjpeg')
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #52364192

@@ -326,6 +326,51 @@ def check_scans(stream: bytes) -> None:
             "Save it again, not progressive."
         )
 
+# %% ../../nbs/lib/data/01_formats.ipynb #ed633290
+_HUFFMAN_TABLES = 0xC4
+_AC_TABLE = 0x10  # Added to the number of a table of frequencies above 0
+_FEWEST_ZEROS = 8  # Bytes in a row that are taken for a hole; twice as many if progressive
+
+
+def _first_symbols(content):  # Of a segment of Huffman tables
+    "Number of a table -> the symbol whose code is zeros alone"
+    first = {}
+    while len(content) > 17:
+        first[content[0]] = content[17]
+        content = content[17 + sum(content[1:17]) :]
+    return first
+
+
+def _ends_blocks(symbol):  # Of a table of frequencies above 0
+    "Whether a symbol says that the rest of a block, or of several, is 0"
+    return symbol is not None and symbol & 15 == 0 and symbol != 0xF0
+
+
+def _fewest_zeros(header, first):  # Content of a scan's header; from `_first_symbols`
+    "How many zero bytes in a row are a hole in a scan; None if they may stand for flat blocks"
+    components = header[0]
+    first_frequency, last_frequency = header[1 + 2 * components : 3 + 2 * components]
+    if last_frequency == 0:  # A scan of means
+        return None
+    tables = header[2 : 1 + 2 * components : 2]
+    if all(_ends_blocks(first.get(_AC_TABLE + (number & 15))) for number in tables):
+        return None
+    return _FEWEST_ZEROS if first_frequency == 0 else 2 * _FEWEST_ZEROS
+
+
+def _has_hole(stream):
+    "Whether a scan holds zero bytes in a row that no flat region explains"
+    first = {}
+    for marker, start, end in jpeg_segments(stream):
+        if marker == _HUFFMAN_TABLES:
+            first |= _first_symbols(stream[start:end])
+        elif marker == _START_OF_SCAN and (zeros := _fewest_zeros(stream[start:end], first)):
+            following = _NEXT_MARKER.search(stream, end)
+            stop = following.start() if following else len(stream)
+            if stream.find(bytes(zeros), end, stop) >= 0:
+                return True
+    return False
+
 # %% ../../nbs/lib/data/01_formats.ipynb #e30a0930
 def _reduction(height, width, at_least):
     "By how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8"
@@ -335,24 +380,30 @@ def _reduction(height, width, at_least):
     return next((factor for factor in (8, 4, 2) if factor <= most), 1)
 
 
+def _damaged_jpeg(why):
+    return CorruptImage(f"The JPEG file is truncated or damaged ({why}). Copy or export it again.")
+
+
 def decode_jpeg(
     stream: bytes,  # A JPEG with 8 bits a sample
     colours: str = 'GRAY',  # Or `RGB`
     at_least: int | None = None,  # Smallest side, pixels; None: full size
 ) -> np.ndarray:  # uint8 [H, W], or [H, W, 3] in colour
-    "Pixels of a JPEG. Raises `CorruptImage` if the decoder warns, `TooLarge` for too many scans"
+    """Pixels of a JPEG. Raises `CorruptImage` if the decoder warns or zero bytes are in place of pixels,
+    `TooLarge` for too many scans. Wrong bytes that are the stream of another image cannot be recognised."""
     check_scans(stream)
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(stream)
         factor = _reduction(height, width, at_least)
         size = dict(min_height=-(-height // factor), min_width=-(-width // factor))  # Rounded up
         pixels = simplejpeg.decode_jpeg(stream, colours, strict=True, **size)
+        has_hole = _has_hole(stream)
     except Exception as error:
         if 'subsampling' in str(error):
             raise UnsupportedFormat(
                 "This JPEG stores its colours at an unusual resolution. Save it as grey."
             ) from None
-        raise CorruptImage(
-            f"The JPEG file is truncated or damaged ({error}). Copy or export it again."
-        ) from None
+        raise _damaged_jpeg(error) from None
+    if has_hole:
+        raise _damaged_jpeg("zeros in place of pixels")
     return pixels[..., 0] if colours == 'GRAY' else pixels
