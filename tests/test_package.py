@@ -1,5 +1,6 @@
 """What is released: wheel and sdist that work where no checkout is, a changelog, a citation, workflows, a CPU road."""
 
+import json
 import os
 import re
 import subprocess
@@ -217,3 +218,43 @@ def test_the_matrix_covers_what_the_classifiers_say():
     assert matrix["strategy"]["matrix"]["python"] == versions
     systems = {name.partition("-")[0] for name in matrix["strategy"]["matrix"]["os"]}
     assert systems == {"ubuntu", "macos", "windows"}
+
+
+# --- One click
+
+TRY = "nbs/howto/try_it.ipynb"
+
+
+def code_cells(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", ["README.md", "nbs/index.ipynb", TRY])
+def test_badges_open_a_notebook_that_is_there(path):
+    text = (ROOT / path).read_text()
+    for site in ("colab.research.google.com/github/", "kaggle.com/kernels/", "mybinder.org/v2/"):
+        (address,) = set(re.findall(rf"https://{re.escape(site)}[^)\s\"]+", text))
+        assert address.endswith(TRY) and "cxr-study/cxr_study" in address
+
+
+def test_the_first_cell_installs_the_study_where_it_is_missing(monkeypatch):
+    "And nowhere else; the extra that it names exists"
+    first = "".join(code_cells(ROOT / TRY)[0]["source"])
+    calls = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: calls.append(command))
+    exec(first, {})
+    assert calls == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(first, {})
+    requirement = Requirement(calls[0][-1])
+    assert requirement.name == "cxr-study" and requirement.extras <= set(requirements())
+    assert requirement.url.endswith("github.com/cxr-study/cxr_study")
+
+
+def test_the_conda_environment_fits_the_package():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *names, pip = environment["dependencies"]
+    assert "python=3.11" in names and "pip" in names
+    (line,) = pip["pip"]
+    extras = re.fullmatch(r"-e \.\[(.*)\]", line)[1].split(",")
+    assert set(extras) <= set(requirements())
