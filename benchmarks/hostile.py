@@ -401,41 +401,35 @@ def files(bundle, arguments):
         }
 
 
-def poison(bundle, arguments):
-    "Twice as many poison files as decoders, ten times"
-    content = slow_film()
+def attack(service, content):
+    "Twice as many requests as decoders, all at once"
+    request = ('/predict', 'application/dicom', content, {})
+    return [asyncio.create_task(ask(service, *request)) for _ in range(4)]
+
+
+async def poison_rounds(service, content):
+    "(answers to poison, answer to the next film) ten times; then (exit code, seconds) of SIGTERM meanwhile"
     rounds = []
     for _ in range(10):
-        with running(bundle, arguments.first) as service:
+        answers = await asyncio.gather(*attack(service, content))
+        rounds.append(dict(answers=answers, next=await ask_film(service)))
+        print(rounds[-1], flush=True)
+    tasks = attack(service, content)
+    await asyncio.sleep(0.5)
+    start = time.perf_counter()
+    service.process.send_signal(signal.SIGTERM)
+    code = await asyncio.to_thread(service.process.wait, 60)
+    seconds = round(time.perf_counter() - start, 2)
+    await asyncio.gather(*tasks)
+    return dict(rounds=rounds, exit_code=code, stop_seconds=seconds)
 
-            async def attack(service=service):
-                return await asyncio.gather(
-                    *(ask(service, '/predict', 'application/dicom', content, {}) for _ in range(4))
-                )
 
-            answers = asyncio.run(attack())
-            status, seconds = asyncio.run(ask_film(service))
-
-            async def attack_and_stop(service=service):
-                tasks = [
-                    asyncio.create_task(ask(service, '/predict', 'application/dicom', content, {}))
-                    for _ in range(4)
-                ]
-                await asyncio.sleep(0.5)
-                start = time.perf_counter()
-                service.process.send_signal(signal.SIGTERM)
-                code = await asyncio.to_thread(service.process.wait, 60)
-                await asyncio.gather(*tasks)
-                return code, round(time.perf_counter() - start, 2)
-
-            code, stop_seconds = asyncio.run(attack_and_stop())
-        found = dict(
-            answers=answers, next_status=status, next_seconds=seconds,
-            exit_code=code, stop_seconds=stop_seconds,
-        )  # fmt: skip
-        print(found, flush=True)
-        rounds.append(found)
-    return rounds
+def poison(bundle, arguments):
+    "Twice as many poison files as decoders, ten times in a row, and SIGTERM meanwhile"
+    with running(bundle, arguments.first) as service:
+        found = asyncio.run(poison_rounds(service, slow_film()))
+    print(found, flush=True)
+    return found
 
 
 async def slow_socket(port, kind):
@@ -713,6 +707,7 @@ def main():
             time=time.strftime('%Y-%m-%d %H:%M', time.gmtime()),
             load_average=os.getloadavg(),  # More than the cores: the machine was busy
             first=arguments.first,
+            bundle=Path(arguments.bundle).name,
         )
         result['hardware'] = hardware()
         if out:
