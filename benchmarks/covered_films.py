@@ -1,4 +1,4 @@
-"""Networks of the second edition and the shipped one on films with covered regions and pasted marks (plan, look 6).
+"""Networks of both editions on films with covered regions and pasted marks (plan, look 6).
 
   films     Kaggle's test, and every third child of validation (fold 0), squashed to 224 pixels and changed there
   phantoms  a small residual network trained on drawn films, whose lungs are known exactly
@@ -23,12 +23,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import load_file
 
-from cxr_study.core.run import atomic_write, to_json
+from cxr_study.core.run import atomic_write, root
 from cxr_study.data import phantom as drawing
 from cxr_study.data.cache import decoded
 from cxr_study.data.images import Preprocess, resize
 from cxr_study.data.sets import load_dataset, phantom
-from cxr_study.serve.bundle import load_bundle
 from cxr_study.serve.predictor import Predictor
 from cxr_study.train.networks import Classifier, create_body
 from cxr_study.train.recipe import Recipe
@@ -40,7 +39,17 @@ LUNGS = ((0.13, 0.16, 0.43, 0.80), (0.57, 0.16, 0.87, 0.80))  # Set on the mean 
 BORDER = 0.12  # Width of the frame
 CORNER = 0.15  # Side of a corner's square
 MARKS = dict(R=0.13, time=0.06, KV=0.06)  # Height of the letters, share of the side
-SHIPPED = Path(__file__).parents[1] / 'models/chest_xray-tf_efficientnetv2_b0'
+EDITION = root() / 'results/second_edition'
+FIRST_EDITION = root() / 'models/chest_xray-tf_efficientnetv2_b0'
+ARCHS = dict(distilled='resnet18', efficientnet='tf_efficientnetv2_b0')
+FOLDERS = dict(
+    distilled='chest_xray-resnet18-distilled/seed0',
+    efficientnet='chest_xray-tf_efficientnetv2_b0/seed0',
+)
+KEYS = dict(  # Of the trainings of the second edition
+    distilled='distil-chest_xray-resnet18-wide-seed0',
+    efficientnet='seeds-chest_xray-tf_efficientnetv2_b0-wide-seed0',
+)
 FIXED = ('clean', 'centre covered', 'only centre', 'only border', 'only corners')
 CHANGES = (*FIXED, *(f'mark {name}' for name in MARKS))
 PHANTOM_CHANGES = (*FIXED, 'lungs covered', 'only lungs')
@@ -122,24 +131,32 @@ def logits_of(model, images):
     return predict_logits(model, images, np.arange(len(images)), 32, 'cpu')
 
 
-def edition_network(folder, key, arch):  # Folder of weights-*.safetensors
+def edition_state(name):  # Of `KEYS`
+    "Tensors of a training of the second edition, from its own file or from files of several trainings"
+    file = EDITION / FOLDERS[name] / 'model.safetensors'
+    if file.is_file():
+        return load_file(file)
+    own = {}
+    prefix = f'{KEYS[name]}/'
+    for file in sorted(EDITION.glob('call*/weights-*.safetensors')):
+        tensors = load_file(file)
+        own |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return own
+
+
+def edition_network(name):  # Of `KEYS`
     "A network of the second edition from its weights in half precision"
-    state = {}
-    for file in sorted(Path(folder).glob('weights-*.safetensors')):
-        state |= {
-            k.removeprefix(f'{key}/'): v for k, v in load_file(file).items() if k.startswith(key)
-        }
-    model = Classifier(create_body(arch), Preprocess(224, standardise='image'))
-    tensors = {k: torch.tensor(v) for k, v in state.items()}
+    model = Classifier(create_body(ARCHS[name]), Preprocess(224, standardise='image'))
+    tensors = {k: torch.tensor(v) for k, v in edition_state(name).items()}
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(floats)
     model.eval()
     return functools.partial(logits_of, model)
 
 
-def shipped_network():
-    "The bundle's network, on films squashed to its size"
-    predictor = Predictor(SHIPPED)
+def bundle_network(folder):
+    "The network of a bundle, on films squashed to its size"
+    predictor = Predictor(folder)
     spec = predictor.bundle.spec
 
     def logits(images):
@@ -149,15 +166,11 @@ def shipped_network():
     return logits
 
 
-def networks(folder):
-    "Name -> function that makes the network"
-    distilled = 'distil-chest_xray-resnet18-wide-seed0'
-    efficientnet = 'seeds-chest_xray-tf_efficientnetv2_b0-wide-seed0'
-    return dict(
-        shipped=shipped_network,
-        efficientnet=lambda: edition_network(folder, efficientnet, 'tf_efficientnetv2_b0'),
-        distilled=lambda: edition_network(folder, distilled, 'resnet18'),
-    )
+NETWORKS = dict(  # Name -> function that makes the network
+    first_edition=functools.partial(bundle_network, FIRST_EDITION),
+    efficientnet=functools.partial(edition_network, 'efficientnet'),
+    distilled=functools.partial(edition_network, 'distilled'),
+)
 
 
 # --- What is written ---
@@ -200,19 +213,6 @@ def film_rows(edition):
     return dict(test=np.flatnonzero(films.fold == -2), val=of_children.to_numpy())
 
 
-def write_shipped(out):
-    "Write which network `shipped` is, and its calibration, which later bundles may change"
-    facts = load_bundle(SHIPPED).facts
-    about = dict(
-        name=facts['name'],
-        version=facts['version'],
-        network=facts['files']['model.onnx']['sha256'],
-        calibration=facts['calibration'],
-    )
-    with atomic_write(out / 'shipped.json') as file:
-        file.write_text(to_json(about, indent=1) + "\n")
-
-
 def mean_film(images, edition):
     "The mean of the training films (fold 0 and the test left out), a picture of no child"
     facts = json.loads((edition / 'second_edition.json').read_text())
@@ -225,7 +225,6 @@ def mean_film(images, edition):
 
 
 def films(options):
-    write_shipped(options.out)
     image_set = load_dataset('chest_xray')
     facts = json.loads((options.edition / 'second_edition.json').read_text())
     assert facts['films']['chest_xray']['image_id'] == list(image_set.table.image_id)
@@ -233,14 +232,13 @@ def films(options):
     mean_film(images, options.edition).save(options.out / 'mean_film.png')
     kept = Logits(options.out / 'films.npz')
     splits = film_rows(options.edition)
-    for name, make in networks(options.edition).items():
-        if options.networks and name not in options.networks:
-            continue
-        network = make()
-        for split in options.splits:
-            for change in CHANGES:
-                make_images = functools.partial(changed, images[splits[split]], change)
-                kept.compute(f'{name}/{split}/{change}', network, make_images)
+    for name in options.networks:
+        wanted = [(split, change) for split in options.splits for change in CHANGES]
+        missing = [(s, c) for s, c in wanted if f'{name}/{s}/{c}' not in kept.found]
+        network = NETWORKS[name]() if missing else None
+        for split, change in missing:
+            make_images = functools.partial(changed, images[splits[split]], change)
+            kept.compute(f'{name}/{split}/{change}', network, make_images)
 
 
 def exact_lungs(row, pixels, seed=0):  # Row of `phantom_table`
@@ -289,11 +287,11 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('parts', nargs='+', choices=list(PARTS))
-    parser.add_argument('--out', type=Path, default=Path('results/second_edition/covered'))
-    parser.add_argument('--edition', type=Path, default=Path('results/second_edition/call1'))
+    parser.add_argument('--out', type=Path, default=EDITION / 'covered')
+    parser.add_argument('--edition', type=Path, default=EDITION / 'call1')
     parser.add_argument('--cache', type=Path)
-    parser.add_argument('--networks', nargs='+', help="default: all")
-    parser.add_argument('--splits', nargs='+', default=['test', 'val'])
+    parser.add_argument('--networks', nargs='+', choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument('--splits', nargs='+', choices=['test', 'val'], default=['test', 'val'])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for part in options.parts:

@@ -3,7 +3,7 @@
 results/second_edition/shape.json gets every figure by name, with its interval:
   ratio.<set>.auc                     width over height alone as a classifier
   grid.<geometry>_<augmentation>.<set>.<metric>
-  covered.<network>.<set>.<change>.<metric>, phantom.<change>.auc
+  covered.<network>.<set>.<change>.<metric>, phantom.<change>.auc; `shipped` is the network in models/
 
 A mean over seeds has the two-way interval over seeds and patients, everything else one over patients.
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from covered_films import BORDER, CHANGES, CORNER, LUNGS, PHANTOM_CHANGES, film_rows
+from covered_films import BORDER, CHANGES, CORNER, FIXED, LUNGS, PHANTOM_CHANGES, film_rows
 from second_edition_findings import Network, auc, networks_of, share
 from second_edition_tables import films_of, read
 
@@ -27,6 +27,7 @@ from cxr_study.evaluate.intervals import resample_seeds, seeds_interval, wilson
 from cxr_study.predict.decision import Calibration
 
 EDITION = Path(__file__).parents[1] / 'results/second_edition'
+MODELS = Path(__file__).parents[1] / 'models'
 TEST = -2  # `fold` of a test film
 KEYS = dict(
     distilled='distil-chest_xray-resnet18-wide-seed0',
@@ -187,11 +188,11 @@ def where_trained(facts):
 
 def decision_lines(edition, facts, logits, films):
     "Network -> (function from raw to calibrated logits, threshold in use)"
-    shipped = json.loads((edition / 'covered/shipped.json').read_text())
-    calibration = Calibration.from_dict(shipped['calibration'])
+    first_edition = json.loads((edition / 'covered/first_edition.json').read_text())
+    calibration = Calibration.from_dict(first_edition['calibration'])
     point = calibration.point(None)
     threshold = float(np.log(point.threshold / (1 - point.threshold)))
-    found = dict(shipped=(calibration.logit, threshold))
+    found = dict(first_edition=(calibration.logit, threshold))
     for name, key in KEYS.items():
         jobs = [entry for entry in facts['jobs'] if entry['key'] == key]
         network = Network('chest_xray', jobs, logits, films['chest_xray'])
@@ -200,14 +201,22 @@ def decision_lines(edition, facts, logits, films):
     return found
 
 
+def finished(logits):  # By network/split/change
+    "The logits of each network and split for which all covers are there, and those of its marks if all are there"
+    found = {}
+    for start in dict.fromkeys(name.rsplit('/', 1)[0] for name in logits):
+        for group in (FIXED, CHANGES):
+            names = [f'{start}/{change}' for change in group]
+            if all(name in logits for name in names):
+                found |= {name: logits[name] for name in names}
+    return found
+
+
 def covered_figures(edition, lines, films, replicates):
-    "Metrics of each network and split for which all changes are finished"
+    "Metrics of each network and split for which all covers, or covers and marks, are finished"
     found = {}
     with np.load(edition / 'covered/films.npz') as stored:
-        logits = {name: z.astype(float) for name, z in stored.items()}
-    wholes = pd.Series([name.rsplit('/', 1)[0] for name in logits]).value_counts()
-    wholes = wholes.index[wholes == len(CHANGES)]
-    logits = {name: z for name, z in logits.items() if name.rsplit('/', 1)[0] in wholes}
+        logits = finished({name: z.astype(float) for name, z in stored.items()})
     test = with_part(films['chest_xray'])
     val = films['chest_xray'].iloc[film_rows(edition / 'call1')['val']].reset_index(drop=True)
     for key, z in logits.items():
@@ -220,6 +229,27 @@ def covered_figures(edition, lines, films, replicates):
             figures = entries(measures, part, replicates)
             found |= prefixed(f"covered.{network}.{name}.{change.replace(' ', '_')}", figures)
     return found
+
+
+def shipped_network(edition):
+    "Which of the networks with covered films is the one in models/; None if none is"
+    (file,) = MODELS.glob('*/bundle.json')
+    bundle = json.loads(file.read_text())
+    first_edition = json.loads((edition / 'covered/first_edition.json').read_text())
+    if bundle['files']['model.onnx']['sha256'] == first_edition['network']:
+        return 'first_edition'
+    by_arch = dict(tf_efficientnetv2_b0='efficientnet', resnet18='distilled')
+    return by_arch.get(bundle['network']['arch'])
+
+
+def of_shipped(figures, shipped):  # From `covered_figures`; name of a network
+    "The figures of the shipped network a second time, under the name `shipped`, which texts quote"
+    start = f'covered.{shipped}.'
+    return {
+        name.replace(start, 'covered.shipped.', 1): entry
+        for name, entry in figures.items()
+        if name.startswith(start)
+    }
 
 
 def phantom_figures(edition, replicates):
@@ -263,12 +293,15 @@ def findings(edition=EDITION, replicates=2000):
     figures = ratio_figures(films['chest_xray'], replicates)
     figures |= grid_figures(facts, logits, films, replicates)
     lines = decision_lines(edition, facts, logits, films)
-    figures |= covered_figures(edition, lines, films, replicates)
+    covered = covered_figures(edition, lines, films, replicates)
+    shipped = shipped_network(edition)
+    figures |= covered | of_shipped(covered, shipped)
     figures |= phantom_figures(edition, replicates)
     return dict(
         schema=1,
         method=f"bootstrap of patients, of seeds too where there are several; {replicates} replicates",
         seeds=where_trained(facts),
+        shipped=shipped,
         regions=dict(lungs=LUNGS, border=BORDER, corner=CORNER),
         figures=figures,
     )
