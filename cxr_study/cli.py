@@ -471,10 +471,17 @@ def _reproduce(path, predictions, out, as_json):
     help="Positive class of your own data; not needed for names such as positive or 1",
 )
 @click.option(
+    '--patients',
+    type=click.Choice(['auto', 'folders', 'unknown']),
+    default='auto',
+    show_default=True,
+    help="Patients of a folder: those below the classes, or each image its own",
+)
+@click.option(
     '--replicates', default=1000, show_default=True, help="Bootstrap replicates of patients"
 )
 @_json_option
-def _external(path, dataset, positive, replicates, as_json):
+def _external(path, dataset, as_json, **how):
     """Test a finished run on another data set.
 
     DATASET is nih_chestxray14, rsna, chexpert or another name, or the path of
@@ -492,7 +499,7 @@ def _external(path, dataset, positive, replicates, as_json):
     if not (path / 'manifest.json').exists():
         raise StudyError(f"{path} is not a run: it has no manifest.json.")
     say = _printer(as_json)
-    report = external(path, dataset, positive, replicates)
+    report = external(path, dataset, **how)
     say(external_summary(report).to_string())
     say(_reproduced_values(report))
     say(f"Written: {path}/external-{report['dataset']}.json")
@@ -737,10 +744,10 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
 
     with Decoders(*([jobs] if jobs else [])) as decoders:
         predictor = Predictor(bundle, decoders=decoders)
-        check_classes(predictor.bundle)
         predictor.bundle.calibration.point(decision['point'])  # An error if there is no such point
         also = None
         if dicom_sr:
+            check_classes(predictor.bundle)
             also = functools.partial(_write_structured_report, decoders, dicom_sr)
         say = _printer(as_json)
         say(origin(predictor.bundle))

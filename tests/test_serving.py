@@ -1029,15 +1029,11 @@ def test_bundle_is_a_command(cli, trained, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["predict", "serve"])
-def test_a_network_of_other_classes_is_not_served_as_one_of_pneumonia(cli, tmp_path, command):
-    "The service and `predict` report pneumonia, so they reject a bundle whose classes are healthy and sick"
+def test_what_speaks_of_pneumonia_refuses_a_network_of_other_classes(cli, tmp_path, command):
     bundle = example_bundle(tmp_path / "other", classes=("healthy", "sick"))
     (tmp_path / "film.png").write_bytes(encode(RAMP))
-    args = (
-        [tmp_path / "film.png", "--bundle", bundle, "--out", tmp_path / "out.csv"]
-        if command == "predict"
-        else [bundle, "--port", 8799]
-    )
+    reports = ["--bundle", bundle, "--out", tmp_path / "out.csv", "--dicom-sr", tmp_path / "sr"]
+    args = [tmp_path / "film.png", *reports] if command == "predict" else [bundle, "--port", 8799]
     done = cli(command, *args, check=False, timeout=60)
     assert done.returncode == 2 and "distinguishes healthy from sick" in done.stderr
     assert not (tmp_path / "out.csv").exists()

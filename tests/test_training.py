@@ -237,3 +237,20 @@ def test_the_benchmark_of_a_gpu_runs_on_a_processor(tmp_path):
     none = tmp_path / 'none.json'
     run_benchmark('speed', '--seconds', '-1', '--out', str(none), seconds=120)
     assert 'skipped' in json.loads(none.read_text())['speed']
+
+
+STEPS = {  # A small network of a family -> how the answer of `benchmarks/networks.py` begins
+    "eva02_tiny_patch14_224": "works at 224: map 192x16x16",
+    "xcit_nano_12_p16_224": "works at 224: map 128x14x14",
+    "levit_128s": "refused: The last layer of levit_128s has features whose places are not known",
+    "efficientformer_l1": "refused: The last layer of efficientformer_l1 has features",
+    "hiera_tiny_224": "refused: The last layer of hiera_tiny_224 has features",
+}
+
+
+@pytest.mark.parametrize("arch", STEPS)
+def test_a_network_takes_a_step_or_is_refused_before_the_run(arch, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from networks import step
+
+    assert step(arch).startswith(STEPS[arch])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.classes import CLASSES, classes_of
+from ..core.classes import CLASSES, classes_of, common_classes
 from ..core.pages import filled, frame_table, inline_picture, notices, render, section
 from ..core.run import Run, StudyError, atomic_write, root, sha256
 from ..core.style import save_figure
@@ -348,11 +348,21 @@ def _manifest_near(path):  # A run's folder, or a file in it
 
 
 def _class_names(path, table):  # Table from `read_any`
-    "Names of the classes of a predictions table: those of its labels, else those of its run"
+    "Names of the classes of a predictions table: those of its labels, else those of its run; None if neither says them"
     classes = table.attrs.get('classes', CLASSES)
     if classes != CLASSES:
         return classes
-    return classes_of(_manifest_near(path).get('data', {}))
+    data = _manifest_near(path).get('data', {})
+    return classes_of(data) if data else None
+
+
+def _shared_classes(paths, tables):  # Name -> table, in the order of the paths
+    "Names of the classes that all tables have. Raises `StudyError` if they differ"
+    found = {}
+    for path, (name, table) in zip(paths, tables.items()):
+        if classes := _class_names(path, table):
+            found[name] = classes
+    return common_classes(found)
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #8e294ef8
 def _predictions_below(path):
@@ -718,7 +728,7 @@ def evaluate(
     names = _short_names(paths)
     tables = {name: read_any(path, **columns) for name, path in zip(names, paths)}
     split = _the_split(tables, split)
-    classes = _class_names(paths[0], tables[names[0]])
+    classes = _shared_classes(paths, tables)
     said = [note for table in tables.values() for note in table.attrs.get('notes', [])]
     settings = dataclasses.asdict(Resampling(replicates))
     run = _start_report(paths, out, split=split, prevalences=list(_PREVALENCES), **settings)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.classes import common_classes, positive_name
 from ..core.run import Run, StudyError
 from ..data.cache import cache_path, decoded
 from ..data.sets import ImageSet, load_dataset, sample_patients
@@ -46,7 +47,9 @@ def _test_data(
     "Load, decode and split a data set; raises `StudyError` if it has no test images"
     trained_on = bundle.facts['data']
     name = dataset or trained_on.get('requested') or trained_on['dataset']
-    image_set = sample_patients(load_dataset(name), limit)
+    image_set = load_dataset(name, positive_name(bundle.classes))
+    common_classes({f"The bundle {bundle.name}": bundle.classes, image_set.name: image_set.classes})
+    image_set = sample_patients(image_set, limit)
     images, index, cache = decoded(image_set, bundle.spec)
     split, tolerated = make_split(image_set, index.sha256)
     table = split[split.split == 'test'].drop(columns=['official', 'excluded'])

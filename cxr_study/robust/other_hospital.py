@@ -16,11 +16,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..calibrate.transfer import is_worse, validation_to_test, validation_to_test_figure
+from ..core.classes import classes_of, common_classes, positive_name
 from ..core.run import Run, StudyError, sha256, upgraded
 from ..core.style import figure, save_figure
 from ..data.cache import decoded
 from ..data.images import Preprocess
-from ..data.sets import load_dataset
+from ..data.sets import ImageSet, load_dataset
 from ..evaluate.evaluation import Resampling, entry, evaluate_at, quote, undefined
 from ..evaluate.figures import forest_axes
 from ..evaluate.intervals import bootstrap_weights, interval
@@ -267,23 +268,33 @@ def _write_external(run, stage, table, report):
     save_figure(run, f'figures/{stage}-promises', fig)
 
 
+def _other_set(dataset, positive, patients):
+    "The `ImageSet` of a name, a path, or itself"
+    if isinstance(dataset, ImageSet):
+        return dataset
+    return load_dataset(dataset, positive, patients)
+
+
 def external(
     run_path: str | Path,  # Folder of a run
     dataset,  # Name of a data set, path of a folder or csv, or an `ImageSet`
-    positive: str = '',  # Name of the positive class of your own data
+    positive: str = '',  # Positive class of your own data; '' takes that of the run
     replicates: int = 1000,
-    seed: int = 0,
+    patients: str = 'auto',  # Patients of your own folder, one of `PATIENTS`
     cache: str | Path | None = None,
 ) -> dict:  # From `external_report`
     "Test a run's network on another data set and write the results into the run"
     run = Run(run_path)
-    image_set = dataset if hasattr(dataset, 'table') else load_dataset(dataset, positive)
+    classes = classes_of(run.manifest['data'])
+    image_set = _other_set(dataset, positive or positive_name(classes), patients)
+    if not positive:
+        common_classes({f"The run {run.folder.name}": classes, image_set.name: image_set.classes})
     home = run.manifest['data'].get('dataset')
     if image_set.name == home and not image_set.synthetic:
         raise StudyError(f"{home} is what this run was trained on; name another data set.")
 
     table = _external_table(run, image_set, cache)
-    report = external_report(run, table, replicates, seed)
+    report = external_report(run, table, replicates)
     report |= dict(
         dataset=image_set.name,
         synthetic=image_set.synthetic,
@@ -295,7 +306,7 @@ def external(
         dataset=str(getattr(dataset, 'name', dataset)),
         positive=positive,
         replicates=replicates,
-        seed=seed,
+        patients=patients,
     )
     begin_beside(run, stage, **requested)
     _write_external(run, stage, table, report)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..core.classes import CLASSES
+from ..core.classes import CLASSES, classes_of
 from cxr_study.core.run import (
     NOTICE,
     StudyError,
@@ -60,6 +60,11 @@ class Bundle:
     def sha256(self) -> str:
         "Hash of the whole bundle"
         return self.facts['sha256']
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        "Names of the negative and the positive class"
+        return classes_of(self.facts)
 
     @property
     def onnx(self) -> Path:
@@ -316,13 +321,12 @@ def origin(bundle: Bundle) -> str:
 # %% ../../nbs/lib/serve/01_bundle.ipynb #e0c508c3
 def check_classes(bundle: Bundle) -> Bundle:
     "Return the bundle. Raises `BundleError` if its classes are not NORMAL and PNEUMONIA."
-    names = tuple(bundle.facts.get('classes', CLASSES))
-    if names == CLASSES:
+    if bundle.classes == CLASSES:
         return bundle
     raise BundleError(
-        f"The network of {bundle.folder} distinguishes {names[0]} from {names[1]}. "
-        "The service and `predict` report pneumonia, so their answers would be wrong. "
-        "The predictions for its test set are in the predictions.csv of its run."
+        f"The network of {bundle.folder} distinguishes {' from '.join(bundle.classes)}. "
+        "The service and DICOM Structured Reports speak of pneumonia, so their answers would be wrong. "
+        "`cxr-study predict` answers with the names of its classes."
     )
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #e4294d30

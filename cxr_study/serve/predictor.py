@@ -28,7 +28,7 @@ import onnxruntime
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core.classes import CLASSES
+from ..core.classes import shown_name, with_names
 from cxr_study.core.run import (
     NOTICE,
     StudyError,
@@ -188,12 +188,12 @@ def _reasons_to_abstain(unfamiliar: bool | None, verdict: str) -> list[str]:
     return reasons
 
 
-def _point_facts(point: OperatingPoint) -> dict:
+def _point_facts(point: OperatingPoint, classes: tuple[str, str]) -> dict:
     "The part of an answer that describes its operating point"
     return dict(
         name=point.name,
         threshold=point.threshold,
-        rule=point.rule,
+        rule=with_names(point.rule, classes),
         chosen_on=point.chosen_on,
         promised=dict(
             sensitivity=point.promised.get('sensitivity'),
@@ -215,6 +215,7 @@ def answer(
     "The answer for a logit: probability, decision, verdict and reasons to abstain"
     logit = float(logit)
     calibration = self.bundle.calibration
+    classes = self.bundle.classes
     operating_point = calibration.point(point)
     verdict = str(calibration.verdict(logit))
     probability = float(calibration.probability(logit, prevalence))
@@ -224,14 +225,14 @@ def answer(
     reasons = _reasons_to_abstain(unfamiliar, verdict)
     return dict(
         probability=probability,
-        frequency=_frequency(probability, prevalence),
-        decision=CLASSES[label],
+        frequency=with_names(_frequency(probability, prevalence), classes),
+        decision=classes[label],
         abstains=bool(reasons),
         reason=' '.join(reasons) or None,
-        verdict=verdict,
+        verdict=shown_name(verdict, classes),
         unfamiliar=unfamiliar,
         unfamiliar_reason=unfamiliar_reason,
-        operating_point=_point_facts(operating_point),
+        operating_point=_point_facts(operating_point, classes),
         logit=logit,
     )
 

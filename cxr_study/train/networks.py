@@ -118,7 +118,8 @@ def _timm_body(arch: str, source: Path | str | None) -> nn.Module:
 # %% ../../nbs/lib/train/01_networks.ipynb #e9cf405c
 _WHAT_WORKS = (
     "Networks that work are torchvision's ResNets and those of timm whose last layer is a map "
-    "(EfficientNet, ConvNeXt, Swin, MambaOut, ...) or a grid of patches (ViT, BEiT, EVA-02, mixers)."
+    "(EfficientNet, ConvNeXt, Swin, MambaOut, ...) or a grid of patches (ViT, BEiT, EVA-02, XCiT, "
+    "mixers). LeViT, EfficientFormer and Hiera do not work."
 )
 
 
