@@ -10,6 +10,7 @@ __all__ = ['HALF', 'NEEDS', 'Population', 'simulate', 'Scored', 'scored', 'confu
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #153a839c
 import dataclasses
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +77,25 @@ class Scored:
     patient: np.ndarray  # 0 .. patients-1, int [images]
     last: np.ndarray  # Whether the next logit differs, bool [images]
     clustered: bool  # False if every image has a patient of its own: the patients are unknown
+
+    @cached_property
+    def corner(self) -> np.ndarray:
+        "Whether the ROC curve may turn after this image, bool [images]: not inside a run of negative images"
+        end = np.flatnonzero(self.last)
+        start = np.append(0, end[:-1] + 1)
+        has_positive = np.logical_or.reduceat(self.label, start)
+        next_has_positive = np.append(has_positive[1:], True)
+        corner = np.zeros(len(self.label), bool)
+        corner[end[has_positive | next_has_positive]] = True
+        return corner
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        "Log loss (nats) and squared error of each image, float [images, 2]"
+        sign = np.where(self.label, -1, 1)
+        log_loss = np.logaddexp(0, sign * self.logit)
+        squared_error = (sigmoid(self.logit) - self.label) ** 2
+        return np.stack([log_loss, squared_error], 1)
 
     @property
     def patients(self) -> int:
@@ -187,12 +207,14 @@ def decision_rates(
 def curve(
     s: Scored,
     weights: np.ndarray,  # Float [replicates, images]
-) -> tuple[np.ndarray, np.ndarray]:  # Each [replicates, distinct logits + 1], starting at 0
+    corners: bool = False,  # Only the thresholds at which the ROC curve may turn, which gives the same areas sooner
+) -> tuple[np.ndarray, np.ndarray]:  # Each [replicates, thresholds + 1], starting at 0
     "Weighted true and false positives at each distinct threshold, from the highest to the lowest"
+    at = s.corner if corners else s.last
     positives = np.cumsum(weights * s.label, 1)
     images = np.cumsum(weights, 1)
-    tp = positives[:, s.last]
-    fp = images[:, s.last] - tp
+    tp = positives[:, at]
+    fp = images[:, at] - tp
     start = np.zeros((len(tp), 1))
     tp = np.hstack([start, tp])
     fp = np.hstack([start, fp])
@@ -250,11 +272,7 @@ def losses(
     weights: np.ndarray,  # Float [replicates, images]
 ) -> dict:  # Name -> float [replicates]
     "Log loss (nats) and Brier score"
-    sign = np.where(s.label, -1, 1)
-    log_loss = np.logaddexp(0, sign * s.logit)
-    squared_error = (sigmoid(s.logit) - s.label) ** 2
-    of_images = np.stack([log_loss, squared_error], 1)
-    means = (weights @ of_images).T / weights.sum(1)
+    means = (weights @ s.losses).T / weights.sum(1)
     return dict(log_loss=means[0], brier=means[1])
 
 # %% ../../nbs/lib/evaluate/01_metrics.ipynb #5a6cd9ad
@@ -306,7 +324,7 @@ def fast_metrics(
     prevalences: tuple = (),  # Prevalences for which predictive values are computed
 ) -> dict:  # Name -> float [replicates]; NaN where it is undefined
     "Every metric at an operating point but the parts of the Brier score, which need a loop"
-    return _metrics_of_curve(s, weights, curve(s, weights), point, prevalences)
+    return _metrics_of_curve(s, weights, curve(s, weights, corners=True), point, prevalences)
 
 
 def metrics(
@@ -316,7 +334,7 @@ def metrics(
     prevalences: tuple = (),  # Prevalences for which predictive values are computed
 ) -> dict:  # Name -> float [replicates]; NaN where it is undefined
     "Every metric at an operating point"
-    of_curve = curve(s, weights)
+    of_curve = curve(s, weights, corners=True)
     fast = _metrics_of_curve(s, weights, of_curve, point, prevalences)
     return fast | brier_parts(fast['brier'], *of_curve)
 
@@ -350,8 +368,8 @@ class _Cells:
 
 def _cells(s):
     "The `_Cells` of a `Scored`"
-    thresholds = s.last.sum()
-    threshold = np.cumsum(s.last) - s.last
+    thresholds = s.corner.sum()
+    threshold = np.cumsum(s.corner) - s.corner
     keys, cell = np.unique(s.patient * thresholds + threshold, return_inverse=True)
     positives = np.bincount(cell, s.label)
     negatives = np.bincount(cell) - positives
@@ -481,13 +499,8 @@ def _counts_without(s, chosen):  # Bool [images]
 
 def _losses_without(s, images):  # Images of the other patients, float [patients]
     "Log loss and Brier score of the other patients"
-    sign = np.where(s.label, -1, 1)
-    of_images = dict(
-        log_loss=np.logaddexp(0, sign * s.logit),
-        brier=(sigmoid(s.logit) - s.label) ** 2,
-    )
     means = {}
-    for name, loss in of_images.items():
+    for name, loss in zip(('log_loss', 'brier'), s.losses.T):
         means[name] = (loss.sum() - np.bincount(s.patient, loss)) / images
     return means
 
@@ -518,7 +531,7 @@ def metrics_without(
     negative = fp + tn
     images = positive + negative
     cells = _cells(s)
-    curves = [count[0] for count in curve(s, s.ones)]
+    curves = [count[0] for count in curve(s, s.ones, corners=True)]
     found = decision_rates(tp, fp, fn, tn, prevalences)
     found |= _areas_without(cells, *curves, positive, negative)
     found |= _losses_without(s, images)
