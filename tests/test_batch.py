@@ -41,13 +41,13 @@ noise = np.random.default_rng(len(table)).normal(size=len(table))
 run.write('predictions.csv', table.assign(logit=4*(table.label - .5) + noise*(1 - lr)))
 run.finish()"""
 EVALUATION = """
+from cxr_study.evaluate.evaluation import evaluate_table
 run.write('metrics.json', evaluate_table(run.read('predictions.csv'), replicates=50))
 run.write('method.json', interval_method)
 run.finish()"""
 IMPORTS = """import time
 import numpy as np, pandas as pd
-from cxr_study.core.options import begin_stage
-from cxr_study.evaluate.evaluation import evaluate_table"""
+from cxr_study.core.options import begin_stage"""
 STAGES = {"01_data": DATA, "02_training": TRAINING, "03_evaluation": EVALUATION}
 
 
@@ -415,7 +415,6 @@ ALL = {
     ],
 )
 def test_an_edit_reruns_the_stages_that_use_it_and_no_others(keys, file, old, new, stages):
-    keys.changed()
     keys.edit(file, old, new)
     changed = keys.changed()
     if stages is not None:
@@ -428,8 +427,16 @@ def test_an_edit_reruns_the_stages_that_use_it_and_no_others(keys, file, old, ne
         assert "02_training" in changed and "01_data" not in changed
 
 
-def test_a_run_is_reproduced_and_a_differing_package_is_named(study):
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
+    "The folder of a finished run"
+    study = project_of(tmp_path_factory.mktemp("one"))
     study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs / "one")
+    return study.runs / "one"
+
+
+def test_a_run_is_reproduced_and_a_differing_package_is_named(study, one_run):
+    shutil.copytree(one_run, study.runs / "one")
     manifest = study.runs / "one/manifest.json"
     manifest.write_text(
         manifest.read_text().replace(
@@ -453,8 +460,8 @@ def row_of(rows, name):
     return next(row for row in rows if row["artefact"] == name)
 
 
-def test_another_logit_and_another_number_of_rows_are_differences(study):
-    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs / "one")
+def test_another_logit_and_another_number_of_rows_are_differences(study, one_run):
+    shutil.copytree(one_run, study.runs / "one")
     study("reproduce", "one")
     old = Run(study.runs / "one")
     new = Run(study.runs / "reproduced/one")
@@ -472,8 +479,8 @@ def test_another_logit_and_another_number_of_rows_are_differences(study):
     assert row["words"].startswith("39 rows of")
 
 
-def test_a_run_is_not_repeated_into_itself(study):
-    study("run", "--dataset", "phantom", "--limit", 40, "--run-dir", study.runs / "one")
+def test_a_run_is_not_repeated_into_itself(study, one_run):
+    shutil.copytree(one_run, study.runs / "one")
     before = (study.runs / "one/predictions.csv").stat().st_mtime_ns
     done = study("reproduce", "one", "--out", study.runs / "one", expect=2)
     assert "is the run itself" in done.stderr

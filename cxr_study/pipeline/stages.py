@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -23,13 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.options import RESNETS, STAGES, OptionError, Stage, check_options
 from cxr_study.core.run import (
@@ -46,6 +41,9 @@ from cxr_study.core.run import (
     upgraded,
     write_error,
 )
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #1a10bd86
 def _library_folder() -> Path:
@@ -88,9 +86,17 @@ _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionD
 _MAGIC_LINES = re.compile(r'^\s*[%!?].*$', re.M)  # IPython's own syntax, such as `%time`
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    "The node and every statement below it; expressions hold neither docstrings nor imports"
+    yield node
+    for name in ('body', 'handlers', 'cases', 'orelse', 'finalbody'):
+        for child in getattr(node, name, ()):
+            yield from _statements(child)
+
+
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     "The same tree, its docstrings removed in place"
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
@@ -128,7 +134,7 @@ def _imported_names(
 ) -> set[str]:
     "Full names of everything imported: modules, and names in modules, which may be modules too"
     names = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -172,14 +178,14 @@ _NOT_READ = 'not_read'
 
 
 @functools.lru_cache(maxsize=64)
-def _notebook_version(path: Path, modified: int) -> nbformat.NotebookNode:
-    "Read a notebook; `modified`, its time of change in ns, is there for the cache alone"
-    return nbformat.read(path, 4)
+def _cells_of_version(path: Path, modified: int) -> list[dict]:
+    "Read the cells of a notebook; `modified`, its time of change in ns, is there for the cache alone"
+    return json.loads(Path(path).read_text(encoding='utf-8'))['cells']
 
 
-def _read_notebook(path: Path) -> nbformat.NotebookNode:
-    "A notebook as it is on disk; do not change what is returned"
-    return _notebook_version(path, Path(path).stat().st_mtime_ns)
+def _notebook_cells(path: Path) -> list[dict]:
+    "The cells of a notebook as it is on disk; do not change what is returned"
+    return _cells_of_version(path, Path(path).stat().st_mtime_ns)
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #8398a311
 def stage_tree(
@@ -189,19 +195,26 @@ def stage_tree(
     "Syntax tree of a stage's code, without its parameters cell and the cells with these tags"
     left_out = {'parameters', *without}
     statements = []
-    for cell in _read_notebook(path).cells:
-        tags = set(cell.metadata.get('tags', []))
-        if cell.cell_type == 'code' and not tags & left_out:
-            statements += _parse_code(cell.source).body
+    for cell in _notebook_cells(path):
+        tags = set(cell['metadata'].get('tags', []))
+        if cell['cell_type'] == 'code' and not tags & left_out:
+            statements += _parse_code(''.join(cell['source'])).body
     return ast.Module(statements, [])
 
 
-def _code_digest(path: Path, without: tuple[str, ...] = (_FIGURE,)) -> str:
-    "Digest of the code that a stage runs, including the modules it imports"
+@functools.lru_cache(maxsize=64)
+def _digest_of_version(path: Path, without: tuple[str, ...], modified: tuple[int, ...]) -> str:
+    "Digest of a stage's code; `modified`, the times of change in ns, is there for the cache alone"
     tree = stage_tree(path, without)
     closure = import_closure(tree)
     modules = {name: _parsed(file).text for name, file in closure.items()}
     return digest([ast.unparse(tree), modules])
+
+
+def _code_digest(path: Path, without: tuple[str, ...] = (_FIGURE,)) -> str:
+    "Digest of the code that a stage runs, including the modules it imports"
+    files = [Path(path), *sorted(_library_folder().rglob('*.py'))]
+    return _digest_of_version(path, without, tuple(file.stat().st_mtime_ns for file in files))
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #6d58f382
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +255,10 @@ def stage_keys(
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #3dbf7048
 @contextlib.contextmanager
-def _local_kernel() -> Iterator[Config]:
+def _local_kernel() -> Iterator['Config']:
     "Configuration of a kernel that is connected through files in a private folder"
+    from traitlets.config import Config
+
     if os.name != 'posix':
         yield Config()
         return
@@ -288,6 +303,10 @@ _IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IPr
 
 def _execute(path: Path, run_folder: Path, values: dict, progress: bool = True) -> Path:
     "Run one stage notebook into `run_folder`; returns the path of the executed notebook"
+    import papermill  # Here, because it takes seconds and a finished run does not need it
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     executed = Path(run_folder) / 'notebooks' / path.name
     logging.getLogger('papermill').setLevel(logging.ERROR)
     os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
