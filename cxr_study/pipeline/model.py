@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.classes import CLASSES, shown_name, with_names
+from ..core.classes import CLASSES, with_names
 
 if TYPE_CHECKING:
     from cxr_study.serve.predictor import Predictor
@@ -101,7 +101,7 @@ class Model:
         answer = self.predictor(_content(image), point, prevalence)
         classes = self.classes
         calibration = self.predictor.bundle.calibration
-        decision = shown_name(answer['decision'], classes)
+        decision = answer['decision']
         usual = float(calibration.probability(answer['logit']))  # What the decision compares
         reasons = filter(None, [answer['reason'], answer['unfamiliar_reason']])
         unfamiliar = answer['unfamiliar']
