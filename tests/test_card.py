@@ -12,7 +12,7 @@ from cxr_study.evaluate.evaluation import quote
 from cxr_study.pipeline.card import model_card, write_card
 from cxr_study.serve.bundle import load_bundle
 
-PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/seed0/metrics.json"))
+PUBLISHED = sorted(p.parent for p in (ROOT / "results").rglob("seed0/metrics.json"))
 BUNDLES = sorted(p.parent for p in (ROOT / "models").glob("*/bundle.json"))
 HEADINGS = (
     "Intended use",
@@ -30,7 +30,7 @@ def sections(card):
     return {heading: text.rstrip("\n") for heading, text in zip(parts[::2], parts[1::2])}
 
 
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda p: "-".join(p.parts[-3:-1]))
 def test_every_published_run_has_a_card(folder):
     text = model_card(folder)
     figures = json.loads((folder / "metrics.json").read_text())["figures"]
@@ -51,7 +51,7 @@ def test_committed_cards_are_up_to_date():
 def test_the_card_of_a_bundle_is_that_of_its_published_run(folder):
     "Sections that need unpublished files are not compared; the data section may end with findings of the audit"
     bundle = load_bundle(folder)
-    predictions = (ROOT / "results").glob("*/seed*/predictions.csv")
+    predictions = (ROOT / "results").rglob("seed*/predictions.csv")
     wanted = bundle.facts["predictions_sha256"]
     (run,) = [path.parent for path in predictions if sha256(path) == wanted]
     expected = sections(model_card(run))
