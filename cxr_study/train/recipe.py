@@ -6,8 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/train/recipe.html.md"""
 
 # %% auto #0
 __all__ = ['Recipe', 'recipe_from', 'Loss', 'has_bf16', 'bf16_pays', 'BFloat16', 'Float16', 'mixed_precision', 'SeedEpochs',
-           'Average', 'print_progress', 'Keeper', 'parameter_groups', 'group_rates', 'recipe_callbacks', 'make_learner',
-           'memory_advice', 'fit_learner']
+           'TrackerCallback', 'Average', 'print_progress', 'Keeper', 'parameter_groups', 'group_rates',
+           'recipe_callbacks', 'make_learner', 'memory_advice', 'fit_learner']
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #aa6a78a0
 import copy
@@ -15,6 +15,7 @@ import ctypes
 import dataclasses
 import random
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ..core.options import RECIPE, checked
 from ..core.run import StudyError, atomic_write, seed_everything
+from ..core.tracking import Tracker
 from .loaders import LoaderSettings
 from .networks import Classifier, exact_float32
 
@@ -282,6 +284,33 @@ class SeedEpochs(Callback):
         loader = self.dls.train
         inner_loader = getattr(loader, 'dl', loader)  # Several processes wrap the loader
         inner_loader.rng = random.Random(seed)  # The same order of images in all processes
+
+# %% ../../nbs/lib/train/03_recipe.ipynb #2bcec747
+class TrackerCallback(Callback):
+    "Report the figures of each epoch to a tracker, and all of them as `history.csv` at the end"
+
+    order = 70  # After fastai's Recorder
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
+
+    def before_fit(self):
+        is_search = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
+        self.run = not is_search and _rank() == 0
+        self.rows = []
+
+    def after_epoch(self):
+        names = self.recorder.metric_names[1:-1]  # Without the epoch and the time
+        figures = dict(zip(names, map(float, self.recorder.log[1:])))
+        self.rows.append(dict(epoch=self.epoch) | figures)
+        self.tracker.log(figures, self.epoch)
+
+    def after_fit(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'history.csv'
+            pd.DataFrame(self.rows).to_csv(path, index=False)
+            self.tracker.keep(path)
+        self.tracker.finish()
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #4c6a31fd
 def _plain(model):

@@ -26,6 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from timm.layers import convert_sync_batchnorm
 
 from ..core.run import StudyError, atomic_write, digest, seed_everything, to_json
+from ..core.tracking import tracker
 from ..data.images import Preprocess
 from ..data.sets import BOOKKEEPING
 from ..predict.table import check_predictions
@@ -34,6 +35,7 @@ from .networks import Classifier, Ensemble, check_device, create_body, on_device
 from cxr_study.train.recipe import (
     Keeper,
     Recipe,
+    TrackerCallback,
     fit_learner,
     make_learner,
     memory_advice,
@@ -104,12 +106,21 @@ def train(
     if processes > 1:
         _launch(training, data, checkpoint, processes, device)
     learn = learner(training, data, device)
-    keeper = Keeper(checkpoint, training.key(data.table), say)
+    name = training.key(data.table)
+    keeper = Keeper(checkpoint, name, say)
+    if found := tracker(name, _facts(training)):
+        learn.add_cb(TrackerCallback(found))
     try:
         history = fit_learner(learn, training.recipe, keeper, training.seed, training.pretrained)
     finally:
         _release(learn)
     return learn.model.eval(), history
+
+
+def _facts(training):
+    "Parameters of a training, name -> value"
+    facts = dataclasses.asdict(training)
+    return facts | facts.pop('recipe')
 
 
 def _release(learn):
