@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
+import papermill
 import pytest
 from click.testing import CliRunner
 from conftest import COMMAND, ROOT, bare
@@ -540,7 +541,7 @@ def test_copying_a_run_on_a_broken_disk_is_a_sentence(tmp_path, broken_disk):
 
 
 def test_a_stage_on_a_broken_disk_is_a_sentence(tmp_path, broken_disk):
-    reason = broken_disk(stages.papermill, "execute_notebook")
+    reason = broken_disk(papermill, "execute_notebook")
     options = ["run", "--dataset", "phantom", "--run-dir", str(tmp_path / "runs/one")]
     one_sentence(CliRunner().invoke(main, options), "Cannot write", reason)
 
