@@ -61,9 +61,9 @@ def light_png(
     text: str,  # A PNG in Base64, as in a notebook's output
     colours: int = 64,
 ) -> str:
-    "The same image with a palette, if that is smaller"
+    "The same image with a palette of so many colours, if that is smaller"
     image = Image.open(io.BytesIO(base64.b64decode(text)))
-    if image.mode == "P":
+    if image.mode == "P" and len(image.getcolors()) <= colours:
         return text
     buffer = io.BytesIO()
     image.convert("RGB").quantize(colours).save(buffer, "png", optimize=True)
