@@ -462,21 +462,27 @@ def _reproduce(path, predictions, out, as_json):
         raise click.exceptions.Exit(1)
 
 # %% ../nbs/lib/cli/01_cli.ipynb #392bd2a5
+def _of_own_data(command: Callable) -> Callable:
+    "Give a command the options of a folder of one's own: `positive` and `patients`"
+    positive = click.option(
+        '--positive',
+        default='',
+        help="Positive class of your own data; not needed for names such as positive or 1",
+    )
+    patients = click.option(
+        '--patients',
+        type=click.Choice(['auto', 'folders', 'unknown']),
+        default='auto',
+        show_default=True,
+        help="Patients of a folder: those below the classes, or each image its own",
+    )
+    return positive(patients(command))
+
+
 @main.command('external')
 @click.argument('path', metavar='RUN', type=_RunPath())
 @click.argument('dataset')
-@click.option(
-    '--positive',
-    default='',
-    help="Positive class of your own data; not needed for names such as positive or 1",
-)
-@click.option(
-    '--patients',
-    type=click.Choice(['auto', 'folders', 'unknown']),
-    default='auto',
-    show_default=True,
-    help="Patients of a folder: those below the classes, or each image its own",
-)
+@_of_own_data
 @click.option(
     '--replicates', default=1000, show_default=True, help="Bootstrap replicates of patients"
 )
@@ -622,18 +628,7 @@ def _print_evaluation(table, notes, out):
     show_default=True,
     help="Folder for audit.html, audit.json and datasheet.md",
 )
-@click.option(
-    '--positive',
-    default='',
-    help="Positive class of your own data; not needed for names such as positive or 1",
-)
-@click.option(
-    '--patients',
-    type=click.Choice(['auto', 'folders', 'unknown']),
-    default='auto',
-    show_default=True,
-    help="Patients of a folder: those below the classes, or each image its own",
-)
+@_of_own_data
 def _audit(source, out, positive, patients):
     """Audit a data set: duplicates, leaks and shortcuts.
 
