@@ -21,6 +21,9 @@ from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
 
 from cxr_study.core.options import defaults
+from cxr_study.core.run import StudyError
+from cxr_study.data.cache import decoded
+from cxr_study.data.decoders import Decoders
 from cxr_study.data.dicom import to_dicom
 from cxr_study.data.formats import (
     CorruptImage,
@@ -29,8 +32,10 @@ from cxr_study.data.formats import (
     TooLarge,
     UnsupportedDicom,
     UnsupportedFormat,
+    WrongShape,
 )
 from cxr_study.data.images import Preprocess, decode, dimensions, read_image, resize
+from cxr_study.data.sets import load_dataset
 
 H, W = 48, 56
 
@@ -612,6 +617,57 @@ def test_bombs_are_rejected_before_they_are_decoded(kind):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+@functools.cache
+def strip(kind, height, width):
+    "A file of an image of this size"
+    if kind == 'dicom':
+        return to_dicom(np.zeros((height, width), np.uint8))
+    if kind == 'jpeg':
+        return jpeg(np.zeros((height, width), np.uint8))
+    return png(np.zeros((height, width), np.uint8))
+
+
+@pytest.fixture(scope='module')
+def decoders():
+    with Decoders(1) as found:
+        yield found
+
+
+STRIPS = ((1, 40_000), (40_000, 1), (15, 15), (20, 121), (121, 20), (100, 9000))
+
+
+@pytest.mark.parametrize('size', STRIPS)
+@pytest.mark.parametrize('kind', ('png', 'jpeg', 'dicom'))
+def test_what_cannot_be_a_film_is_refused_everywhere_with_a_sentence(
+    tmp_path, decoders, kind, size
+):
+    content = strip(kind, *size)
+    for read in (decode, read_image, dimensions):
+        with pytest.raises(WrongShape, match='Send the whole image'):
+            read(content)
+    with pytest.raises(WrongShape, match='Send the whole image'):
+        decoders.prepare(content, Preprocess(32))
+    for name in ('NORMAL', 'PNEUMONIA'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'film.png').write_bytes(strip('png', 40, 40))
+    (tmp_path / 'NORMAL' / f'strip.{kind}').write_bytes(content)
+    with pytest.raises(StudyError, match='Send the whole image'):
+        decoded(load_dataset(str(tmp_path)), Preprocess(32), tmp_path / 'cache')
+
+
+def test_a_strip_of_40_megapixels_is_refused_before_it_is_decoded():
+    start = time.process_time()
+    with pytest.raises(WrongShape):
+        decode(strip('png', 1, 40_000_000))
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize('size', ((28, 28), (16, 96), (96, 16), (50, 169)))
+@pytest.mark.parametrize('kind', ('png', 'jpeg', 'dicom'))
+def test_small_and_wide_films_are_read(kind, size):
+    assert decode(strip(kind, *size)).shape == size
+
+
 def test_deflated_dicom_is_rejected():
     with pytest.raises(UnsupportedDicom, match='deflated'):
         decode(to_dicom(np.zeros((2000, 2000), np.uint8), uid.DeflatedExplicitVRLittleEndian))
@@ -760,7 +816,7 @@ def test_padding_outside_the_stored_bits_and_a_range_of_padding():
         expected = plain if words is outside else decode(to_dicom(words[7:], BitsStored=12))
         assert (grey[7:] == expected).all()
     with pytest.raises(UnsupportedDicom, match='All of its pixels are padding'):
-        decode(to_dicom(np.full((9, 9), 7, np.uint16), PixelPaddingValue=7))
+        decode(to_dicom(np.full((16, 16), 7, np.uint16), PixelPaddingValue=7))
 
 
 @pytest.mark.parametrize(
@@ -861,12 +917,12 @@ def test_a_jp2_box_without_length_does_not_stop_the_reader():
 # --- Damaged pixels ---
 
 
-def jpeg_of_12_bits(blocks):
-    "A sequential JPEG of 12 bits (8 x 8 blocks in a row), by a minimal encoder"
+def jpeg_of_12_bits(rows, columns):
+    "A sequential JPEG of 12 bits with so many rows and columns of blocks of 8 x 8, by a minimal encoder"
     rng = np.random.default_rng(0)
     code = ''
     before = 0
-    for _ in range(blocks):
+    for _ in range(rows * columns):
         level = int(rng.integers(-900, 900))
         size = abs(level - before).bit_length()
         bits = level - before if level > before else level - before + 2**size - 1
@@ -887,7 +943,7 @@ def jpeg_of_12_bits(blocks):
     return (
         b'\xff\xd8'
         + segment(0xDB, bytes([0]) + bytes([8]) * 64)
-        + segment(0xC1, struct.pack('>BHHB3B', 12, 8, 8 * blocks, 1, 1, 0x11, 0))
+        + segment(0xC1, struct.pack('>BHHB3B', 12, 8 * rows, 8 * columns, 1, 1, 0x11, 0))
         + segment(0xC4, levels)
         + segment(0xC4, others)
         + segment(0xDA, bytes([1, 1, 0, 0, 63, 0]))
@@ -912,10 +968,10 @@ def compressed(kind):
         wrap = functools.partial(encapsulated, film_like(), uid.JPEGBaseline8Bit)
         return jpeg(film_like()), wrap
     if kind == 'extended':
-        blocks = 2000
-        a = np.zeros((8, 8 * blocks), np.uint16)
+        rows, columns = 40, 50
+        a = np.zeros((8 * rows, 8 * columns), np.uint16)
         wrap = functools.partial(encapsulated, a, uid.JPEGExtended12Bit, BitsStored=12)
-        return jpeg_of_12_bits(blocks), wrap
+        return jpeg_of_12_bits(rows, columns), wrap
     a = stored(12, False)
     if kind == 'lossless':
         stream, syntax = lossless_jpeg(a, 12), uid.JPEGLosslessSV1

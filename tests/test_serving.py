@@ -263,6 +263,8 @@ def bad_files():
         "text as .jpg": (b"this is not an image", 415, "neither JPEG nor PNG nor DICOM"),
         "truncated": (encode(RAMP)[:2000], 422, "truncated or damaged"),
         "bomb": (big, 422, "at most 40,000,000"),
+        "strip": (encode(Image.new("L", (4000, 20)), "PNG"), 422, "Send the whole image"),
+        "dicom strip": (to_dicom(RAMP[:1]), 422, "Send the whole image"),
         "animated": (
             encode(grey, "PNG", save_all=True, append_images=[grey.rotate(5)]),
             415,

@@ -39,6 +39,7 @@ from cxr_study.data.formats import (
     TooLarge,
     UnsupportedDicom,
     UnsupportedFormat,
+    WrongShape,
     read_bytes,
 )
 from .images import Preprocess, decode, read_image
@@ -545,7 +546,7 @@ def run(
         facts, answer = worker.ask(message, content, self.limits.answer, deadline)
         if 'error' in facts:
             _raise_error(facts, self.limits)
-    except (UnsupportedDicom, UnsupportedFormat):
+    except (UnsupportedDicom, UnsupportedFormat, WrongShape):
         self._give_back(worker, ticket)
         raise
     except BaseException as error:

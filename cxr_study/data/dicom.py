@@ -471,7 +471,7 @@ def _read_header(content, limits):
         )
     if problem := _dicom_problem(header):
         raise UnsupportedDicom(f"This DICOM object is rejected: {problem}.")
-    limits.check_pixels(header.Columns, header.Rows)
+    limits.check_size(header.Columns, header.Rows)
     return header
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #58b5e7bd

@@ -149,7 +149,7 @@ def _open_header(content: bytes, format: str, limits: Limits) -> Image.Image:
                 f"The text of the {format} is too large unpacked. Save the image without metadata."
             ) from None
         raise CorruptImage(f"The {format} header is damaged. Export the image again.") from None
-    limits.check_pixels(*opened.size)
+    limits.check_size(*opened.size)
     if problem := _kind_problem(opened, content):
         raise UnsupportedFormat(problem)
     return opened
