@@ -2,7 +2,7 @@
 
 The networks are those of the shape grid (ResNet-18, 64 px, squashed, stretched), whose five seeds are the curve's last
 point. A seed draws its children anew; its smaller sets lie in its larger ones. Fewer films are seen in more epochs.
---out gets second_edition.json and search.npz, written anew after each training. A call that was killed goes on with
+--out gets second_edition.json and seeds.npz, written anew after each training. A call that was killed goes on with
 its last epoch.
 
 usage: learning_curve.py EARLIER --out FOLDER [--threads 1] [--seeds 0,1,2,3,4]

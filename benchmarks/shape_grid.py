@@ -49,11 +49,11 @@ class Resumed(Kept):
         before = json.loads(path.read_text())
         self.facts['jobs'] = before['jobs']
         self.facts['failed'] = before['failed']
-        with np.load(self.out / 'search.npz') as stored:
-            keys = {entry['key'] for entry in before['jobs']}
-            for name in stored.files:
-                if name.split('/')[0] in keys:
-                    self.logits['search'][name] = stored[name]
+        keys = {entry['key'] for entry in before['jobs']}
+        for place, logits in self.logits.items():
+            path = self.out / f'{place}.npz'
+            stored = np.load(path) if path.exists() else {}
+            logits |= {name: stored[name] for name in stored if name.split('/')[0] in keys}
 
 
 def missing_jobs(finished):  # Keys of finished trainings
