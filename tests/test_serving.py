@@ -28,6 +28,7 @@ from pathlib import Path
 import hostile
 import numpy as np
 import pytest
+import uvloop
 from conftest import COMMAND, ROOT
 from load_client import exchange, form_bytes, load, post, request_bytes, running, summary
 from PIL import Image
@@ -36,6 +37,8 @@ from pydicom.uid import generate_uid
 from cxr_study.core.run import Run, sha256
 from cxr_study.data.dicom import to_dicom
 from cxr_study.serve.bundle import example_bundle, load_bundle
+from cxr_study.serve.guard import Settings
+from cxr_study.serve.service import _Listener
 
 for needed in ("fastapi", "onnxruntime", "onnx"):
     pytest.importorskip(needed, reason="needs the packages of the extra `serve`, and onnx")
@@ -537,6 +540,96 @@ def test_slow_and_idle_connections_keep_nobody_out(brightness):
     with stack:
         assert asyncio.run(attack()) == [200] * 3
         assert asked(s, "GET", "/readyz")[0] == 200
+
+
+def test_a_full_service_refuses_at_once_and_the_connection_goes_on(brightness):
+    "The 429 comes before the body, which is dropped; the next request is answered or the connection ends"
+
+    async def ask(port):
+        head, _, body = request_bytes(encode(RAMP)).partition(b"\r\n\r\n")
+        half = head + b"\r\n\r\n" + body[: len(body) // 2]
+        places = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for _, writer in places:
+            writer.write(half)
+        await asyncio.sleep(0.2)
+        found = []
+        for closing in (False, True):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                half.replace(b"\r\n", b"\r\nconnection: close\r\n", 1) if closing else half
+            )
+            refused = await exchange(reader, writer, b"")
+            assert refused[0] == 429 and b"x-content-type-options: nosniff" in refused[1]
+            assert b"Retry-After" in refused[2] and b"retry-after" in refused[1]
+            writer.write(body[len(body) // 2 :])
+            if closing:
+                found.append(await reader.read() == b"")
+            else:
+                livez = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+                found.append((await exchange(reader, writer, livez))[0] == 200)
+            writer.close()
+        for reader, writer in places:
+            found.append((await exchange(reader, writer, body[len(body) // 2 :]))[0] == 200)
+            writer.close()
+        return found
+
+    with running(brightness, workers=1, decoders=1, queue=0, drain_seconds=0.1) as s:
+        assert asyncio.run(ask(int(s.url.rsplit(":", 1)[1]))) == [True] * 4
+        counted = urllib.request.urlopen(s.url + "/metrics").read().decode()
+        assert 'cxr_requests_total{method="POST",route="other",status="429"} 2.0' in counted
+
+
+class FakeConnection:
+    "What a listener asks of a connection"
+
+    settings = Settings()
+
+    def __init__(self, connections, overdue):
+        self.connections, self.late = connections, overdue
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.connections.add(self)
+
+    def connection_lost(self, error):
+        self.connections.discard(self)
+
+    def overdue(self):
+        return self.late
+
+    def rate(self):
+        return 1e9
+
+
+@pytest.mark.parametrize("overdue, expected", ((-1.0, (10, 10, 0)), (1.0, (30, 10, 20))))
+@pytest.mark.parametrize("new_loop", (asyncio.new_event_loop, uvloop.new_event_loop))
+def test_connections_are_accepted_in_one_turn_as_far_as_there_is_room(new_loop, overdue, expected):
+    "(made, open, closed by us) of 30 connections where 10 have room; those that do not wait stay"
+    connections, made = set(), []
+
+    def connect():
+        made.append(FakeConnection(connections, overdue))
+        return made[-1]
+
+    async def run():
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            listener = _Listener(bound, connect, connections, 10)
+            clients = [socket.create_connection(bound.getsockname()) for _ in range(30)]
+            await asyncio.sleep(0.3)
+            found = len(made), len(connections), sum(c.transport.is_closing() for c in made)
+            for client in clients:
+                client.close()
+            await asyncio.sleep(0.3)
+            listener.close()
+            assert len(made) == 30 and not connections
+            return found
+
+    loop = new_loop()
+    try:
+        assert loop.run_until_complete(run()) == expected
+    finally:
+        loop.close()
 
 
 def test_large_uploads_stay_within_their_memory(brightness):

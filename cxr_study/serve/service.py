@@ -56,6 +56,8 @@ from cxr_study.serve.guard import (
     Settings,
     Workers,
     decide_token,
+    has_body,
+    http_answer,
     internal_error,
     log_line,
 )
@@ -1153,6 +1155,10 @@ def create_app(
     return Guard(api, settings, service.metrics.count_request, service.workers.check_capacity)
 
 # %% ../../nbs/lib/serve/05_service.ipynb #6f62430c
+_FIRST_GRACE_SECONDS = 0.05  # For a first request, when there is no room for others
+_GRACE_SECONDS = 1.0  # For a further one
+
+
 class _Connection(HttpToolsProtocol):
     "A connection with limits on its headers, their time, and its number of requests"
 
@@ -1167,22 +1173,17 @@ class _Connection(HttpToolsProtocol):
         self.body_since = 0.0  # When the last header was complete
         self.body_size = 0  # Bytes of the body after it
         self.timer = None  # Closes the connection if the client takes too long
+        self.refused = None  # The 429 that answered the request whose body is arriving
+        self.closes = False  # After that request
         super().connection_made(transport)
         self.start_timer()
-        if len(self.connections) > self.settings.connections:
-            self.make_room()
 
-    def make_room(self) -> None:
-        "Close the connection that has waited longest for a request, or one with a slow upload, or this one"
-        others = self.connections - {self}
-        waiting = [other for other in others if other.waits_since is not None]
-        slow = [other for other in others if other.rate() < self.settings.slow_bytes]
-        if waiting:
-            chosen = min(waiting, key=lambda other: other.waits_since)
-        else:
-            chosen = min(slow, key=lambda other: other.rate(), default=self)
-        chosen.transport.abort()
-        self.connections.discard(chosen)
+    def overdue(self) -> float:
+        "Seconds that this connection has waited for a request beyond its grace; below 0 if it should stay"
+        if self.waits_since is None:
+            return -math.inf
+        grace = _GRACE_SECONDS if self.requests else _FIRST_GRACE_SECONDS
+        return self.loop.time() - self.waits_since - grace
 
     def rate(self) -> float:
         "Bytes a second of the upload that is arriving; infinite if there is none, and in its first second"
@@ -1191,9 +1192,10 @@ class _Connection(HttpToolsProtocol):
             return math.inf
         return self.body_size / seconds
 
-    def start_timer(self) -> None:
+    def start_timer(self, seconds: float | None = None) -> None:  # None: time for a header
         self.stop_timer()
-        self.timer = self.loop.call_later(self.settings.header_seconds, self.transport.abort)
+        seconds = self.settings.header_seconds if seconds is None else seconds
+        self.timer = self.loop.call_later(seconds, self.transport.abort)
 
     def stop_timer(self) -> None:
         if self.timer:
@@ -1231,20 +1233,33 @@ class _Connection(HttpToolsProtocol):
         self.waits_since = None
         self.body_since = self.loop.time()
         self.body_size = 0
-        super().on_headers_complete()
         self.requests += 1
+        self.refused = self.refusal()
+        if self.refused:
+            self.refuse()
+            return
+        super().on_headers_complete()
         if self.requests >= self.settings.requests:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self.body_size += len(body)
-        super().on_body(body)
+        if not self.refused:
+            super().on_body(body)
+        elif self.body_size > 2 * self.settings.max_bytes:
+            self.transport.abort()
 
     def on_message_complete(self) -> None:
         self.stop_timer()
         self.in_header = True
         self.header_size = 0
-        super().on_message_complete()
+        if not self.refused:
+            super().on_message_complete()
+        elif self.closes:
+            self.transport.close()
+        else:
+            self.waits_since = self.loop.time()
+            self.start_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -1253,18 +1268,101 @@ class _Connection(HttpToolsProtocol):
         if not self.in_header:  # The client still sends a request that was answered
             self.start_timer()
 
+    def refusal(self) -> Problem | None:
+        "The 429 of an upload that finds no place; None if the application is to answer"
+        is_second = self.cycle is not None and not self.cycle.response_complete  # Pipelined
+        if self.parser.get_method() != b'POST' or self.expect_100_continue or is_second:
+            return None
+        return self.app.refusal() if has_body(dict(self.headers)) else None
+
+    def refuse(self) -> None:
+        "Answer at once, without the application; the rest of the request is read and dropped"
+        is_last = self.requests >= self.settings.requests or self.app.draining
+        self.closes = is_last or not self.parser.should_keep_alive()
+        self.transport.write(http_answer(self.refused, self.closes))
+        self.start_timer(self.settings.receive_seconds)
+
     def send_400_response(self, msg: str) -> None:
         "Refuse a request that cannot be parsed, or whose header is too long"
         problem = Problem(400, "This is not HTTP.")
         if max(self.header_size, self.unparsed) > self.settings.header_bytes:
             problem = Problem(431, "The header of the request is too long.")
-        body = json.dumps(problem.document()).encode()
-        head = (
-            f'HTTP/1.1 {problem.status} \r\ncontent-type: application/problem+json\r\n'
-            f'content-length: {len(body)}\r\nconnection: close\r\n\r\n'
-        )
-        self.transport.write(head.encode() + body)
+        self.transport.write(http_answer(problem, closes=True))
         self.transport.close()
+
+# %% ../../nbs/lib/serve/05_service.ipynb #462aef0d
+_WAITING = 2048  # Connections that the kernel keeps until they are accepted
+_ACCEPTED = 64  # At most, in one turn of the loop
+_PAUSE_SECONDS = 0.01  # Before it is tried again, without room
+
+
+class _Listener:
+    "Accepts the connections of one socket"
+
+    def __init__(
+        self,
+        listener: socket.socket,  # Bound
+        connect: Callable,  # Makes the protocol of a new connection
+        connections: set,  # Of all listeners
+        most: int,  # Connections
+    ):
+        self.listener = listener
+        self.connect = connect
+        self.connections = connections
+        self.most = most
+        self.beginning = set()  # Tasks of connections that are not yet in `connections`
+        self.loop = asyncio.get_running_loop()
+        self.is_closed = False
+        listener.setblocking(False)
+        listener.listen(_WAITING)
+        self.start()
+
+    def start(self) -> None:
+        if not self.is_closed:
+            self.loop.add_reader(self.listener, self.accept)
+
+    def pause(self) -> None:
+        self.loop.remove_reader(self.listener)
+        self.loop.call_later(_PAUSE_SECONDS, self.start)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.loop.remove_reader(self.listener)
+
+    async def wait_closed(self) -> None:
+        "Wait for the connections that have just been accepted"
+        await asyncio.gather(*self.beginning, return_exceptions=True)
+
+    def accept(self) -> None:
+        "Accept what waits, as far as there is room"
+        for _ in range(_ACCEPTED):
+            if not self.has_room():
+                self.pause()
+                return
+            try:
+                client, _ = self.listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:  # No descriptor is left
+                self.pause()
+                return
+            client.setblocking(False)
+            task = self.loop.create_task(self.loop.connect_accepted_socket(self.connect, client))
+            self.beginning.add(task)
+            task.add_done_callback(self.beginning.discard)
+
+    def has_room(self) -> bool:
+        "Whether there is room for a connection, if need be after closing one that waits or sends slowly"
+        if len(self.connections) + len(self.beginning) < self.most:
+            return True
+        chosen = max(self.connections, key=lambda other: other.overdue(), default=None)
+        if chosen is None or chosen.overdue() < 0:
+            chosen = min(self.connections, key=lambda other: other.rate(), default=None)
+            if chosen is None or chosen.rate() >= chosen.settings.slow_bytes:
+                return False
+        chosen.transport.abort()
+        self.connections.discard(chosen)
+        return True
 
 # %% ../../nbs/lib/serve/05_service.ipynb #9e3677b6
 class Server(uvicorn.Server):
@@ -1280,6 +1378,19 @@ class Server(uvicorn.Server):
         self.guard = guard
         self.drain_seconds = drain_seconds
         self.drained_at = None  # When draining ends, on the monotonic clock; None: not stopping
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        "Listen at the sockets"
+        connect = functools.partial(
+            self.config.http_protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        connections = self.server_state.connections
+        most = self.config.http_protocol_class.settings.connections
+        self.servers = [_Listener(each, connect, connections, most) for each in sockets]
+        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         "Begin to drain; on a second signal, stop at once"
@@ -1330,7 +1441,6 @@ def _uvicorn_config(app: Guard, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         lifespan='off',
         ws='none',
-        backlog=max(4, min(128, limited.connections // 2)),
         timeout_keep_alive=int(settings.header_seconds),
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
