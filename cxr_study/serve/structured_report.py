@@ -9,11 +9,15 @@ __all__ = ['structured_report', 'report_job', 'report_in_worker', 'read_structur
 
 # %% ../../nbs/lib/serve/03_structured_report.ipynb #58dd9b1e
 import io
+import re
 import warnings
 from collections.abc import Iterator
 
 import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM, validate_value
 
 from ..core.run import NOTICE
 from ..data.decoders import Decoders
@@ -43,8 +47,8 @@ def _presence(answer: dict) -> str:  # Of `Predictor`
 
 # %% ../../nbs/lib/serve/03_structured_report.ipynb #5b61a111
 _REQUIRED = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'SOPClassUID')
-_EMPTY_IF_MISSING = (
-    'PatientID',
+_IDENTIFIERS = (*_REQUIRED, 'PatientID')
+_TAKEN_OVER = (
     'PatientName',
     'PatientBirthDate',
     'PatientSex',
@@ -54,26 +58,81 @@ _EMPTY_IF_MISSING = (
     'StudyTime',
     'ReferringPhysicianName',
 )
+_IF_VALID = ('PatientAge', 'StudyDescription')  # Absent otherwise
+
+# %% ../../nbs/lib/serve/03_structured_report.ipynb #b5948dc1
+def _repaired(keyword: str, text: str) -> str:
+    "The valid form of a value, if only one is possible; otherwise the value as it is"
+    if keyword == 'PatientAge' and re.fullmatch(r'\d{1,3}[DWMY]', text):
+        return text.zfill(4)
+    if keyword == 'PatientSex' and text.upper() in ('M', 'F', 'O', 'MALE', 'FEMALE', 'OTHER'):
+        return text[0].upper()
+    if keyword.endswith('Date') and re.fullmatch(r'\d{4}([-./])\d\d\1\d\d', text):
+        return re.sub(r'\D', '', text)
+    if keyword.endswith('Time') and re.fullmatch(r'\d\d(:\d\d){1,2}', text):
+        return text.replace(':', '')
+    return text
 
 
-def _read_header(content: bytes) -> pydicom.Dataset:
-    "The header of a DICOM image. Raises `UnsupportedDicom` if it is not DICOM or belongs to no study."
+def _is_valid(keyword: str, text: str) -> bool:
+    "Whether DICOM allows this value of the attribute"
+    if '\\' in text or not text.isprintable():
+        return False
+    if keyword == 'PatientSex':
+        return text in ('M', 'F', 'O', '')
+    representation = dictionary_VR(keyword)
+    reader = dict(DA=DA, TM=TM).get(representation, str)
     try:
-        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        validate_value(representation, text, pydicom.config.RAISE)
+        reader(text)  # Also refuses 31 February
+    except ValueError:
+        return False
+    return True
+
+# %% ../../nbs/lib/serve/03_structured_report.ipynb #713b2b22
+def _text_of(header: pydicom.Dataset, keyword: str) -> str:
+    "The value of an attribute as text, '' if there is none; of several values something that is not valid"
+    if header.get(keyword) is None:
+        return ''
+    value = header[keyword].value
+    if isinstance(value, MultiValue):
+        return '\\'.join(map(str, value))
+    return str(value).strip(' \0')
+
+
+def _read_dicom(content: bytes) -> pydicom.Dataset:
+    "The header of a file; raises `UnsupportedDicom` if it is not DICOM"
+    try:
+        return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
     except Exception:
         raise UnsupportedDicom(
             "A structured report needs a DICOM image, and this is not one. "
             "Request JSON, or send the DICOM file."
         ) from None
-    missing = [name for name in _REQUIRED if not header.get(name)]
+
+
+def _read_header(content: bytes) -> pydicom.Dataset:
+    "What a report takes over from an image. Raises `UnsupportedDicom` if it is not DICOM or belongs to no study."
+    read = _read_dicom(content)
+    missing = [name for name in _REQUIRED if not read.get(name)]
     if missing:
         raise UnsupportedDicom(
             f"This image cannot have a structured report, because it has no {', '.join(missing)}. "
             "Request JSON, or export the image with its study."
         )
-    for name in _EMPTY_IF_MISSING:
-        if name not in header:
-            setattr(header, name, None)
+    header = pydicom.Dataset()
+    header.SpecificCharacterSet = 'ISO_IR 192'  # UTF-8
+    for name in (*_IDENTIFIERS, *_TAKEN_OVER, *_IF_VALID):
+        value = _repaired(name, _text_of(read, name))
+        if _is_valid(name, value):
+            setattr(header, name, value)
+        elif name in _IDENTIFIERS:
+            raise UnsupportedDicom(
+                f"This image cannot have a structured report, because its {name} is not valid DICOM. "
+                "Request JSON, or correct the header."
+            )
+        elif name in _TAKEN_OVER:
+            setattr(header, name, '')
     return header
 
 # %% ../../nbs/lib/serve/03_structured_report.ipynb #defc208d
