@@ -675,16 +675,19 @@ def _bundle(path, out, name, int8):
     click.echo(f"Bundle: {folder}, {size / 1e6:.1f} MB")
 
 # %% ../nbs/lib/cli/01_cli.ipynb #7373ce42
-def _write_structured_report(decoders, folder, path, prediction):
-    "Write the DICOM Structured Report of a file into `folder`; other formats have none"
+def _write_structured_report(decoders, folder, archive, path, prediction):
+    "Write the DICOM Structured Report of a file into `folder` and to an archive; other formats have none"
     image = prediction['image']
     if image['format'] != 'DICOM':
         return
-    from cxr_study.serve.structured_report import report_in_worker
+    from cxr_study.serve.structured_report import report_in_worker, store_report
 
     content = report_in_worker(decoders, Path(path).read_bytes(), prediction)
-    with atomic_write(folder / f"{image['sha256'][:16]}.dcm") as temporary:
-        temporary.write_bytes(content)
+    if folder:
+        with atomic_write(folder / f"{image['sha256'][:16]}.dcm") as temporary:
+            temporary.write_bytes(content)
+    if archive:
+        store_report(content, archive)
 
 # %% ../nbs/lib/cli/01_cli.ipynb #773a3cc2
 @main.command('predict')
@@ -706,6 +709,11 @@ def _write_structured_report(decoders, folder, path, prediction):
     type=_FOLDER,
     help="Also write a DICOM Structured Report for each DICOM file into this folder",
 )
+@click.option(
+    '--stow',
+    metavar='URL',
+    help="Also send each Structured Report to this DICOMweb server; CXR_STOW_AUTHORIZATION holds credentials",
+)
 @click.option('--point', help="Operating point for the decisions; default: that of the bundle")
 @click.option(
     '--prevalence',
@@ -719,7 +727,7 @@ def _write_structured_report(decoders, folder, path, prediction):
     help="Images at the same time; default: one per core",
 )
 @_json_option
-def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
+def _predict(paths, out, bundle, jobs, as_json, **options):
     """Predict image files (JPEG, PNG, DICOM) with a bundle.
 
     PATHS are files, or folders that contain some. The result is a table. The
@@ -732,6 +740,7 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
     Examples:
       cxr-study predict radiographs/ --out predictions.csv
       cxr-study predict study.dcm --dicom-sr reports/
+      cxr-study predict study.dcm --stow http://localhost:8042/dicom-web
     """
     from cxr_study.data.decoders import Decoders
     from cxr_study.serve.bundle import check_classes, origin
@@ -739,14 +748,15 @@ def _predict(paths, out, bundle, dicom_sr, jobs, as_json, **decision):
 
     with Decoders(*([jobs] if jobs else [])) as decoders:
         predictor = Predictor(bundle, decoders=decoders)
-        predictor.bundle.calibration.point(decision['point'])  # An error if there is no such point
+        predictor.bundle.calibration.point(options['point'])  # An error if there is no such point
         also = None
-        if dicom_sr:
+        reports = [options.pop(name) for name in ('dicom_sr', 'stow')]
+        if any(reports):
             check_classes(predictor.bundle)
-            also = functools.partial(_write_structured_report, decoders, dicom_sr)
+            also = functools.partial(_write_structured_report, decoders, *reports)
         say = _printer(as_json)
         say(origin(predictor.bundle))
-        counts = predict_files(paths, out, predictor, jobs or None, also, say, **decision)
+        counts = predict_files(paths, out, predictor, jobs or None, also, say, **options)
     _print_json(dict(counts, out=out), as_json)
     if counts['failed']:
         raise click.exceptions.Exit(1)

@@ -39,10 +39,9 @@ from cxr_study.core.run import (
     write_error,
 )
 from ..core.tables import complete_records, file_text
-from ..data.decoders import Decoders, DecodersBusy, PreparedImage, prepare_image
+from ..data.decoders import Decoders, PreparedImage, prepare_image
 from cxr_study.data.formats import (
     CorruptImage,
-    ImageError,
     Limits,
     find_images,
     left_out_note,
@@ -406,7 +405,7 @@ def _row_of(
             on_answer(path, answer)
     except WriteError:
         raise
-    except (ImageError, DecodersBusy) as error:
+    except StudyError as error:
         row['error'] = str(error)
     except Exception as error:
         row['error'] = f"The file could not be processed ({type(error).__name__})."
