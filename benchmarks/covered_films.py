@@ -3,7 +3,8 @@
   films     Kaggle's test, and every third child of validation (fold 0), squashed to 224 pixels and changed there
   phantoms  a small residual network trained on drawn films, whose lungs are known exactly
 
-Covered pixels get the mean grey level of the pixels that stay. --out gets films.npz and phantoms.npz: logits by
+Covered pixels get the mean grey level of the pixels that stay. The logits of `first_edition`, the network that was
+shipped before, were computed with its bundle at commit 9dcd33e. --out gets films.npz and phantoms.npz: logits by
 network/split/change. A call that was killed goes on with the next change. Nothing is chosen here.
 
 usage: covered_films.py PART [PART ...] [--out FOLDER] [--networks NAME ...] [--splits test val]
@@ -26,9 +27,8 @@ from safetensors.numpy import load_file
 from cxr_study.core.run import atomic_write, root
 from cxr_study.data import phantom as drawing
 from cxr_study.data.cache import decoded
-from cxr_study.data.images import Preprocess, resize
+from cxr_study.data.images import Preprocess
 from cxr_study.data.sets import load_dataset, phantom
-from cxr_study.serve.predictor import Predictor
 from cxr_study.train.networks import Classifier, create_body
 from cxr_study.train.recipe import Recipe
 from cxr_study.train.training import Training, TrainingData, predict_logits, train
@@ -40,7 +40,6 @@ BORDER = 0.12  # Width of the frame
 CORNER = 0.15  # Side of a corner's square
 MARKS = dict(R=0.13, time=0.06, KV=0.06)  # Height of the letters, share of the side
 EDITION = root() / 'results/second_edition'
-FIRST_EDITION = root() / 'models/chest_xray-tf_efficientnetv2_b0'
 ARCHS = dict(distilled='resnet18', efficientnet='tf_efficientnetv2_b0')
 FOLDERS = dict(
     distilled='chest_xray-resnet18-distilled/seed0',
@@ -144,30 +143,21 @@ def edition_state(name):  # Of `KEYS`
     return own
 
 
-def edition_network(name):  # Of `KEYS`
-    "A network of the second edition from its weights in half precision"
+def edition_network_module(name):  # Of `KEYS`
+    "A network of the second edition from its weights in half precision, in evaluation mode"
     model = Classifier(create_body(ARCHS[name]), Preprocess(224, standardise='image'))
     tensors = {k: torch.tensor(v) for k, v in edition_state(name).items()}
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(floats)
-    model.eval()
-    return functools.partial(logits_of, model)
+    return model.eval()
 
 
-def bundle_network(folder):
-    "The network of a bundle, on films squashed to its size"
-    predictor = Predictor(folder)
-    spec = predictor.bundle.spec
-
-    def logits(images):
-        small = [resize(image, spec.size, 'squish', spec.antialias) for image in images]
-        return np.array([predictor.network(image, ('logit',))[0][0] for image in small])
-
-    return logits
+def edition_network(name):  # Of `KEYS`
+    "The same as a function of films"
+    return functools.partial(logits_of, edition_network_module(name))
 
 
 NETWORKS = dict(  # Name -> function that makes the network
-    first_edition=functools.partial(bundle_network, FIRST_EDITION),
     efficientnet=functools.partial(edition_network, 'efficientnet'),
     distilled=functools.partial(edition_network, 'distilled'),
 )

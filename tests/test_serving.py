@@ -195,7 +195,7 @@ def shipped():
     "A bundle in models/ and the published table of predictions that it was compared with"
     for file in ROOT.glob("models/*/bundle.json"):
         recorded = json.loads(file.read_text()).get("predictions_sha256")
-        for predictions in ROOT.glob("results/*/seed*/predictions.csv"):
+        for predictions in (ROOT / "results").rglob("seed*/predictions.csv"):
             if sha256(predictions) == recorded:
                 return file.parent, predictions
     pytest.skip("there is no bundle in models/ whose predictions are in results/")

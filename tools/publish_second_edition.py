@@ -4,7 +4,7 @@
 
 The folder holds `model.safetensors`, large tensors in half precision. Training, calibrator and threshold are those of
 `results/second_edition/call*` and ANALYSIS_PLAN.md; logits are computed again on the CPU in float32. Needs CXR_DATA
-with chest_xray.
+with chest_xray and nih_chestxray14. Make the bundle afterwards: `cxr-study bundle FOLDER --out models/NAME`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import papermill
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from second_edition_films import VERSIONS, WIDE
@@ -27,12 +28,12 @@ from cxr_study.calibrate.measures import calibration_measures
 from cxr_study.calibrate.thresholds import operating_points, point_metrics
 from cxr_study.calibrate.transfer import calibrated, validation_to_test
 from cxr_study.core.options import defaults
-from cxr_study.core.run import Run, atomic_write, file_sha256, root
+from cxr_study.core.run import Run, atomic_write, root
 from cxr_study.data.splits import open_data
-from cxr_study.evaluate.evaluation import evaluate_table
 from cxr_study.pipeline.published import PUBLISHED_FILES
 from cxr_study.pipeline.stages import RunSettings, run_stages
 from cxr_study.predict.decision import Calibration, Calibrator, OperatingPoint, sigmoid
+from cxr_study.robust.other_hospital import external
 from cxr_study.train.networks import load_model
 from cxr_study.train.training import predict_table
 
@@ -55,12 +56,17 @@ WEIGHTS_NOTE = (
     "Weights were stored in half precision after the training, but for small tensors. The predictions here were "
     "computed with the stored weights on a CPU in float32."
 )
+ELSEWHERE = "nih_chestxray14"  # The other hospital
 FILES = (
     *PUBLISHED_FILES,
     "model.safetensors",
     "split.csv",
     "data.json",
     "audit.json",
+    "familiarity.json",
+    "subgroups.json",
+    f"external-{ELSEWHERE}.json",
+    f"external-{ELSEWHERE}.csv",
 )
 REPLICATES = 1000
 LATER = ("04_calibration", "06_robustness")
@@ -165,22 +171,10 @@ def differences(network: Network, predictions: pd.DataFrame) -> dict:
     return found
 
 
-def enter_evaluation(run: Run) -> None:
-    "Stage 03_evaluation, without its figures"
-    options = defaults("03_evaluation")
-    run.begin("03_evaluation", keep=LATER, **options)
-    report = evaluate_table(
-        run.read("predictions.csv"),
-        ["val", "test"],
-        replicates=options["replicates"],
-        seed=options["seed"],
-        method=options["interval_method"],
-        prevalences=[float(p) for p in options["prevalences"].split(",")],
-    )
-    report["synthetic"] = run.manifest["synthetic"]
-    report["predictions"] = file_sha256(run.path("predictions.csv"))
-    run.write("metrics.json", report)
-    run.finish()
+def run_notebook(run: Run, stage: str) -> None:
+    "A stage as it is"
+    options = dict(run_dir=str(run.folder))
+    papermill.execute_notebook(root() / f"nbs/{stage}.ipynb", None, options, progress_bar=False)
 
 
 # --- Calibration
@@ -219,10 +213,10 @@ def enter_calibration(run: Run, network: Network) -> None:
     run.begin("04_calibration", keep=LATER, **options)
     calibration = plan_calibration(network, val)
     seed, cost = options["seed"], options["cost_of_miss"]
-    compared = {"test, before": test, "test, platt": calibrated(test, calibration)}
+    versions = {"test, before": test, "test, platt": calibrated(test, calibration)}
     measures = {
         name: calibration_measures(table, None, REPLICATES, seed)
-        for name, table in compared.items()
+        for name, table in versions.items()
     }
     fitted_on = dict(
         images=len(val),
@@ -274,9 +268,13 @@ def make_run(folder: Path, place: Path) -> None:
     if "02_training" not in Run(place).stages:
         enter_training(Run(place), folder, network)
     if "03_evaluation" not in Run(place).stages:
-        enter_evaluation(Run(place))
+        run_notebook(Run(place), "03_evaluation")
     if "04_calibration" not in Run(place).stages:
         enter_calibration(Run(place), network)
+    if "06_robustness" not in Run(place).stages:
+        run_notebook(Run(place), "06_robustness")
+    if f"external-{ELSEWHERE}.json" not in Run(place).manifest["artefacts"]:
+        external(place, ELSEWHERE, replicates=REPLICATES)
     publish(Run(place), folder)
 
 
