@@ -591,9 +591,15 @@ def _printed(
 @click.option(
     '--replicates', default=2000, show_default=True, help="Bootstrap replicates of patients"
 )
+@click.option(
+    '--interval-method',
+    default='bca_t',
+    show_default=True,
+    help="Bootstrap interval: bca_t, bca or percentile",
+)
 @click.option('--positive', help="Label of the positive class, if it is not 1")
 @_column_options
-def _evaluate(paths, out, use_split, replicates, **columns):
+def _evaluate(paths, out, use_split, replicates, interval_method, **columns):
     """Evaluate tables of predictions, without torch.
 
     PATHS are runs, csv files of this study or of others, MedMNIST's files, or
@@ -608,7 +614,7 @@ def _evaluate(paths, out, use_split, replicates, **columns):
     """
     from cxr_study.evaluate.csv_tables import evaluate
 
-    table, notes = evaluate(paths, out, split=use_split, replicates=replicates, **columns)
+    table, notes = evaluate(paths, out, use_split, None, replicates, interval_method, **columns)
     _print_evaluation(_printed(table), notes, out)
 
 

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from cxr_study.calibrate.calibrators import choose_calibrator
 from cxr_study.core.run import StudyError, read_table, write_csv
 from cxr_study.core.tables import complete_records, csv_record, patient_numbers, read_foreign
 from cxr_study.data.splits import components
+from cxr_study.evaluate import csv_tables
 from cxr_study.evaluate.comparison import delong_test
 from cxr_study.evaluate.csv_tables import evaluate, read_any
 from cxr_study.evaluate.evaluation import evaluate_at
@@ -271,3 +273,32 @@ def test_the_evaluation_says_what_is_left_out(tmp_path):
     _, notes = evaluate([path], tmp_path / 'out', replicates=20)
     assert '5 images are left out' in notes[0]
     assert '5 images are left out' in (tmp_path / 'out/report.html').read_text()
+
+
+# --- Many tables ---
+
+
+def test_several_processes_write_the_same_files_as_one(tmp_path, monkeypatch):
+    for seed in range(4):
+        simulate(patients=60, images=1, seed=seed).to_csv(tmp_path / f't{seed}.csv', index=False)
+    tables = sorted(tmp_path.glob('*.csv'))
+    written = []
+    for fewest in (1, 99):
+        monkeypatch.setattr(csv_tables, '_FEWEST', fewest)
+        out = tmp_path / f'out{fewest}'
+        evaluate(tables, out, replicates=50)
+        files = sorted(path for path in out.rglob('*') if path.suffix in ('.png', '.svg', '.txt'))
+        contents = {str(path.relative_to(out)): path.read_bytes() for path in files}
+        written.append(contents | dict(metrics=(out / 'metrics.json').read_bytes()))
+    assert written[0] == written[1] and len(written[0]) > 4 * 15
+
+
+@pytest.mark.parametrize('method', ('bca', 'percentile'))
+def test_another_interval_can_be_chosen(tmp_path, method):
+    simulate(patients=60, images=1).to_csv(tmp_path / 't.csv', index=False)
+    evaluate([tmp_path / 't.csv'], tmp_path / 'out', replicates=50, interval_method=method)
+    found = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['figures']['test.auc']
+    expected = evaluate_at(read_any(tmp_path / 't.csv'), replicates=50, method=method)['auc']
+    assert (found['lower'], found['upper']) == (expected['lower'], expected['upper'])
+    with pytest.raises(StudyError, match='no interval method'):
+        evaluate([tmp_path / 't.csv'], tmp_path / 'out', interval_method='exact')

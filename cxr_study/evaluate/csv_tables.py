@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import numpy as np
 from ..core.classes import CLASSES, classes_of, common_classes
 from ..core.pages import filled, frame_table, inline_picture, notices, render, section
 from ..core.run import Run, StudyError, atomic_write, root, sha256
-from ..core.style import save_figure
+from ..core.style import figure_files, save_figure
 from cxr_study.core.tables import (
     TableError,
     as_numbers,
@@ -432,8 +432,8 @@ class _EvaluatedModel:
     name: str
     path: Path
     table: 'pd.DataFrame'
-    report: dict  # Content of `metrics.json`
-    images: Callable | None = None  # image_id -> uint8 [H, W]
+    report: dict = dataclasses.field(default_factory=dict)  # Content of `metrics.json`
+    files: dict = dataclasses.field(default_factory=dict)  # Name of a figure -> suffix -> content
 
     @property
     def figures(self) -> dict:
@@ -466,7 +466,7 @@ def _figures_of(model, split, classes):
         confusion_matrix=confusion_figure(model.table, split, classes=classes),
         probabilities=histogram_figure(model.table, split, classes=classes),
         metrics=forest_figure(model.figures, split, classes=classes),
-        misclassified=misclassified_figure(rows, model.images, classes=classes),
+        misclassified=misclassified_figure(rows, _images_near(model.path), classes=classes),
     )
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #dabf5f05
@@ -484,12 +484,15 @@ def _save_figures(run, drawn, split, prefix=''):  # Name -> matplotlib figure
     return captions
 
 
-def _write_model(run, model, split, prefix, classes):  # `prefix`: of the files
+def _write_model(run, model, split, prefix):  # `prefix`: of the files
     "Write one model's figures and the four files of the container evaluation; returns the captions"
-    captions = _save_figures(run, _figures_of(model, split, classes), split, prefix)
+    captions = {}
+    for name, files in model.files.items():
+        for suffix, content in files.items():
+            run.write(f'figures/{prefix}{name}{suffix}', content)
+        captions[f'figures/{prefix}{name}'] = caption_of(name, split)
     for name, file in _OUTPUTS.items():
-        content = run.read(f'figures/{prefix}{name}.png')
-        run.write(f'outputs/{prefix}{file}.png', content)
+        run.write(f'outputs/{prefix}{file}.png', model.files[name]['.png'])
     run.write(f'outputs/{prefix}loss_acc_auc.txt', loss_acc_auc(model.figures, split))
     return captions
 
@@ -627,7 +630,7 @@ def _compare_seeds(models, split, settings, classes):
     noises = over_seeds(tables, split, **settings)
     drawn = dict(
         seeds=seeds_figure(noises, split=split),
-        common_errors=common_figure(tables, models[0].images, split, classes=classes),
+        common_errors=common_figure(tables, _images_near(models[0].path), split, classes=classes),
     )
     reports = {model.name: model.report for model in models}
     return _Comparison(_flat(reports, seeds=noises, split=split), drawn)
@@ -703,24 +706,48 @@ def _are_seeds(names):
     return all(re.search(r'seed\d+$', name) for name in names)
 
 
-def _evaluated_models(paths, tables, split, **settings):  # Name -> table, in the order of the paths
-    "An `_EvaluatedModel` for each table"
-    models = []
-    for path, (name, table) in zip(paths, tables.items()):
-        report = evaluate_table(table, [split], **settings)
-        models.append(_EvaluatedModel(name, Path(path), table, report, _images_near(path)))
-    return models
-
-# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #f993adae
 _PREVALENCES = (0.05, 0.1, 0.3)  # For which predictive values are computed
 
 
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    "How every model of an evaluation is evaluated and drawn"
+
+    split: str
+    classes: tuple  # Names of the negative and the positive class
+    synthetic: bool | None
+    resampling: Resampling
+
+
+def _evaluated(model, settings):
+    "The model with its metrics and the files of its figures"
+    how = dataclasses.asdict(settings.resampling)
+    model.report = evaluate_table(model.table, [settings.split], prevalences=_PREVALENCES, **how)
+    drawn = _figures_of(model, settings.split, settings.classes)
+    for name, fig in drawn.items():
+        model.files[name] = figure_files(fig, settings.synthetic)
+    return model
+
+
+_FEWEST = 4  # Models for each process; starting one takes as long as drawing two
+
+
+def _evaluated_models(models, settings):
+    "`_evaluated` for each model, in several processes if there are many"
+    import joblib
+
+    jobs = max(1, min(joblib.cpu_count(), len(models) // _FEWEST))
+    tasks = [joblib.delayed(_evaluated)(model, settings) for model in models]
+    return joblib.Parallel(n_jobs=jobs)(tasks)
+
+# %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #f993adae
 def evaluate(
     paths: Iterable,  # Predictions: runs, folders of runs or files, see `read_any`
     out: str | Path,  # Folder for the results
     split: str | None = None,  # Split to evaluate; None takes test
     seeds: bool | None = None,  # Are these seeds of one recipe? None goes by the names
     replicates: int = 2000,  # Of the bootstrap
+    interval_method: str = 'bca_t',  # A key of `BOOTSTRAPS`
     **columns,  # Fields of `CsvColumns`
 ) -> tuple['pd.DataFrame', list]:  # Table for display; notes
     "Evaluate one or many predictions tables: write metrics.json, figures, outputs and report.html"
@@ -730,16 +757,21 @@ def evaluate(
     split = _the_split(tables, split)
     classes = _shared_classes(paths, tables)
     said = [note for table in tables.values() for note in table.attrs.get('notes', [])]
-    settings = dataclasses.asdict(Resampling(replicates))
+    resampling = Resampling(replicates, method=interval_method)
+    settings = dataclasses.asdict(resampling)
     run = _start_report(paths, out, split=split, prevalences=list(_PREVALENCES), **settings)
-    models = _evaluated_models(paths, tables, split, prevalences=_PREVALENCES, **settings)
+    models = []
+    for path, (name, table) in zip(paths, tables.items()):
+        models.append(_EvaluatedModel(name, Path(path), table))
+    common = _Settings(split, classes, run.manifest['synthetic'], resampling)
+    models = _evaluated_models(models, common)
 
     first = models[0]
     captions = {}
     if len(models) == 1:
         found = _Comparison(first.figures)
         table = summary(first.report, split, classes)
-        captions[first.name] = _write_model(run, first, split, '', classes)
+        captions[first.name] = _write_model(run, first, split, '')
     else:
         are_seeds = _are_seeds(names) if seeds is None else seeds
         found = _between_models(models, split, are_seeds, settings, classes)
@@ -747,7 +779,7 @@ def evaluate(
         captions["All models"] = _save_figures(run, found.drawn, split)
         for model in models:
             prefix = f"{model.name.replace('/', '-')}/"
-            captions[model.name] = _write_model(run, model, split, prefix, classes)
+            captions[model.name] = _write_model(run, model, split, prefix)
 
     warning = too_few(first.report['splits'][split], split, classes)
     notes = [*said, *found.notes, warning] if warning else [*said, *found.notes]

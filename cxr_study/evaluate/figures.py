@@ -262,10 +262,8 @@ _BINS = np.linspace(0, 1, 41)
 
 def _class_histogram(ax, probability, colour, point):
     "Draw the probabilities of one class and the threshold"
-    import seaborn as sns
-
-    look = dict(color=colour, edgecolor='white', lw=0.3)
-    sns.histplot(x=probability, bins=_BINS, ax=ax, **look)
+    counts, _ = np.histogram(probability, _BINS)
+    ax.stairs(counts, _BINS, fill=True, color=colour)
     ax.axvline(point.threshold, color='black', lw=1, ls='--')
     ax.set(ylabel="Images", xlim=(0, 1))
 

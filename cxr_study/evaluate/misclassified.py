@@ -86,6 +86,12 @@ def _two_lines(name, width=16):
     return '\n'.join(line.replace('_ ', '_').strip() for line in lines)
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #86f9d1ac
+def _write_beside(ax, height, gap, text, **look):  # `gap`: points
+    "Write centred text above or below axes"
+    place = dict(xycoords='axes fraction', xytext=(0, gap), textcoords='offset points')
+    ax.annotate(text, (0.5, height), ha='center', annotation_clip=False, **place, **look)
+
+
 def draw_image(
     ax: 'Axes',
     row: tuple,  # A row of `decisions`, as `itertuples` gives it
@@ -93,19 +99,21 @@ def draw_image(
     classes: tuple = CLASSES,  # Names of the negative and the positive class
 ) -> None:
     "Draw one image with its probability, framed in the colour of its true class"
+    from matplotlib.patches import Rectangle
+
     colour = CLASS_COLOURS[row.label]
     name = _two_lines(Path(str(row.image_id)).stem)
-    probability = _probability_text(row.probability)
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(probability, size=8.5, weight='normal', loc='center', pad=2)
-    ax.set_xlabel(f"{classes[row.label]}\n{name}", size=6.5, color=colour, labelpad=2)
+    ax.axis('off')  # Ticks and spines of many small axes take long to draw
+    _write_beside(ax, 1, 2, _probability_text(row.probability), size=8.5, va='bottom')
+    below = f"{classes[row.label]}\n{name}"
+    _write_beside(ax, 0, -3, below, size=6.5, va='top', color=colour)
     if image is None:
         look = dict(ha='center', va='center', size=7, color=COLOURS['chance'])
         ax.text(0.5, 0.5, "image not\navailable", transform=ax.transAxes, **look)
     else:
         ax.imshow(image, cmap='gray', vmin=0, vmax=255)
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=colour, linewidth=1.5)
+    look = dict(transform=ax.transAxes, fill=False, color=colour, clip_on=False)
+    ax.add_patch(Rectangle((0, 0), 1, 1, linewidth=1.5, **look))
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #efeb3103
 def gallery(
@@ -119,7 +127,7 @@ def gallery(
     frame_width = 0.88 / columns
     for ax, (heading, rows) in zip(axes[:, 0], groups.items()):
         ax.axis('off')
-        ax.set_title(heading)
+        ax.set_title(heading, y=1)  # Otherwise its place is computed from the ticks of all frames
         if not len(rows):
             ax.text(0, 0.5, "none")
         for i, row in enumerate(rows.itertuples()):
