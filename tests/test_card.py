@@ -47,14 +47,19 @@ def test_committed_cards_are_up_to_date():
         assert path.read_text() == model_card(path.parent), path
 
 
+def published_run(bundle):
+    "The folder in results/ whose predictions a bundle names"
+    predictions = (ROOT / "results").rglob("seed*/predictions.csv")
+    wanted = bundle.facts["predictions_sha256"]
+    (folder,) = [path.parent for path in predictions if sha256(path) == wanted]
+    return folder
+
+
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda p: p.name)
 def test_the_card_of_a_bundle_is_that_of_its_published_run(folder):
     "Sections that need unpublished files are not compared; the data section may end with findings of the audit"
     bundle = load_bundle(folder)
-    predictions = (ROOT / "results").rglob("seed*/predictions.csv")
-    wanted = bundle.facts["predictions_sha256"]
-    (run,) = [path.parent for path in predictions if sha256(path) == wanted]
-    expected = sections(model_card(run))
+    expected = sections(model_card(published_run(bundle)))
     found = sections(bundle.card)
     assert list(found) == list(expected)
     for heading, text in expected.items():
@@ -64,6 +69,27 @@ def test_the_card_of_a_bundle_is_that_of_its_published_run(folder):
             assert found[heading] == text, heading
     limits = "\n".join(f"- {sentence}" for sentence in bundle.facts["limits"])
     assert found["Limits"] == limits
+
+
+def test_the_shipped_bundle_is_made_again_byte_for_byte(data, tmp_path):
+    "From its published run, with the packages that made it; needs torch and the films"
+    from cxr_study.core.run import versions
+    from cxr_study.data.cache import decoded
+    from cxr_study.data.images import Preprocess
+    from cxr_study.data.sets import load_dataset
+    from cxr_study.pipeline.export import make_bundle
+
+    (folder,) = BUNDLES
+    shipped = load_bundle(folder)
+    made_with = shipped.facts["made_with"]
+    if versions(tuple(made_with)[1:]) != made_with:
+        pytest.skip(f"the shipped bundle was made with {made_with}")
+    run = published_run(shipped)
+    spec = Preprocess.from_dict(json.loads((run / "preprocess.json").read_text()))
+    decoded(load_dataset("chest_xray"), spec)
+    made = make_bundle(run, tmp_path / "made")
+    for file in made.iterdir():
+        assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
 
 
 def test_a_changed_figure_is_rejected(tmp_path):
