@@ -1,0 +1,169 @@
+"""The shipped network beside its teacher, the distilled one and plain seeds; and how many children training needs.
+
+one_network.json is written, name -> entry, in the form that texts quote:
+  WHO.val.METRIC, WHO.SET.METRIC        WHO: shipped (EfficientNetV2-B0 seed 0), distilled (ResNet-18), teacher (mean of
+                                        the six teachers' calibrated logits), plain (ResNet-18, mean over its seeds)
+  curve.PERCENT.METRIC                  learning curve at 64 px over PERCENT of the training children, validation alone
+Nothing is trained or chosen.
+
+usage: one_network.py [--out FILE] [--replicates 2000]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from learning_curve import part_of
+from second_edition import Job, finite
+from second_edition_findings import (
+    Network,
+    ensemble_of,
+    entry,
+    networks_of,
+    over_seeds,
+    share,
+    table_of,
+    threshold_in_use,
+)
+from second_edition_findings import auc as weighted_auc
+from second_edition_tables import films_of, read
+from shape_findings import calls, prefixed
+
+from cxr_study.core.run import atomic_write, root, to_json
+from cxr_study.data.match import test_part
+
+EDITION = root() / 'results/second_edition'
+SHIPPED = 'seeds-chest_xray-tf_efficientnetv2_b0-wide-seed0'
+SETS = dict(test='all', common='common', others='the 66')
+CURVE = EDITION / 'curve'
+WHOLE = 'squash_stretch'  # The grid's cell that trains on all children
+
+
+def chest_films(facts):
+    "Films of chest_xray with `wide`, and `set` of the test films"
+    films = films_of(facts, 'chest_xray')
+    common = test_part(films.image_id) == 'common'
+    return films.assign(wide=films.ratio >= 1.35, set=np.where(common, 'common', 'the 66'))
+
+
+# --- Networks ---
+
+
+def on_validation(z, threshold, val, replicates):  # Calibrated logits, a row a seed [seeds, n]
+    "Metric -> entry on validation as it is, at each seed's threshold in use"
+    y = val.label.to_numpy()
+    measures = dict(
+        auc=lambda i, w: weighted_auc(z[i], y, w),
+        sensitivity=lambda i, w: share((z[i] >= threshold[i]).astype(float), w * y),
+        specificity=lambda i, w: share((z[i] < threshold[i]).astype(float), w * (1 - y)),
+    )
+    return {
+        name: over_seeds(value, len(z), val.patient_id, replicates)
+        for name, value in measures.items()
+    }
+
+
+def figures_of(network, replicates):
+    "Name -> entry of the mean over a network's seeds"
+    count = range(len(network))
+    z = [network.calibrated(i, 'val/plain') for i in count]
+    thresholds = [network.threshold(i) for i in count]
+    found = prefixed('val', on_validation(z, thresholds, network.val(0), replicates))
+    criteria = np.array([job['criterion'] for job in network.jobs])
+    found['val.criterion'] = entry(criteria.mean(), criteria[:0], criteria)
+    for name, part in SETS.items():
+        found |= prefixed(name, table_of(network, part, replicates))
+    return found
+
+
+def figures_of_teacher(members, replicates):  # A `Network` a teacher
+    "Name -> entry of the mean of the teachers' calibrated logits"
+    val = members[0].val(0)
+    z = np.mean([network.calibrated(0, 'val/plain') for network in members], 0)
+    found = prefixed('val', on_validation([z], [threshold_in_use(z, val)], val, replicates))
+    for name, part in SETS.items():
+        found |= prefixed(name, ensemble_of(members, part, replicates))
+    return found
+
+
+def network_figures(replicates):
+    "Figures of the shipped network and those beside it"
+    facts, logits = read(*sorted(EDITION.glob('call*')))
+    films = chest_films(facts)
+
+    def of_jobs(jobs):
+        return Network('chest_xray', jobs, logits, films)
+
+    by_key = {job['key']: job for job in facts['jobs']}
+    (distilled,) = [job for job in facts['jobs'] if job['job']['part'] == 'distil']
+    teachers = [by_key[Job(**teacher['job']).key] for teacher in distilled['job']['teachers']]
+    plain = networks_of(
+        facts, logits, dict.fromkeys(['chest_xray', 'pneumoniamnist'], films), 'seeds'
+    )
+    plain = plain['chest_xray', 'resnet18', 'wide']
+    found = prefixed('shipped', figures_of(of_jobs([by_key[SHIPPED]]), replicates))
+    found |= prefixed('distilled', figures_of(of_jobs([distilled]), replicates))
+    found |= prefixed('plain', figures_of(plain, replicates))
+    members = [of_jobs([job]) for job in teachers]
+    return found | prefixed('teacher', figures_of_teacher(members, replicates))
+
+
+# --- Learning curve ---
+
+
+def curve_networks():
+    "Percent of the training children -> `Network` of its seeds"
+    facts, logits = read(*calls(EDITION))
+    films = chest_films(facts)
+    whole = [job for job in facts['jobs'] if job['job']['name'] == WHOLE]
+    found = {100: Network('chest_xray', sorted(whole, key=seed_of), logits, films)}
+    facts = json.loads((CURVE / 'second_edition.json').read_text())
+    with np.load(CURVE / 'seeds.npz') as stored:
+        logits = dict(stored)
+    parts = sorted({part_of(Job(**job['job'])) for job in facts['jobs']})
+    for part in parts:
+        jobs = [job for job in facts['jobs'] if part_of(Job(**job['job'])) == part]
+        found[round(100 * part)] = Network('chest_xray', sorted(jobs, key=seed_of), logits, films)
+    return found
+
+
+def seed_of(job):
+    return job['job']['seed']
+
+
+def curve_figures(replicates):
+    "Figures of each part on validation, with the numbers of children and films"
+    found = {}
+    for percent, network in curve_networks().items():
+        start = f'curve.{percent}'
+        count = range(len(network))
+        z = [network.calibrated(i, 'val/plain') for i in count]
+        thresholds = [network.threshold(i) for i in count]
+        found |= prefixed(start, on_validation(z, thresholds, network.val(0), replicates))
+        criteria = np.array([job['criterion'] for job in network.jobs])
+        found[f'{start}.criterion'] = entry(criteria.mean(), criteria[:0], criteria)
+        films = np.mean([job['films'] for job in network.jobs])
+        found[f'{start}.films'] = dict(value=float(films), lower=None, upper=None)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--out', type=Path, default=EDITION / 'one_network.json')
+    parser.add_argument('--replicates', type=int, default=2000)
+    options = parser.parse_args()
+    figures = network_figures(options.replicates)
+    if CURVE.exists():
+        figures |= curve_figures(options.replicates)
+    method = f"bootstrap of patients, of seeds too where there are several; {options.replicates} replicates"
+    with atomic_write(options.out) as file:
+        file.write_text(
+            to_json(finite(dict(schema=1, method=method, figures=figures)), indent=1) + '\n'
+        )
+
+
+if __name__ == '__main__':
+    main()
