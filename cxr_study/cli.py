@@ -8,6 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/cli/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/lib/cli/01_cli.ipynb #17df8ce3
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -319,6 +320,7 @@ def _sweep(file, dry_run, force, as_json, **machines):
       cxr-study sweep sweep.yaml --jobs 2
       cxr-study sweep sweep.yaml --scheduler tcp://10.0.0.1:8786
     """
+    from cxr_study.data.sets import without_network
     from cxr_study.pipeline.stages import check_force, check_writable
     from cxr_study.pipeline.sweep import (
         SweepSettings,
@@ -330,7 +332,8 @@ def _sweep(file, dry_run, force, as_json, **machines):
     )
 
     say = _printer(as_json)
-    planned = read_sweep(file)
+    with without_network() if dry_run else contextlib.nullcontext():
+        planned = read_sweep(file)
     runs = runs_folder()
     check_force(force)
     check_writable(runs)

@@ -554,3 +554,52 @@ def test_the_shell_completes(cli):
             _CXR_STUDY_COMPLETE="bash_complete", COMP_WORDS="cxr-study sw", COMP_CWORD="1"
         ).stdout
     )
+
+
+NO_NETWORK = """
+import socket, sys
+asked = []
+def refuse(*args, **kwargs):
+    asked.append(args)
+    raise OSError('a test has no network')
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from click.testing import CliRunner
+from cxr_study.cli import main
+done = CliRunner().invoke(main, ['sweep', sys.argv[1], '--dry-run'])
+print(done.exit_code, len(asked), done.output)
+"""
+
+
+@pytest.mark.parametrize(
+    'parameters, expected',
+    (
+        ('dataset: phantom, limit: 40, weights: imagenet, arch: tf_efficientnetv2_s', '0 0'),
+        ('dataset: pneumoniamnist', '2 0'),
+    ),
+)
+def test_a_dry_run_never_uses_the_network(tmp_path, parameters, expected):
+    "Where weights are missing the plan is still made; a missing data set is a sentence"
+    file = tmp_path / 'sweep.yaml'
+    file.write_text(f'parameters: {{{parameters}}}\n')
+    empty = dict(CXR_DATA=str(tmp_path), CXR_CACHE=str(tmp_path), CXR_RUNS=str(tmp_path / 'runs'))
+    done = subprocess.run(
+        [sys.executable, '-c', NO_NETWORK, file],
+        capture_output=True,
+        text=True,
+        env=os.environ | empty,
+    )
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+    assert ('No estimate yet' if expected == '0 0' else 'pneumoniamnist') in done.stdout
+
+
+def test_an_estimate_comes_from_comparable_runs(study):
+    "The same data, size and architecture; a sentence says from which run"
+    file = sweep_file(study, 'parameters: {dataset: phantom, limit: 40, epochs: 2}\n')
+    study('sweep', file)
+    other = sweep_file(study, 'parameters: {dataset: phantom, limit: 40, seed: 7, epochs: 20}\n')
+    said = study('sweep', other, '--dry-run').stdout
+    assert re.search(r'Estimate: .* from the times of phantom-resnet18-seed0', said), said
+    plan = json.loads(study('sweep', other, '--dry-run', '--json').stdout)['stages']
+    assert all(len(row['comparable']) == 1 for row in plan if row['compute'])
+    larger = sweep_file(study, 'parameters: {dataset: phantom, limit: 80, seed: 7}\n')
+    assert 'No estimate yet' in study('sweep', larger, '--dry-run').stdout

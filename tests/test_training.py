@@ -1,12 +1,15 @@
 "Training in processes: killed and resumed, divided among two processes, and with an array too large to copy"
 
+import dataclasses
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -14,9 +17,18 @@ import pytest
 import torch
 
 from cxr_study.data.images import Preprocess
+from cxr_study.train import recipe as recipes
 from cxr_study.train.loaders import LoaderSettings, dataloaders
-from cxr_study.train.recipe import Recipe
-from cxr_study.train.training import Training, TrainingData, train
+from cxr_study.train.networks import Classifier, create_body
+from cxr_study.train.recipe import (
+    BFloat16,
+    Keeper,
+    Recipe,
+    fit_learner,
+    mixed_precision,
+    print_progress,
+)
+from cxr_study.train.training import Training, TrainingData, learner, train
 
 SPEC = Preprocess(size=32)
 SMALL = Training(
@@ -51,6 +63,7 @@ def data(tmp_path_factory):
 TRAIN = """
 import json, sys, torch, numpy as np, pandas as pd
 from pathlib import Path
+from unittest import mock
 from cxr_study.data.images import Preprocess
 from cxr_study.train.recipe import Keeper, Recipe
 from cxr_study.train.training import Training, TrainingData, train
@@ -132,6 +145,7 @@ def in_two_processes(code, folder):
 SEEN = """
 import os, sys, json, numpy as np, pandas as pd, torch
 from pathlib import Path
+from unittest import mock
 from cxr_study.train.loaders import LoaderSettings, dataloaders
 from cxr_study.train.training import _ShardedLoader
 torch.distributed.init_process_group('gloo')
@@ -158,6 +172,7 @@ def test_two_processes_divide_the_images(tmp_path):
 DRAWN = """
 import os, sys, json, torch
 from pathlib import Path
+from unittest import mock
 from types import SimpleNamespace
 from cxr_study.train.recipe import SeedEpochs
 if int(os.environ.get('WORLD_SIZE', 1)) > 1: torch.distributed.init_process_group('gloo')
@@ -254,3 +269,77 @@ def test_a_network_takes_a_step_or_is_refused_before_the_run(arch, monkeypatch):
     from networks import step
 
     assert step(arch).startswith(STEPS[arch])
+
+
+# --- Progress and precision ---
+
+
+def test_progress_within_an_epoch_counts_images_and_names_the_time_left(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Keeper, 'told_every', 0.0)
+    lines = []
+    training = dataclasses.replace(SMALL, recipe=Recipe(epochs=2, batch_size=16, precision='fp32'))
+    train(training, data, tmp_path / 'c.pt', say=lines.append, device=torch.device('cpu'))
+    temporary = [line for line in lines if line.endswith('\r')]
+    found = [
+        re.fullmatch(r'epoch (\d)/1  (\d+) of 128 images, (\d+) s left\r', x) for x in temporary
+    ]
+    assert all(found) and len(found) == 2 * 8
+    assert [int(match[2]) for match in found] == 2 * list(range(16, 129, 16))
+    assert found[7][3] == '0'
+    assert len([line for line in lines if 'val AUC' in line]) == 2
+
+
+def test_a_line_of_progress_is_replaced_by_the_next(capfd):
+    print_progress('epoch 0/1  16 of 128 images, 3 s left\r')
+    print_progress('epoch 0/1  train loss 0.5000  val loss 0.5000  val AUC 0.5000  10 images/s')
+    written = capfd.readouterr().err
+    assert written.count('\n') == 1 and written.index('\r') < written.index('train loss')
+
+
+@pytest.fixture
+def grouped():
+    "A network with depthwise convolutions"
+    return Classifier(create_body('mobilenetv3_small_050', 'none'), Preprocess(size=32), 0.1)
+
+
+@pytest.mark.parametrize('ratio, expected', ((0.5, [BFloat16]), (0.99, []), (1.6, [])))
+def test_auto_precision_of_a_grouped_network_is_what_was_measured(
+    grouped, monkeypatch, ratio, expected
+):
+    monkeypatch.setattr(recipes, 'has_bf16', lambda device: True)
+    monkeypatch.setattr(recipes, '_step_ratio', lambda model: ratio)
+    found = mixed_precision('auto', grouped, torch.device('cpu'))
+    assert [type(callback) for callback in found] == expected
+    monkeypatch.setenv('WORLD_SIZE', '2')  # Processes would measure different times
+    assert mixed_precision('auto', grouped, torch.device('cpu')) == []
+
+
+def test_timing_a_step_changes_nothing(grouped):
+    torch.manual_seed(3)
+    before = {name: tensor.clone() for name, tensor in grouped.state_dict().items()}
+    expected = torch.get_rng_state()
+    assert 0 < recipes._step_ratio(grouped) < 100
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in grouped.state_dict().items())
+    assert all(parameter.grad is None for parameter in grouped.parameters())
+
+
+def test_a_resumed_training_keeps_the_precision_it_began_with(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, 'has_bf16', lambda device: True)
+    arch, checkpoint, device = 'mobilenetv3_small_050', tmp_path / 'c.pt', torch.device('cpu')
+    training = Training(arch, recipe=Recipe(epochs=2, batch_size=16))
+    monkeypatch.setattr(recipes, '_step_ratio', lambda model: 0.5)
+    learn = learner(training, data, device)
+    keeper = Keeper(checkpoint, training.key(data.table), str)
+    keeper.every = 0.0
+    stopped = mock.patch.object(Keeper, 'stopped', lambda self: len(self.rows) == 1)
+    with stopped:
+        fit_learner(learn, training.recipe, keeper)
+    assert torch.load(checkpoint, weights_only=True)['half'] == 'BFloat16'
+    monkeypatch.setattr(recipes, '_step_ratio', lambda model: 2.0)
+    again = learner(training, data, device)
+    assert recipes._half_of(again) == ''
+    keeper = Keeper(checkpoint, training.key(data.table), str)
+    assert keeper.resume(again) == 1 and recipes._half_of(again) == 'BFloat16'

@@ -6,11 +6,13 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 
 # %% auto #0
 __all__ = ['BOOKKEEPING', 'PNEUMONIAMNIST', 'DATASETS', 'DataError', 'MissingData', 'LeakError', 'ImageSet', 'take', 'phantom',
-           'data_folders', 'image_files', 'kermany_names', 'pneumoniamnist_matches', 'pneumoniamnist', 'chest_xray',
-           'chest_xray_aspect', 'usable', 'public_set', 'nih_chestxray14', 'rsna', 'chexpert', 'own_data', 'auto',
-           'load_dataset', 'load_if_present', 'sample_patients']
+           'data_folders', 'image_files', 'kermany_names', 'without_network', 'may_download', 'pneumoniamnist_matches',
+           'pneumoniamnist', 'chest_xray', 'chest_xray_aspect', 'usable', 'public_set', 'nih_chestxray14', 'rsna',
+           'chexpert', 'own_data', 'auto', 'load_dataset', 'load_if_present', 'sample_patients']
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1f9d036c
+import contextlib
+import contextvars
 import dataclasses
 import difflib
 import errno
@@ -18,7 +20,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -613,8 +615,28 @@ def _download_into(folder, url, name, md5):
         ) from None
 
 
+_network = contextvars.ContextVar('network', default=True)
+
+
+@contextlib.contextmanager
+def without_network() -> Iterator[None]:
+    "Nothing is downloaded in this block; what would be is missing"
+    token = _network.set(False)
+    try:
+        yield
+    finally:
+        _network.reset(token)
+
+
+def may_download() -> bool:
+    "Whether something may be downloaded"
+    return _network.get()
+
+
 def _download(url: str, path: Path, md5: str) -> Path:
     "Download `url` to `path`, complete and checked; returns `path`"
+    if not may_download():
+        raise OSError(errno.ENETUNREACH, "the network is not used")
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{part}.lock"):

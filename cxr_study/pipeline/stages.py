@@ -322,6 +322,7 @@ def _execute(path: Path, run_folder: Path, values: dict, progress: bool = True) 
                 cwd=path.parent,
                 config=config,
                 extra_arguments=['--log-level=CRITICAL'],
+                coalesce_streams=True,  # Of lines that replace each other the last is kept
                 progress_bar=progress and sys.stderr.isatty(),
                 stderr_file=sys.stderr if progress else None,
             )
@@ -593,11 +594,13 @@ def _check_network(values: dict, size: int) -> None:
         return
     with warnings.catch_warnings():  # Of packages that training imports
         warnings.simplefilter('ignore')
+        from cxr_study.data.sets import may_download
         from cxr_study.train.networks import check_network, create_body, resolve_weights
         from cxr_study.train.training import check_processes
 
         arch = check_network(values['arch'], size)
-        if resolve_weights(arch, values['weights']) == 'download':
+        is_missing = resolve_weights(arch, values['weights']) == 'download'
+        if is_missing and may_download():
             create_body(values['arch'], values['weights'])
         check_processes(values['processes'])
 

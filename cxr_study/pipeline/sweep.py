@@ -318,39 +318,78 @@ def read_sweep(
 _START = 6.0  # Seconds to start a notebook's kernel, roughly
 
 
-def _stage_seconds(runs: Path) -> dict[str, float]:
-    "Stage -> median seconds in the finished runs of a folder"
-    times = {}
-    for (stage, _), (_, manifest) in finished_stages(runs).items():
+_SIZES = ('dataset', 'limit', 'size')  # Options that have to be the same for a comparable time
+_EPOCHS = 'epochs'  # Training takes as much longer as it has epochs more
+
+
+def _computed_stages(runs: Path) -> dict[str, list[tuple[str, dict, float]]]:
+    "Stage -> (name of the run, its options, seconds of the stage) of the finished runs of a folder"
+    found = {}
+    for (stage, _), (folder, manifest) in finished_stages(runs).items():
         seconds = manifest['stages'][stage]['seconds']
-        times.setdefault(stage, []).append(seconds)
-    return {stage: statistics.median(seconds) for stage, seconds in times.items()}
+        found.setdefault(stage, []).append((folder.name, manifest['parameters'], seconds))
+    return found
 
 
-def _expected_seconds(stage: str, count: int, seconds: dict[str, float]) -> float | None:
-    "Seconds to compute a stage `count` times; None if it never ran"
-    if count == 0:
-        return 0.0
-    return count * (_START + seconds[stage]) if stage in seconds else None
+def _training_factor(values: dict, others: dict) -> float | None:
+    "How much longer a training takes than another one; None if one of them chose its epochs itself"
+    epochs, of_other = values[_EPOCHS], others[_EPOCHS]
+    if epochs == of_other:
+        return 1.0
+    return epochs / of_other if epochs and of_other else None
+
+
+def _comparable(stage: str, values: dict, computed: list[tuple]) -> dict[str, float]:
+    "Name of a run -> seconds that the stage would take by it, of the runs that are comparable"
+    same = _SIZES if stage == '01_data' else (*_SIZES, 'arch')
+    found = {}
+    for name, others, seconds in computed:
+        if any(others.get(option) != values[option] for option in same):
+            continue
+        factor = _training_factor(values, others) if stage == '02_training' else 1.0
+        if factor:
+            found[name] = factor * seconds
+    return found
+
+
+def _expected(
+    stage: str,
+    missing: list[dict],  # Options of each run for which the stage has to be computed
+    computed: list[tuple],  # From `_computed_stages`
+) -> tuple[float | None, list[str]]:  # Seconds, None if a run has no comparable one; names of runs
+    "Time to compute a stage for some runs, and the finished runs that it was taken from"
+    total = 0.0
+    names = set()
+    for values in missing:
+        seconds = _comparable(stage, values, computed)
+        if not seconds:
+            return None, []
+        total += _START + statistics.median(seconds.values())
+        names |= seconds.keys()
+    return total, sorted(names)
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #0e86bf02
 def sweep_plan(
     sweep: Sweep,
     runs: Path,  # Folder of runs
-) -> list[dict]:  # `stage`, `compute`, `shared` within the sweep, `finished` before, `seconds`
+) -> list[
+    dict
+]:  # `stage`, `compute`, `shared` within the sweep, `finished` before, `seconds`, `comparable`
     "What a sweep has to compute, a row for each stage"
     finished = finished_stages(runs)
-    seconds = _stage_seconds(runs)
+    computed = _computed_stages(runs)
     rows = []
     for stage in sweep.jobs[0].keys:
-        keys = {job.keys[stage] for job in sweep.jobs}
-        missing = [key for key in keys if (stage, key) not in finished]
+        jobs = {job.keys[stage]: job for job in sweep.jobs}
+        missing = [job.values for key, job in jobs.items() if (stage, key) not in finished]
+        seconds, names = _expected(stage, missing, computed.get(stage, []))
         row = dict(
             stage=stage,
             compute=len(missing),
-            shared=len(sweep.jobs) - len(keys),
-            finished=len(keys) - len(missing),
-            seconds=_expected_seconds(stage, len(missing), seconds),
+            shared=len(sweep.jobs) - len(jobs),
+            finished=len(jobs) - len(missing),
+            seconds=seconds,
+            comparable=names,
         )
         rows.append(row)
     return rows
@@ -366,15 +405,24 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+_MOST_NAMED = 3  # Comparable runs in a sentence
+
+
 def _estimate(rows: list[dict], jobs: int) -> str:
-    "A sentence on the time that a plan needs with `jobs` runs at a time"
+    "A sentence on the time that a plan needs with `jobs` runs at a time, and from which runs it is known"
     known = [row['seconds'] for row in rows if row['seconds'] is not None]
     unknown = [row['stage'] for row in rows if row['seconds'] is None]
     if not known:
-        return "No estimate yet: no stage ran here before"
+        return "No estimate yet: no run with the same data, size and architecture was computed here"
+    names = sorted({name for row in rows for name in row['comparable']})
+    named = ', '.join(names[:_MOST_NAMED])
+    if len(names) > _MOST_NAMED:
+        named += f" and {len(names) - _MOST_NAMED} more"
     estimate = f"Estimate: {_duration(sum(known) / jobs)} with {jobs} at a time"
+    if names:
+        estimate += f", from the times of {named}"
     if unknown:
-        estimate += f", and {', '.join(unknown)}, which never ran here"
+        estimate += f"; without {', '.join(unknown)}, for which no comparable run was computed here"
     return estimate
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #89da5cca

@@ -13,6 +13,7 @@ __all__ = ['Recipe', 'recipe_from', 'Loss', 'has_bf16', 'bf16_pays', 'BFloat16',
 import copy
 import ctypes
 import dataclasses
+import os
 import random
 import sys
 import tempfile
@@ -172,6 +173,33 @@ def _large_enough(model):
     return model.spec.size >= _SMALLEST_HALF
 
 
+_WORTHWHILE = 0.95  # Largest share of the time of float32 that is worth another precision
+_TIMED_IMAGES = 16
+_TIMED_STEPS = 4
+
+
+def _step_seconds(model, images, half):
+    "Seconds of one step forward and backward on the CPU"
+    start = time.perf_counter()
+    with torch.autocast('cpu', torch.bfloat16, enabled=half, cache_enabled=False):
+        logit = model(images)
+    logit.float().mean().backward()
+    return time.perf_counter() - start
+
+
+def _step_ratio(model: Classifier) -> float:
+    "Time of a step in bfloat16 over its time in float32, on the CPU; the model and random numbers stay as they are"
+    network = copy.deepcopy(model).cpu().train()
+    side = model.spec.size
+    seconds = {True: [], False: []}
+    with torch.random.fork_rng(devices=[]):
+        images = torch.rand(_TIMED_IMAGES, 1, side, side)
+        for _ in range(_TIMED_STEPS):  # In turn, because the machine may have other work
+            for half, times in seconds.items():
+                times.append(_step_seconds(network, images, half))
+    return min(seconds[True][1:]) / min(seconds[False][1:])
+
+
 def bf16_pays(model: nn.Module, device: torch.device) -> bool:
     "Whether `precision='auto'` uses bfloat16 for `model` on `device`"
     if not has_bf16(device) or not _large_enough(model):
@@ -179,7 +207,10 @@ def bf16_pays(model: nn.Module, device: torch.device) -> bool:
     if device.type == 'cuda':
         return True
     grouped = [getattr(layer, 'groups', 1) > 1 for layer in model.modules()]
-    return not any(grouped)
+    if not any(grouped):
+        return True
+    is_timed = hasattr(model, 'spec') and int(os.environ.get('WORLD_SIZE', 1)) == 1
+    return is_timed and _step_ratio(model) <= _WORTHWHILE
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #145561bc
 class _Half(MixedPrecision):
@@ -351,8 +382,9 @@ class Average(Callback):
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #3effcbde
 def print_progress(line: str) -> None:
-    "Print a line to standard error"
-    print(line, file=sys.stderr)
+    "Print a line to standard error; one that ends with a carriage return is replaced by the next, which is longer"
+    end = '' if line.endswith('\r') else '\n'
+    print(line, end=end, file=sys.stderr, flush=True)
 
 # %% ../../nbs/lib/train/03_recipe.ipynb #c4e73cd5
 class Keeper(Callback):
@@ -360,13 +392,14 @@ class Keeper(Callback):
 
     order = 90
     every = 30.0  # Seconds between two checkpoints
+    told_every = 5.0  # Seconds between two lines about the images of an epoch
     patience = 0  # Epochs without a lower validation loss after which to stop; 0: never
 
     def __init__(
         self,
         checkpoint: str | Path,  # File to write, and to resume from
         key: str = '',  # Names the training; a checkpoint with another key is rejected
-        say: Callable[[str], object] = print_progress,  # Called with a line an epoch
+        say: Callable[[str], object] = print_progress,  # Called with lines, see `print_progress`
     ):
         self.checkpoint = Path(checkpoint)
         self.key = key
@@ -386,11 +419,25 @@ class Keeper(Callback):
 
     def before_epoch(self):
         self.started = time.time()
+        self.told = self.started
         self.losses = []
 
     def after_batch(self):
-        if self.training:
-            self.losses.append(self.loss.detach())  # `loss_grad` may be scaled
+        if not self.training:
+            return
+        self.losses.append(self.loss.detach())  # `loss_grad` may be scaled
+        if time.time() - self.told >= self.told_every:
+            self.told = time.time()
+            self.say(self.progress(self.told - self.started) + '\r')
+
+    def progress(self, seconds: float) -> str:  # Since the epoch began
+        "How many images of this epoch are done, and how long the rest of it takes"
+        batches = len(self.dls.train)
+        done = len(self.losses)
+        images = self.dls.train.n
+        seen = min(images, done * images // batches)
+        left = seconds / done * (batches - done)
+        return f"epoch {self.epoch}/{self.n_epoch - 1}  {seen:,} of {images:,} images, {left:.0f} s left"
 
     def after_train(self):
         self.train_loss = np.nan
@@ -482,6 +529,21 @@ def _numbers(x):
     return x
 
 
+def _half_of(learn):
+    "Name of the class of the half precision of a training; empty for float32"
+    return next((type(cb).__name__ for cb in learn.cbs if isinstance(cb, _Half)), '')
+
+
+def _set_half(learn, name):  # From `_half_of`
+    "Let a training that goes on have the precision with which it began"
+    if name == _half_of(learn):
+        return
+    learn.remove_cbs([callback for callback in learn.cbs if isinstance(callback, _Half)])
+    for kind in (BFloat16, Float16):
+        if kind.__name__ == name:
+            learn.add_cb(kind())
+
+
 @patch
 def _remember(self: Keeper):
     "Copy what the checkpoint of this epoch will hold; the copies of tensors stay on the device"
@@ -496,6 +558,7 @@ def _remember(self: Keeper):
         average=average.state_dict() if average else None,
         scaler=scaler.state_dict() if scaler else None,
         nondeterministic=self.nondeterministic,
+        half=_half_of(self.learn),
     )
     self.state = copy.deepcopy(state)
 
@@ -526,6 +589,7 @@ def resume(self: Keeper, learn: Learner) -> int:
     learn.create_opt()
     learn.model.load_state_dict(state['model'])
     learn.opt.load_state_dict(state['opt'])
+    _set_half(learn, state.get('half', _half_of(learn)))
     for callback in learn.cbs:
         if isinstance(callback, Average):
             callback.start = state['average']

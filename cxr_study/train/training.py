@@ -10,6 +10,7 @@ __all__ = ['Training', 'TrainingData', 'learner', 'train', 'predict_logits', 'pr
 # %% ../../nbs/lib/train/04_training.ipynb #7c2ddf3e
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -301,11 +302,20 @@ def _launch(training, data, checkpoint, processes, device=None):
     code = f"from cxr_study.train.training import _worker; _worker({str(path)!r})"
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
     command = [f'--nproc-per-node={processes}', '--no-python', sys.executable, '-c', code]
-    done = subprocess.run(torchrun + command, stderr=subprocess.PIPE, text=True)
-    print(done.stderr, file=sys.stderr)
-    if done.returncode:
-        raise StudyError(f"Training in {processes} processes failed: {_last_error(done.stderr)}")
+    code, said = _run_aloud(torchrun + command)
+    if code:
+        raise StudyError(f"Training in {processes} processes failed: {_last_error(said)}")
     path.unlink()
+
+
+def _run_aloud(command):
+    "Exit code of a command and what it wrote to standard error, which is passed on meanwhile"
+    said = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        for line in io.TextIOWrapper(process.stderr, errors='replace', newline=''):
+            print(line, end='', file=sys.stderr, flush=True)
+            said.append(line)
+    return process.returncode, ''.join(said)
 
 
 def _last_error(text):
