@@ -481,8 +481,8 @@ def test_sentences_are_derived_from_figures():
         )
     )
     assert (
-        other.promise_sentence(reports)
-        == "1 of 2 validation values of all networks are reproduced (sensitivity)."
+        other.promise_sentence(reports["a"])
+        == "1 of 2 validation values are reproduced (sensitivity)."
     )
     assert (
         "NOT met by all" in corrupted.verdict_sentence([0.9, 1.1], 1.0)
