@@ -4,6 +4,8 @@ one_network.json is written, name -> entry, in the form that texts quote:
   WHO.val.METRIC, WHO.SET.METRIC        WHO: shipped (EfficientNetV2-B0 seed 0), distilled (ResNet-18), teacher (mean of
                                         the six teachers' calibrated logits), plain (ResNet-18, mean over its seeds)
   curve.PERCENT.METRIC                  learning curve at 64 px over PERCENT of the training children, validation alone
+  small.WHO.val.METRIC, small.WHO.SET.METRIC, small.teacher_auc, small.auc_below_teacher
+                                        five distilled ResNet-18s and five plain ones at 64 px (H7)
 Nothing is trained or chosen.
 
 usage: one_network.py [--out FILE] [--replicates 2000]
@@ -29,6 +31,7 @@ from second_edition_findings import (
 from second_edition_findings import auc as weighted_auc
 from second_edition_tables import films_of, read
 from shape_findings import calls, prefixed
+from sklearn.metrics import roc_auc_score
 
 from cxr_study.core.run import atomic_write, root, to_json
 from cxr_study.data.match import test_part
@@ -37,6 +40,7 @@ EDITION = root() / 'results/second_edition'
 SHIPPED = 'seeds-chest_xray-tf_efficientnetv2_b0-wide-seed0'
 SETS = dict(test='all', common='common', others='the 66')
 CURVE = EDITION / 'curve'
+SMALL = EDITION / 'small'
 WHOLE = 'squash_stretch'  # The grid's cell that trains on all children
 
 
@@ -109,6 +113,43 @@ def network_figures(replicates):
     return found | prefixed('teacher', figures_of_teacher(members, replicates))
 
 
+# --- Five distillations at 64 px ---
+
+
+def small_networks():
+    "(teachers, a `Network` each; the distilled; the plain ones, which are a cell of the shape grid)"
+    facts, logits = read(*calls(EDITION))
+    films = chest_films(facts)
+    plain = [job for job in facts['jobs'] if job['job']['name'] == WHOLE]
+    here = {}
+    jobs = []
+    for part in ('teach', 'distil'):
+        jobs += json.loads((SMALL / part / 'second_edition.json').read_text())['jobs']
+        with np.load(SMALL / part / 'seeds.npz') as stored:
+            here |= dict(stored)
+
+    def of(part):
+        found = [job for job in jobs if job['job']['part'] == part]
+        return sorted(found, key=seed_of)
+
+    teachers = [Network('chest_xray', [job], here, films) for job in of('teach')]
+    distilled = Network('chest_xray', of('distil'), here, films)
+    return teachers, distilled, Network('chest_xray', sorted(plain, key=seed_of), logits, films)
+
+
+def small_figures(replicates):
+    "Figures of five distilled and five plain networks, and the distance from the teacher"
+    teachers, distilled, plain = small_networks()
+    found = prefixed('small.distilled', figures_of(distilled, replicates))
+    found |= prefixed('small.plain', figures_of(plain, replicates))
+    val = teachers[0].val(0)
+    z = np.mean([network.calibrated(0, 'val/plain') for network in teachers], 0)
+    teacher = roc_auc_score(val.label, z)
+    below = np.array([teacher - job['valid_auc'] for job in distilled.jobs])
+    found['small.teacher_auc'] = dict(value=float(teacher), lower=None, upper=None)
+    return found | {'small.auc_below_teacher': entry(below.mean(), below[:0], below)}
+
+
 # --- Learning curve ---
 
 
@@ -158,6 +199,8 @@ def main():
     figures = network_figures(options.replicates)
     if CURVE.exists():
         figures |= curve_figures(options.replicates)
+    if SMALL.exists():
+        figures |= small_figures(options.replicates)
     method = f"bootstrap of patients, of seeds too where there are several; {options.replicates} replicates"
     with atomic_write(options.out) as file:
         file.write_text(
