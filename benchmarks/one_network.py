@@ -189,6 +189,16 @@ def curve_figures(replicates):
     return found
 
 
+def all_figures(replicates):
+    "What one_network.json holds"
+    figures = network_figures(replicates)
+    if CURVE.exists():
+        figures |= curve_figures(replicates)
+    if SMALL.exists():
+        figures |= small_figures(replicates)
+    return figures
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -196,11 +206,7 @@ def main():
     parser.add_argument('--out', type=Path, default=EDITION / 'one_network.json')
     parser.add_argument('--replicates', type=int, default=2000)
     options = parser.parse_args()
-    figures = network_figures(options.replicates)
-    if CURVE.exists():
-        figures |= curve_figures(options.replicates)
-    if SMALL.exists():
-        figures |= small_figures(options.replicates)
+    figures = all_figures(options.replicates)
     method = f"bootstrap of patients, of seeds too where there are several; {options.replicates} replicates"
     with atomic_write(options.out) as file:
         file.write_text(
