@@ -603,3 +603,51 @@ def test_an_estimate_comes_from_comparable_runs(study):
     assert all(len(row['comparable']) == 1 for row in plan if row['compute'])
     larger = sweep_file(study, 'parameters: {dataset: phantom, limit: 80, seed: 7}\n')
     assert 'No estimate yet' in study('sweep', larger, '--dry-run').stdout
+
+
+# --- Warm kernels ---
+
+
+def kernels_of(pid):
+    "Numbers of the processes that are kernels of a process"
+    found = []
+    for file in Path('/proc').glob('[0-9]*/environ'):
+        with contextlib.suppress(OSError):
+            if f'JPY_PARENT_PID={pid}' in file.read_text(errors='replace').split('\0'):
+                found.append(file.parent.name)
+    return found
+
+
+OPTIONS = ('run', '--dataset', 'phantom', '--limit', '40')
+
+
+def test_the_next_stage_has_a_warm_kernel_and_none_is_left(study):
+    "Two kernels at a time while a stage runs, none afterwards; a sweep's result is the same"
+    process = study(*OPTIONS, '--run-dir', study.runs / 'a', start=True)
+    most = 0
+    while process.poll() is None:
+        most = max(most, len(kernels_of(process.pid)))
+        time.sleep(0.02)
+    assert process.returncode == 0 and most == 2
+    assert not kernels_of(process.pid)
+    file = sweep_file(study, 'parameters: {dataset: phantom, limit: 40}\n')
+    other = study.folder / 'others'
+    study('sweep', file, runs=other)
+    (swept,) = other.glob('*/predictions.csv')
+    assert (study.runs / 'a/predictions.csv').read_bytes() == swept.read_bytes()
+
+
+@pytest.mark.parametrize('how', ('fails', 'is killed'))
+def test_a_run_that_ends_early_leaves_no_kernel(study, how):
+    options = ('--clip', '0.002', '--lr', '0.002') if how == 'fails' else ()
+    process = study(*OPTIONS, '--run-dir', study.runs / 'a', *options, start=True)
+    if how == 'is killed':
+        while not kernels_of(process.pid):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    assert process.wait(120) != 0
+    deadline = time.time() + 30
+    while kernels_of(process.pid) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not kernels_of(process.pid)

@@ -285,9 +285,8 @@ def test_progress_within_an_epoch_counts_images_and_names_the_time_left(
     found = [
         re.fullmatch(r'epoch (\d)/1  (\d+) of 128 images, (\d+) s left\r', x) for x in temporary
     ]
-    assert all(found) and len(found) == 2 * 8
-    assert [int(match[2]) for match in found] == 2 * list(range(16, 129, 16))
-    assert found[7][3] == '0'
+    assert all(found) and len(found) == 2 * 7
+    assert [int(match[2]) for match in found] == 2 * list(range(16, 128, 16))
     assert len([line for line in lines if 'val AUC' in line]) == 2
 
 

@@ -191,7 +191,7 @@ def _square(image, share, rng):  # uint8 [h, w]; side of the square as a share o
     return image[top : top + side, left : left + side]
 
 
-def _photographs(size, rng, each=3):
+def _photographs(size, rng, each):
     "uint8 [n, size, size]: each sample image whole, and `each` random squares of it"
     photographs = []
     for image in _sample_images().values():
@@ -307,16 +307,18 @@ def _shapes(rng, size):
 # %% ../../nbs/lib/robust/02_familiarity_fit.ipynb #1ea6059c
 _DRAWN = dict(page=_page, plot=_plot, texture=_texture, noise=_noise, shapes=_shapes)
 _DRAWN_SIDE = 224  # Pixels
+_EACH = 100  # Images of each drawn kind
+_SQUARES = 3  # Of each photograph
 
 
 def strangers(
     size: int,  # Side of the network's images
     seed: int = 0,
-    each: int = 100,  # Images of each drawn kind
+    each: int = _EACH,  # Images of each drawn kind; with fewer there are fewer photographs, too
 ) -> dict[str, np.ndarray]:  # Kind -> uint8 [n, size, size]
     "Images that are not radiographs, the same for a seed"
     rng = np.random.default_rng(seed)
-    images = dict(photograph=_photographs(size, rng))
+    images = dict(photograph=_photographs(size, rng, round(_SQUARES * each / _EACH)))
     for kind, draw in _DRAWN.items():
         images[kind] = np.stack([resize(draw(rng, _DRAWN_SIDE), size) for _ in range(each)])
     return images

@@ -139,11 +139,12 @@ def _check_familiarity(
     farthest = max(distances, key=distances.get)
     if distances[farthest] <= limit:
         return False, None
-    ratio = distances[farthest] / limit
+    ratio = max(1.01, distances[farthest] / limit)  # Not 1.00, which is no reason
+    digits = 2 if ratio < 1.1 else 1
     compared = _COMPARED[farthest]
     return (
         True,
-        f"{compared} {ratio:.1f} times as far from the training images as the limit allows.",
+        f"{compared} {ratio:.{digits}f} times as far from the training images as the limit allows.",
     )
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #b8484f4b

@@ -426,7 +426,8 @@ class Keeper(Callback):
         if not self.training:
             return
         self.losses.append(self.loss.detach())  # `loss_grad` may be scaled
-        if time.time() - self.told >= self.told_every:
+        is_last = len(self.losses) == len(self.dls.train)
+        if not is_last and time.time() - self.told >= self.told_every:
             self.told = time.time()
             self.say(self.progress(self.told - self.started) + '\r')
 
