@@ -36,7 +36,7 @@ def lines(key):
 
 extras = {
     name: lines(f"{name}_requirements")
-    for name in ("serve", "evaluate", "study", "cluster", "kaggle", "dev")
+    for name in ("serve", "evaluate", "study", "cluster", "kaggle", "share", "dev")
 }
 extras["study"] += extras["evaluate"]
 extras["dev"] += extras["study"] + extras["cluster"] + extras["serve"]
