@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from PIL import Image
 
 from .classes import CLASSES, shown_name
 from .run import NOTICE, digest, sha256
@@ -125,6 +126,26 @@ def frame_table(
 # %% ../../nbs/lib/core/05_pages.ipynb #b64baa10
 _NARROW = 800  # Pixels; narrower images are placed side by side
 _PNG_WIDTH = slice(16, 20)  # Where the header of a PNG file has the width
+_LARGE = 100_000  # Bytes; a larger PNG gets a palette
+_COLOURS = 128
+
+
+def _with_palette(content: bytes) -> bytes:  # A PNG
+    "The PNG with a palette if it is large and that is smaller"
+    if len(content) <= _LARGE:
+        return content
+    image = Image.open(io.BytesIO(content))
+    buffer = io.BytesIO()
+    image.convert('RGB').quantize(_COLOURS).save(buffer, 'png', optimize=True)
+    return min(content, buffer.getvalue(), key=len)
+
+
+def _lightest(png: bytes, svg: Path) -> tuple[str, bytes]:
+    "Media type and content of the smaller file; `svg` need not exist"
+    png = _with_palette(png)
+    if svg.is_file() and svg.stat().st_size < len(png):
+        return 'image/svg+xml', svg.read_bytes()
+    return 'image/png', png
 
 
 def inline_picture(
@@ -132,10 +153,15 @@ def inline_picture(
     caption: str,
 ) -> dict:
     "An image for a template"
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if isinstance(source, bytes):
+        content = source
+        media_type, lightest = 'image/png', _with_palette(content)
+    else:
+        content = Path(source).read_bytes()
+        media_type, lightest = _lightest(content, Path(source).with_suffix('.svg'))
     width = int.from_bytes(content[_PNG_WIDTH])
-    data = base64.b64encode(content).decode()
-    return dict(data=data, caption=caption, narrow=width < _NARROW)
+    data = base64.b64encode(lightest).decode()
+    return dict(data=data, type=media_type, width=width, caption=caption, narrow=width < _NARROW)
 
 
 def inline_figure(figure: 'Figure', caption: str) -> dict:

@@ -152,7 +152,7 @@ def _metric_title(metric: str) -> str:
     return metric_title(metric.split('@')[0])
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #3da87263
-_HEADLINE = ('auc', 'sensitivity@half', 'specificity@half', 'brier')
+_HEADLINE = ('sensitivity@half', 'specificity@half', 'auc', 'brier')
 _IN_USE = "threshold in use"
 
 
@@ -178,6 +178,35 @@ def _tiles(
         elif figure is not None:
             tiles.append(_tile(figure, f"{name}, {_THRESHOLD}" if point else name))
     return tiles
+
+# %% ../../nbs/lib/pipeline/02_report.ipynb #9da538b4
+def _threshold_tile(run: Run) -> list[dict]:
+    "The threshold in use; nothing if the run has none"
+    calibration = read_if_present(run, 'calibration.json') or {}
+    name = calibration.get('operating_point')
+    points = calibration.get('operating_points', [])
+    in_use = [point for point in points if point.get('name') == name and 'threshold' in point]
+    return [
+        dict(
+            name="Threshold in use",
+            value=f"{point['threshold']:.3g}",
+            note=f"{_point_title(name)}, chosen on validation",
+        )
+        for point in in_use
+    ]
+
+
+def _size_tile(report: dict, classes: tuple[str, str]) -> list[dict]:  # Content of `metrics.json`
+    "The size of the test; nothing if it was not counted"
+    split = shown_split(report['figures'])
+    size = report.get('splits', {}).get(split)
+    if not size or 'pneumonia' not in size:
+        return []
+    patients = f"{size['patients']:,} patients, " if size['patients_known'] else ""
+    positive = in_prose(classes[1])
+    name = _split_name(split).capitalize()
+    note = f"{patients}{size['pneumonia']:,} of the images {positive}"
+    return [dict(name=name, value=f"{size['images']:,} images", note=note)]
 
 # %% ../../nbs/lib/pipeline/02_report.ipynb #1a335b10
 MEASURES = (
@@ -303,6 +332,7 @@ _POINT_TITLES = {
     'sensitivity_0.98': "sensitivity 0.98",
     'cost_weighted': "cost-weighted",
     'net_benefit': "highest net benefit",
+    'wide_and_other_0.97': "sensitivity 0.97, wide and other films",
     'probability': "calibrated probabilities",
     'sets': "prediction sets",
 }
@@ -544,6 +574,23 @@ def limit_sentences(run: Run) -> list[str]:
         sentences.append(_NOT_REPRODUCED.format(points=', '.join(points)))
     return sentences
 
+# %% ../../nbs/lib/pipeline/02_report.ipynb #f876646f
+_NOT_SHOWN_BY_ANY = "how the model does at other hospitals, with other scanners or at other ages"
+_NOT_SHOWN_BY_REAL = "whether readers do better with it", "whether the labels are right"
+_DRAWN = "The images are drawn, so the test shows nothing about patients."
+
+
+def _cannot_show(run: Run) -> str:
+    "What the test cannot show, in a sentence or two"
+    if run.manifest['synthetic']:
+        return _DRAWN
+    text = f"It cannot show {_NOT_SHOWN_BY_ANY}, {', '.join(_NOT_SHOWN_BY_REAL[:-1])}, or {_NOT_SHOWN_BY_REAL[-1]}."
+    if of_children(run.manifest['data']):
+        text += f" {POPULATION_LIMIT}"
+    if points := _not_reproduced(run):
+        text += f" {_NOT_REPRODUCED.format(points=', '.join(points))}"
+    return text
+
 # %% ../../nbs/lib/pipeline/02_report.ipynb #07870aaa
 def _limits(run: Run) -> list[str]:
     "The limitations, and what the audit found grave"
@@ -631,7 +678,10 @@ def report_html(run: Run) -> str:
     "The HTML of a run's report"
     report = read_if_present(run, 'metrics.json') or {}
     figures = report.get('figures', {})
-    tiles = _tiles(figures, compared_in_use(run)) if figures else []
+    tiles = []
+    if figures:
+        tiles = _threshold_tile(run) + _size_tile(report, _classes(run))
+        tiles += _tiles(figures, compared_in_use(run))
     return render(
         'report',
         heading=run.manifest['run'],
@@ -639,6 +689,7 @@ def report_html(run: Run) -> str:
         too_few=few_images(run),
         summary=_summary(run),
         tiles=tiles,
+        cannot_show=_cannot_show(run) if figures else '',
         sections=_sections(run, figures),
     )
 
