@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: study test lab readme docs lock hooks clean help
+.PHONY: study test lab readme docs manuscript lock hooks clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -27,6 +27,11 @@ readme: $(BIN)/.installed  ## README.md from nbs/index.ipynb
 
 docs: $(BIN)/.installed    ## the site; needs Quarto
 	$(BIN)/nbdev-docs
+
+manuscript: $(BIN)/.installed   ## the study as a Quarto manuscript; needs Quarto, and TeX for the PDF (TO=html without)
+	rm -rf _manuscript
+	$(BIN)/python tools/manuscript.py _manuscript
+	quarto render _manuscript $(if $(TO),--to $(TO))
 
 hooks: $(BIN)/.installed   ## clean notebooks on save and merge
 	$(BIN)/nbdev-install-hooks

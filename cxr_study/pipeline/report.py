@@ -332,7 +332,7 @@ _POINT_TITLES = {
     'sensitivity_0.98': "sensitivity 0.98",
     'cost_weighted': "cost-weighted",
     'net_benefit': "highest net benefit",
-    'wide_and_other_0.97': "sensitivity 0.97, wide and other films",
+    'wide_and_other_0.97': "wide and other films at sensitivity 0.97",
     'probability': "calibrated probabilities",
     'sets': "prediction sets",
 }
