@@ -1,18 +1,28 @@
 """How long 10,000 bootstrap replicates of every metric take, beside a loop of scikit-learn calls over the very same
-replicates, in one run.
+replicates, in one run; or how long `cxr-study evaluate` takes at the size of NIH ChestX-ray14, a quarter and a
+sixteenth of it, and for all published runs.
 
 usage: python benchmarks/evaluation.py [REPLICATES]   (default 10000; the loop takes minutes)
+       python benchmarks/evaluation.py command OUT.json
 """
 
 import json
+import os
+import resource
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn import metrics as sk
 from sklearn.isotonic import IsotonicRegression
 
+from cxr_study.core.run import hardware
 from cxr_study.evaluate.intervals import bootstrap, bootstrap_weights
 from cxr_study.evaluate.metrics import scored, simulate
 from cxr_study.predict.decision import sigmoid
@@ -73,5 +83,67 @@ def main(replicates=10_000):
     )
 
 
+NIH = (112_120, 30_805)  # Images, patients
+PARTS = (16, 4, 1)  # Of these
+REPEATS = 5
+
+
+def drawn(images, patients):
+    "A table of predictions with an image of each patient, and others of patients drawn at random"
+    rng = np.random.default_rng(0)
+    patient = np.r_[np.arange(patients), rng.integers(0, patients, images - patients)]
+    label = (rng.random(images) < 0.1).astype(int)
+    logit = 1.5 * label - 2 + rng.normal(size=images)
+    return pd.DataFrame(
+        dict(image_id=range(images), patient_id=patient, label=label, probability=sigmoid(logit))
+    )
+
+
+def once(path, out):
+    "(wall seconds, processor seconds, largest memory in MB) of `cxr-study evaluate`, in a process of its own"
+    code = 'import sys; from cxr_study.cli import main; sys.argv[0] = "cxr-study"; main()'
+    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments = ['evaluate', str(path), '--out', str(out)]
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0, path
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = time.perf_counter() - start
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, used.ru_maxrss / 1024
+
+
+def medians(path):
+    "Medians of several evaluations"
+    with tempfile.TemporaryDirectory() as out:
+        found = [once(path, out) for _ in range(REPEATS)]
+    wall, cpu, memory = (statistics.median(values) for values in zip(*found))
+    return dict(wall_s=round(wall, 1), cpu_s=round(cpu, 1), memory_mb=round(memory))
+
+
+def command(out):
+    "Write the times of the command"
+    result = dict(hardware=hardware(), repeats=REPEATS, load_average=os.getloadavg(), sizes=[])
+    images, patients = NIH
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            path = Path(folder) / 'table.csv'
+            drawn(images // part, patients // part).to_csv(path, index=False)
+            size = dict(images=images // part, patients=patients // part)
+            result['sizes'].append(size | medians(path))
+    runs = len(list(Path('results').glob('**/predictions.csv')))
+    result['results'] = dict(runs=runs) | medians('results')
+    print(json.dumps(result))
+    Path(out).write_text(json.dumps(result, indent=1) + '\n')
+
+
 if __name__ == '__main__':
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1:2] == ['command']:
+        command(sys.argv[2])
+    else:
+        main(*map(int, sys.argv[1:]))

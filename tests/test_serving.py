@@ -573,7 +573,8 @@ def test_a_full_service_refuses_at_once_and_the_connection_goes_on(brightness):
             writer.close()
         return found
 
-    with running(brightness, workers=1, decoders=1, queue=0, drain_seconds=0.1) as s:
+    limits = dict(workers=1, decoders=1, queue=0, slow_bytes=0)  # Slow uploads keep their places
+    with running(brightness, drain_seconds=0.1, **limits) as s:
         assert asyncio.run(ask(int(s.url.rsplit(":", 1)[1]))) == [True] * 4
         counted = urllib.request.urlopen(s.url + "/metrics").read().decode()
         assert 'cxr_requests_total{method="POST",route="other",status="429"} 2.0' in counted

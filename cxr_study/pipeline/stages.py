@@ -299,6 +299,7 @@ def _stage_failed(stage: str, notebook: Path, error: Exception) -> StudyError:
     return StageFailed(stage, notebook, message)
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #e256b46b
+_START_SECONDS = 600  # For a kernel; a busy machine needs minutes to import torch
 _KERNEL_ARGUMENTS = ['--log-level=CRITICAL', '--HistoryManager.hist_file=:memory:']
 
 
@@ -400,6 +401,7 @@ def _execute(
                 executed,
                 dict(values, run_dir=str(Path(run_folder).resolve())),
                 kernel_name='python3',
+                start_timeout=_START_SECONDS,
                 cwd=path.parent,
                 config=config,
                 extra_arguments=_KERNEL_ARGUMENTS,

@@ -377,7 +377,7 @@ def too_large(self: _Call) -> Problem:
 
 # %% ../../nbs/lib/serve/04_guard.ipynb #e583e33a
 _COPIES = 2  # Of the bytes of an upload
-_GRACE_SECONDS = 1.0  # In which an upload may be slow
+_GRACE_SECONDS = 0.25  # In which an upload may be slow
 
 
 @patch
