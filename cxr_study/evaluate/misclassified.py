@@ -92,6 +92,11 @@ def _write_beside(ax, height, gap, text, **look):  # `gap`: points
     ax.annotate(text, (0.5, height), ha='center', annotation_clip=False, **place, **look)
 
 
+def _below(row, classes):
+    "True class and name of an image"
+    return f"{classes[row.label]}\n{_two_lines(Path(str(row.image_id)).stem)}"
+
+
 def draw_image(
     ax: 'Axes',
     row: tuple,  # A row of `decisions`, as `itertuples` gives it
@@ -102,11 +107,9 @@ def draw_image(
     from matplotlib.patches import Rectangle
 
     colour = CLASS_COLOURS[row.label]
-    name = _two_lines(Path(str(row.image_id)).stem)
     ax.axis('off')  # Ticks and spines of many small axes take long to draw
     _write_beside(ax, 1, 2, _probability_text(row.probability), size=8.5, va='bottom')
-    below = f"{classes[row.label]}\n{name}"
-    _write_beside(ax, 0, -3, below, size=6.5, va='top', color=colour)
+    _write_beside(ax, 0, -3, _below(row, classes), size=6.5, va='top', color=colour)
     if image is None:
         look = dict(ha='center', va='center', size=7, color=COLOURS['chance'])
         ax.text(0.5, 0.5, "image not\navailable", transform=ax.transAxes, **look)
@@ -123,7 +126,8 @@ def gallery(
     classes: tuple = CLASSES,  # Names of the negative and the positive class
 ) -> 'Figure':
     "A figure with a line of images for each group; an empty group shows the word none"
-    fig, axes = figure(1, len(groups), width='wide', height=1.65, squeeze=False)
+    height = 1.65 if images else 0.9
+    fig, axes = figure(1, len(groups), width='wide', height=height, squeeze=False)
     frame_width = 0.88 / columns
     for ax, (heading, rows) in zip(axes[:, 0], groups.items()):
         ax.axis('off')
@@ -131,9 +135,12 @@ def gallery(
         if not len(rows):
             ax.text(0, 0.5, "none")
         for i, row in enumerate(rows.itertuples()):
+            if images is None:
+                text = f"{_probability_text(row.probability)}\n{_below(row, classes)}"
+                ax.text(i / columns, 0.9, text, size=6.5, va='top', color=CLASS_COLOURS[row.label])
+                continue
             frame = ax.inset_axes((i / columns, 0.08, frame_width, 0.76))
-            image = images(row.image_id) if images else None
-            draw_image(frame, row, image, classes)
+            draw_image(frame, row, images(row.image_id), classes)
     return fig
 
 # %% ../../nbs/lib/evaluate/05_misclassified.ipynb #06f7ea19
