@@ -360,7 +360,8 @@ def test_all_tests_of_one_network(network, tmp_path):
     )
     found = maps.cascade(inside, some, ["CAM", "EigenCAM"], draws=2)
     assert list(found["CAM"]) == list(maps.SHARES)
-    results = maps.sanity_checks(inside, some, ids, found, wrong, [model, other])
+    values = maps.values_of_tests(inside, some, found, wrong, [model, other])
+    results = maps.results_of(values, ids)
     shown = maps.sanity_table(results)
     assert list(shown.index) == ["CAM", "EigenCAM"] and list(shown) == list(maps.TESTS)
     assert (
@@ -460,7 +461,7 @@ def test_rows_of_shortcuts():
         small.table.patient_id,
     )
     assert [r["change"] for r in rows] == list(lesions.CHANGES) and rows[0]["logit"]["n"] == 24
-    assert lesions.shortcut_figure(dict(untrained=rows)).axes
+    assert lesions.shortcut_figure(rows).axes
 
 
 # --- 08 Other hospitals, 10 corruptions, 12 coverage

@@ -6,9 +6,9 @@ Docs: https://cxr-study.github.io/cxr_study/lib/robust/corruptions.html.md"""
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'CORRUPTIONS', 'GREY', 'ALEXNET_CLEAN', 'ALEXNET', 'cut', 'jpeg', 'corrupt', 'decoded_split', 'settings',
-           'variant', 'logits_under', 'read_logits', 'read_calibration', 'balanced_errors', 'summary_of',
-           'corruption_scores', 'corruption_table', 'auc_under', 'error_heat_map', 'worst_words', 'find_runs',
-           'calibration_of', 'kept_logits']
+           'variant', 'logits_under', 'write_logits', 'read_logits', 'read_calibration', 'balanced_errors',
+           'summary_of', 'corruption_scores', 'corruption_table', 'auc_under', 'error_heat_map', 'worst_words',
+           'calibration_of']
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #279b91f3
 import io
@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from ..calibrate.transfer import fit_calibration
-from ..core.run import Run, StudyError, atomic_write, runs_folder, to_json, upgraded
+from ..core.run import Run, StudyError, atomic_write, to_json
 from ..core.style import MAPS, figure
 from ..core.tables import known_patients
 from ..data.images import Preprocess, resize
@@ -36,7 +36,7 @@ from ..evaluate.evaluation import quote
 from ..evaluate.intervals import bootstrap_weights
 from ..evaluate.metrics import HALF, scored
 from ..predict.decision import Calibration
-from ..train.networks import Classifier, Ensemble, load_model
+from ..train.networks import Classifier, Ensemble
 from ..train.training import predict_logits
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #58335743
@@ -266,12 +266,12 @@ def logits_under(
 _AT_HALF = Calibration(points=(HALF,))
 
 
-def _write_logits(
-    file,  # .npz
-    table,  # Of the images
-    logits,  # Setting -> logits
-    calibration=_AT_HALF,
-):
+def write_logits(
+    file: str | Path,  # .npz
+    table: pd.DataFrame,  # Of the images
+    logits: dict[str, np.ndarray],  # Setting -> [n]
+    calibration: Calibration = _AT_HALF,
+) -> None:
     "Write labels, patients, logits (float16) of all settings and the network's calibration to one file"
     contents = dict(
         calibration=to_json(calibration.to_dict()),
@@ -488,22 +488,6 @@ def worst_words(
     return f"Balanced error; {whose}most is added by {first}, then {second}"
 
 # %% ../../nbs/lib/robust/01_corruptions.ipynb #0c0e3c7e
-def find_runs(
-    runs: str | Path | None = None,  # Folder of runs
-    **wanted,  # Parameters that a run must have
-) -> dict[int, Run]:
-    "Seed -> `Run` of the finished trainings with these parameters"
-    found = {}
-    for path in sorted(Path(runs or runs_folder()).glob('*/manifest.json')):
-        manifest = json.loads(path.read_text())
-        if '02_training' not in upgraded(manifest)['stages']:
-            continue
-        parameters = manifest['parameters'] | dict(dataset=manifest['data'].get('dataset'))
-        if all(parameters.get(name) == value for name, value in wanted.items()):
-            found.setdefault(parameters['seed'], Run(path.parent))
-    return found
-
-
 def calibration_of(
     run: Run,  # With predictions
 ) -> Calibration:
@@ -514,22 +498,3 @@ def calibration_of(
         predictions = run.read('predictions.csv')
     calibration, _ = fit_calibration(predictions[predictions.split == 'val'], replicates=100)
     return calibration
-
-# %% ../../nbs/lib/robust/01_corruptions.ipynb #cc4be7a4
-def kept_logits(
-    file: str | Path,  # .npz
-    run: Run | None,
-    names: list[str],  # Settings
-    change: Callable,  # (images, setting) -> images
-    at: int | None = _PUBLISHED_SIZE,  # Side at which images are changed; None: the network's
-) -> tuple[pd.DataFrame, dict] | None:
-    "`read_logits` of the file, which is computed first if only the run exists; without both, None and a message"
-    if not Path(file).exists():
-        if run is None:
-            print(f"{Path(file).name} is missing, and there is no run to compute it from.")
-            return None
-        model = load_model(run)
-        images, table = decoded_split(run, at or model.spec.size)
-        logits = logits_under(model, images, names, change)
-        _write_logits(file, table, logits, calibration_of(run))
-    return read_logits(file)
