@@ -1027,6 +1027,58 @@ def test_restart_intervals_of_a_lossless_jpeg_are_checked_one_by_one():
         decode(encapsulated(a, uid.JPEGLosslessSV1, cut, BitsStored=12))
 
 
+ENCODINGS = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+
+
+def meta_bytes(content):
+    "Bytes of a DICOM file before its data set"
+    return 144 + struct.unpack('<I', content[140:144])[0]
+
+
+@pytest.mark.parametrize('announced', ENCODINGS)
+@pytest.mark.parametrize('written', ENCODINGS)
+def test_a_data_set_is_not_written_in_another_way_than_announced(written, announced):
+    a = stored(12, False)
+    content, other = to_dicom(a, written, BitsStored=12), to_dicom(a, announced, BitsStored=12)
+    mixed = other[: meta_bytes(other)] + content[meta_bytes(content) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error' if written == announced else 'ignore')
+        if written == announced:
+            assert (decode(mixed) == decode(content)).all()
+            return
+        with pytest.raises((CorruptImage, UnsupportedDicom)):
+            decode(mixed)
+        with pytest.raises((CorruptImage, UnsupportedDicom)):
+            dimensions(mixed)
+
+
+def test_a_command_with_value_representations_is_refused():
+    content = to_dicom(stored(8, False))
+    at = meta_bytes(content)
+    command = struct.pack('<HH2sHH', 0, 0x0100, b'US', 2, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(CorruptImage, match='explicit value representations'):
+            decode(content[:at] + command + content[at:])
+
+
+@pytest.mark.parametrize('name', ['Rows', 'WindowCenter', 'PixelData'])
+def test_an_element_without_value_representation_is_refused(name):
+    "pydicom takes an element of an explicit file for an implicit one without a warning"
+    a = stored(8, False)
+    content = to_dicom(a, WindowCenter=100, WindowWidth=50)
+    element = pydicom.dcmread(io.BytesIO(content))[name]
+    head = struct.pack('<HH', element.tag.group, element.tag.elem)
+    at = content.index(head + element.VR.encode(), meta_bytes(content))
+    long = element.VR in ('OB', 'OW')
+    length = content[at + 8 : at + 12] if long else content[at + 6 : at + 8] + b'\0\0'
+    implicit = content[:at] + head + length + content[at + (12 if long else 8) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(CorruptImage, match='implicit value representations'):
+            decode(implicit)
+
+
 def native_films():
     folder = Path(os.environ.get('CXR_DATA', 'data')) / 'native' / 'test'
     return sorted(folder.rglob('*.jpeg'))

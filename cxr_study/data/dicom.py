@@ -446,15 +446,35 @@ class _BoundedReader(io.BytesIO):
         return super().read(size)
 
 
+def _check_encoding(ds):
+    "Raise `CorruptImage` if an element is not written as announced; pydicom would guess"
+    syntax = ds.file_meta.get('TransferSyntaxUID')
+    if syntax is None or not syntax.is_transfer_syntax:
+        return
+    for element in map(ds.get_item, ds.keys()):
+        if not isinstance(element, RawDataElement):
+            continue
+        found = 'implicit' if element.is_implicit_VR or element.VR is None else 'explicit'
+        is_command = element.tag.group == 0  # Always without value representations
+        named = 'implicit' if syntax.is_implicit_VR or is_command else 'explicit'
+        if found != named:
+            raise CorruptImage(
+                f"The DICOM file is damaged or lies about its encoding: it has {found} value "
+                f"representations where {named} ones are announced. Export it again."
+            )
+
+
 def _read_elements(content, names):
     "A pydicom data set that holds these elements alone"
     with_pixels = 'PixelData' in names
     longest = len(content) if with_pixels else _LONGEST_ELEMENT
-    return pydicom.dcmread(
+    ds = pydicom.dcmread(
         _BoundedReader(content, longest),
         specific_tags=list(names),
         stop_before_pixels=not with_pixels,
     )
+    _check_encoding(ds)
+    return ds
 
 
 def _read_header(content, limits):
