@@ -8,7 +8,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/sets.html.md"""
 __all__ = ['BOOKKEEPING', 'PNEUMONIAMNIST', 'DATASETS', 'DataError', 'MissingData', 'LeakError', 'ImageSet', 'take', 'phantom',
            'data_folders', 'image_files', 'kermany_names', 'without_network', 'may_download', 'pneumoniamnist_matches',
            'pneumoniamnist', 'chest_xray', 'chest_xray_aspect', 'usable', 'public_set', 'nih_chestxray14', 'rsna',
-           'chexpert', 'own_data', 'auto', 'load_dataset', 'load_if_present', 'sample_patients']
+           'chexpert', 'own_data', 'auto', 'absolute_name', 'load_dataset', 'load_if_present', 'sample_patients']
 
 # %% ../../nbs/lib/data/05_sets.ipynb #1f9d036c
 import contextlib
@@ -1102,6 +1102,16 @@ def _unknown_dataset(name):
     )
 
 
+def absolute_name(
+    name: str | Path,  # Of a data set, or the path of a folder or csv
+) -> str:
+    "A name that means the same in every folder: the absolute path of your own data, any other name as it is"
+    if str(name) in ('auto', *DATASETS):
+        return str(name)
+    path = _first_existing([Path(name).expanduser(), root() / name])
+    return str(name) if path is None else os.path.abspath(path)
+
+
 def load_dataset(
     name: str | Path,  # A name, `auto`, or the path of a folder or csv
     positive: str = '',  # Name of the positive class of your own data
@@ -1112,10 +1122,9 @@ def load_dataset(
     if str(name) in readers:
         read = readers[str(name)]
         return read()
-    path = _first_existing([Path(name).expanduser(), root() / name])
-    if path is None:
+    path = Path(absolute_name(name)).resolve()
+    if not path.exists():
         raise _unknown_dataset(name)
-    path = path.resolve()
     if file_text(path) != str(path):
         raise DataError(
             f"The path {file_text(path)} is not UTF-8. Rename its folders, or link to it."

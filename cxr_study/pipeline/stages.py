@@ -32,12 +32,14 @@ from cxr_study.core.run import (
     Run,
     StudyError,
     WriteError,
+    cache_folder,
     digest,
     disk_problem,
     file_sha256,
     locked,
     path_inside,
     root,
+    runs_folder,
     to_json,
     upgraded,
     write_error,
@@ -377,6 +379,17 @@ def _kernels(
 _IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress'
 
 
+def _fix_folders() -> None:
+    "Make the folders of data, runs and caches hold for the kernels, which start in another folder"
+    is_checkout = (root() / 'settings.ini').is_file()
+    data = os.environ.get('CXR_DATA') or ('' if is_checkout else 'data')
+    if data:
+        os.environ['CXR_DATA'] = os.path.abspath(root() / data)
+    for name, folder in dict(CXR_RUNS=runs_folder(), CXR_CACHE=cache_folder()).items():
+        if os.environ.get(name) or not is_checkout:
+            os.environ[name] = os.path.abspath(folder)
+
+
 def _execute(
     path: Path,
     run_folder: Path,
@@ -392,6 +405,7 @@ def _execute(
     executed = Path(run_folder) / 'notebooks' / path.name
     logging.getLogger('papermill').setLevel(logging.ERROR)
     os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
+    _fix_folders()
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)
         executed.unlink(missing_ok=True)
@@ -701,7 +715,12 @@ def check_run(
     say: Callable | None = None,  # Called with each sentence about the data set
 ) -> tuple[dict, str, str]:  # All options; name of the data set; digest of the data set's files
     "Check the options of a run; raises `OptionError` for anything that cannot work"
+    from cxr_study.data.sets import absolute_name
+
     values = check_options(given)
+    values['dataset'] = absolute_name(values['dataset'])  # Stages run in another folder
+    if Path(values['weights']).is_file():
+        values['weights'] = os.path.abspath(values['weights'])
     images = [values[name] for name in ('dataset', 'positive', 'patients')]
     dataset, files, size, notes = _check_images(*images)
     for note in notes if say else ():
