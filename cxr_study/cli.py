@@ -509,6 +509,8 @@ def _external(path, dataset, as_json, **how):
         raise StudyError(f"{path} is not a run: it has no manifest.json.")
     say = _printer(as_json)
     report = external(path, dataset, **how)
+    for note in report['notes']:
+        say(note)
     say(external_summary(report).to_string())
     say(_reproduced_values(report))
     say(f"Written: {path}/external-{report['dataset']}.json")
@@ -752,7 +754,7 @@ def _predict(paths, out, bundle, jobs, as_json, **options):
       cxr-study predict study.dcm --stow http://localhost:8042/dicom-web
     """
     from cxr_study.data.decoders import Decoders
-    from cxr_study.serve.bundle import check_classes, origin
+    from cxr_study.serve.bundle import origin
     from cxr_study.serve.predictor import Predictor, predict_files
 
     with Decoders(*([jobs] if jobs else [])) as decoders:
@@ -761,7 +763,9 @@ def _predict(paths, out, bundle, jobs, as_json, **options):
         also = None
         reports = [options.pop(name) for name in ('dicom_sr', 'stow')]
         if any(reports):
-            check_classes(predictor.bundle)
+            from cxr_study.serve.structured_report import check_report_classes
+
+            check_report_classes(predictor.bundle.classes)
             also = functools.partial(_write_structured_report, decoders, *reports)
         say = _printer(as_json)
         say(origin(predictor.bundle))

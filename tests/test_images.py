@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from pydicom import uid
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate, generate_frames
 
 from cxr_study.core.options import defaults
@@ -1077,6 +1078,50 @@ def test_an_element_without_value_representation_is_refused(name):
         warnings.simplefilter('ignore')
         with pytest.raises(CorruptImage, match='implicit value representations'):
             decode(implicit)
+
+
+HEADER = (
+    *('Modality', 'ViewPosition', 'PatientOrientation', 'PresentationLUTShape', 'VOILUTFunction'),
+    *('Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation'),
+    *('BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'PlanarConfiguration'),
+    *('WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept'),
+    *('PixelPaddingValue', 'PixelPaddingRangeLimit', 'SpecificCharacterSet'),
+    *('ModalityLUTSequence', 'VOILUTSequence', 'ViewCodeSequence', 'PixelData'),
+)
+NUMBERS = st.one_of(
+    st.integers(-(2**33), 2**33).map(str),
+    st.floats(width=32).map(str),
+    st.lists(st.integers(-300, 70000), max_size=3).map(lambda xs: '\\'.join(map(str, xs))),
+)
+VALUES = st.one_of(
+    st.binary(max_size=24),
+    NUMBERS.map(str.encode),
+    st.integers(0, 65535).map(lambda n: struct.pack('<H', n)),
+)
+VRS = st.sampled_from(
+    ['US', 'SS', 'SL', 'FD', 'FL', 'DS', 'IS', 'CS', 'LO', 'OB', 'OW', 'UN', 'SQ', 'AT']
+)
+
+
+@given(st.dictionaries(st.sampled_from(HEADER), st.tuples(VRS, VALUES), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_any_header_is_read_or_refused(wrong):
+    ds = pydicom.dcmread(io.BytesIO(to_dicom(stored(8, False), WindowCenter=90, WindowWidth=80)))
+    for name, (vr, value) in wrong.items():
+        tag = pydicom.tag.Tag(name)
+        value += b' ' * (len(value) % 2)
+        ds._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            ds.save_as(buffer := io.BytesIO())
+        except Exception:  # pydicom does not write this
+            return
+        try:
+            picture = decode(buffer.getvalue())
+        except ImageError:
+            return
+        assert picture.dtype == np.uint8 and picture.shape == dimensions(buffer.getvalue())
 
 
 def native_films():

@@ -38,12 +38,17 @@ def shown_name(key: str, classes: tuple[str, str] = CLASSES) -> str:
 
 # %% ../../nbs/lib/core/04_classes.ipynb #08e7fa0e
 def with_names(sentence: str, classes: tuple[str, str] = CLASSES) -> str:
-    "A sentence with the data set's positive class in place of pneumonia"
-    if tuple(classes) == CLASSES:
+    "A sentence that says nothing of these classes yet, with their names in place of NORMAL, PNEUMONIA and pneumonia"
+    negative, positive = classes
+    if (negative, positive) == CLASSES:
         return sentence
-    positive = classes[1]
-    sentence = sentence.replace('pneumonias', f"images of {positive}")
-    return re.sub(r'\bpneumonia\b', lambda found: positive, sentence)
+    names = dict(
+        NORMAL=negative,
+        PNEUMONIA=positive,
+        pneumonia=positive,
+        pneumonias=f"images of {positive}",
+    )
+    return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], sentence)
 
 # %% ../../nbs/lib/core/04_classes.ipynb #0caefa97
 _FIT_ALL = (('0', '1'), ('negative', 'positive'), ('false', 'true'))

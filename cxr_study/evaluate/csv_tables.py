@@ -144,6 +144,12 @@ def _named_columns(path, raw, columns):
     return found
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d428662a
+_NO_PROBABILITIES = (
+    "If they are logits, name that column as the logit (--logit-column); "
+    "if they are percentages, write a % sign after each."
+)
+
+
 def _complete(table, source, positive=None):  # `positive`: see `read_labels`
     "A table with all columns of a predictions table, checked; notes are in `attrs`"
     if not len(table):
@@ -153,7 +159,7 @@ def _complete(table, source, positive=None):  # `positive`: see `read_labels`
     table = _with_labels(table, source, positive)
     facts = table.attrs
     if 'logit' not in table:
-        table['logit'] = logit_of(table.probability, source)
+        table['logit'] = logit_of(table.probability, source, _NO_PROBABILITIES)
     if 'patient_id' not in table:
         table['patient_id'] = table.image_id
     if 'split' not in table:

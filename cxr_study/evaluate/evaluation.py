@@ -437,26 +437,25 @@ def too_few(
     )
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #a62410f2
-def _not_probabilities(p, is_bad, source):
+def _not_probabilities(p, is_bad, source, advice):
     "The `PredictionError` for values outside 0 to 1"
     row = np.flatnonzero(is_bad)[0]
     return PredictionError(
         f"{source} cannot be evaluated: {is_bad.sum()} of {len(p)} probabilities are not between "
-        f"0 and 1, such as {p[row]} in row {row + 1}. "
-        "If they are logits, name that column as the logit (--logit-column); "
-        "if they are percentages, write a % sign after each."
+        f"0 and 1, such as {p[row]} in row {row + 1}. {advice}"
     )
 
 
 def logit_of(
     probability: ArrayLike,  # Of any shape
     source: str = "The table",  # What to call it in a message
+    advice: str = "Convert logits with a sigmoid, and divide percentages by 100.",
 ) -> np.ndarray:  # Float of the same shape
     "Log odds of probabilities. Raises `PredictionError` for values outside 0 to 1"
     p = np.asarray(probability, float)
     is_probability = (p >= 0) & (p <= 1)
     if not is_probability.all():
-        raise _not_probabilities(p, ~is_probability, source)
+        raise _not_probabilities(np.ravel(p), np.ravel(~is_probability), source, advice)
     smallest = np.finfo(float).eps
     p = p.clip(smallest, 1 - smallest)
     return np.log(p) - np.log1p(-p)
@@ -509,7 +508,7 @@ def evaluate_predictions(
     "Every metric of some predictions with its interval, for which patients are drawn. Raises `PredictionError`"
     logits = logit_of(_positive_column(p), "p")
     table = table_of_arrays(y, logits, patients)
-    exact = float(sigmoid(logit_of(threshold)))  # Rounded as the probabilities are
+    exact = float(sigmoid(logit_of(threshold, "threshold")))  # Rounded as the probabilities are
     point = OperatingPoint('threshold', exact, f"the probability is at least {threshold}")
     found = evaluate_at(table, point, **resampling)
     return {name: _figure(values) for name, values in found.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..calibrate.transfer import is_worse, reproduced_text, rule_text
-from ..core.classes import CLASSES, classes_of, in_prose, shown_name, with_names
+from ..core.classes import classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices, safe_markdown
 from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
 from ..evaluate.evaluation import metric_title, number, quote
@@ -277,22 +277,21 @@ def _reproduced(row: dict) -> str:  # Of `validation_to_test`
     return reproduced_text(row)
 
 
-def _rules(points: Iterable[dict], classes: Sequence[str]) -> str:
+def _rules(points: Iterable[dict]) -> str:
     "How each threshold was chosen, as a list"
     rules = []
     for point in points:
-        rule = with_names(point['rule'], classes).replace('95%', '95 %')
+        rule = point['rule'].replace('95%', '95 %')
         rules.append(f"`{point['name']}`: {rule} (chosen on {point['chosen_on']}).")
     return _bullets(rules)
 
 
 def _points_table(
     calibration: dict,  # Content of `calibration.json`
-    classes: Sequence[str] = CLASSES,
 ) -> str:
     "Threshold, validation values and test values of each operating point"
     points = {point['name']: point for point in calibration['operating_points']}
-    rules = _rules(points.values(), classes)
+    rules = _rules(points.values())
     compared = calibration.get('promised_and_got', [])
     rows = []
     for row in compared:
@@ -314,7 +313,7 @@ def _operating_points(run: Run) -> str:
         return _not_here('calibration.json')
     rule = rule_text(calibration.get('promised_and_got', []))
     in_use = f"The operating point in use is `{calibration['operating_point']}`. {rule}"
-    return _paragraphs(in_use, _points_table(calibration, classes_of(run.manifest['data'])))
+    return _paragraphs(in_use, _points_table(calibration))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #8bc06ca8
 _CALIBRATION_MEASURES = ('ece_debiased', 'slope', 'intercept', 'observed_expected', 'brier')
@@ -461,7 +460,8 @@ def _external_table(
         values = [quote(figures[f'{group}.{metric}']) for metric in metrics]
         rows.append([group, size['images'], size['patients'], *values])
     head = ('group', 'images', 'patients', 'ROC-AUC', 'sensitivity', 'specificity')
-    return _paragraphs(f"**{report['dataset']}**, at `{point}`:", _markdown_table(head, rows))
+    table = _markdown_table(head, rows)
+    return _paragraphs(f"**{report['dataset']}**, at `{point}`:", table, *report.get('notes', []))
 
 
 def _external_section(run: Run) -> str:

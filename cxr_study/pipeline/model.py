@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.classes import CLASSES, with_names
+from ..core.classes import CLASSES
 
 if TYPE_CHECKING:
     from cxr_study.serve.predictor import Predictor
@@ -108,7 +108,7 @@ class Model:
         return Prediction(
             probability=answer['probability'],
             decision=decision,
-            statement=with_names(_statement(usual, decision, calibration.point(point)), classes),
+            statement=_statement(usual, decision, calibration.point(point)),
             abstains=answer['abstains'],
             familiar=None if unfamiliar is None else not unfamiliar,
             reason=' '.join(reasons) or None,

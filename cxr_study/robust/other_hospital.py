@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..calibrate.transfer import is_worse, validation_to_test, validation_to_test_figure
-from ..core.classes import classes_of, common_classes, positive_name
+from ..core.classes import classes_of, common_classes, in_prose, positive_name
 from ..core.run import Run, StudyError, sha256, upgraded
 from ..core.style import figure, save_figure
 from ..data.cache import decoded
@@ -191,9 +191,13 @@ def external_summary(
 ) -> pd.DataFrame:
     "Images, patients, AUC, and sensitivity and specificity at 0.5 and at the threshold in use"
     figures = report['figures']
+    positive = classes_of(report)[1]
     points = dict.fromkeys(('half', report['in_use']))
     rows = []
     for group, counts in report['counts'].items():
+        counts = {
+            in_prose(positive) if name == 'pneumonia' else name: n for name, n in counts.items()
+        }
         row = dict(group=group, **counts, AUC=quote(figures[f'{group}.auc'], 2))
         for point in points:
             for metric in ('sensitivity', 'specificity'):
@@ -275,6 +279,26 @@ def _other_set(dataset, positive, patients):
     return load_dataset(dataset, positive, patients)
 
 
+def _class_notes(run: Run, image_set: ImageSet, positive: str) -> list[str]:
+    """A sentence on classes of other names, which mean the same because the user named the positive one.
+
+    Raises `StudyError` if they cannot mean the same, or if the user named none."""
+    ours = classes_of(run.manifest['data'])
+    theirs = image_set.classes
+    try:
+        common_classes({f"The run {run.folder.name}": ours, image_set.name: theirs})
+    except StudyError:
+        negative, disease = (name.strip().lower() for name in ours)
+        is_crossed = theirs[1].strip().lower() == negative or theirs[0].strip().lower() == disease
+        if not positive or is_crossed:
+            raise
+        return [
+            f"The run distinguishes {' from '.join(ours)}, and {image_set.name} {' from '.join(theirs)}. "
+            f"They are taken for the same, because {positive} was named as the positive class."
+        ]
+    return []
+
+
 def external(
     run_path: str | Path,  # Folder of a run
     dataset,  # Name of a data set, path of a folder or csv, or an `ImageSet`
@@ -287,8 +311,7 @@ def external(
     run = Run(run_path)
     classes = classes_of(run.manifest['data'])
     image_set = _other_set(dataset, positive or positive_name(classes), patients)
-    if not positive:
-        common_classes({f"The run {run.folder.name}": classes, image_set.name: image_set.classes})
+    notes = _class_notes(run, image_set, positive)
     home = run.manifest['data'].get('dataset')
     if image_set.name == home and not image_set.synthetic:
         raise StudyError(f"{home} is what this run was trained on; name another data set.")
@@ -299,6 +322,8 @@ def external(
         dataset=image_set.name,
         synthetic=image_set.synthetic,
         provenance=image_set.provenance,
+        classes=list(classes),
+        notes=notes,
     )
     stage = 'external-' + re.sub(r'[^\w]+', '-', image_set.name)
     parameters = dict(run.manifest['parameters'])

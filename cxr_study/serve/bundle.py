@@ -6,7 +6,7 @@ Docs: https://cxr-study.github.io/cxr_study/lib/serve/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'BundleError', 'Bundle', 'checked_onnx', 'write_bundle', 'brightness_onnx', 'example_calibration',
-           'example_bundle', 'load_bundle', 'origin', 'check_classes', 'published_bundle', 'find_bundle']
+           'example_bundle', 'load_bundle', 'origin', 'published_bundle', 'find_bundle']
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #4893556c
 import dataclasses
@@ -316,17 +316,6 @@ def origin(bundle: Bundle) -> str:
     return (
         f"The bundle {bundle.name} was not published with this version (SHA-256 {bundle.sha256}): "
         "use it if you know who made it."
-    )
-
-# %% ../../nbs/lib/serve/01_bundle.ipynb #e0c508c3
-def check_classes(bundle: Bundle) -> Bundle:
-    "Return the bundle. Raises `BundleError` if its classes are not NORMAL and PNEUMONIA."
-    if bundle.classes == CLASSES:
-        return bundle
-    raise BundleError(
-        f"The network of {bundle.folder} distinguishes {' from '.join(bundle.classes)}. "
-        "The service and DICOM Structured Reports speak of pneumonia, so their answers would be wrong. "
-        "`cxr-study predict` answers with the names of its classes."
     )
 
 # %% ../../nbs/lib/serve/01_bundle.ipynb #e4294d30

@@ -188,12 +188,12 @@ def _reasons_to_abstain(unfamiliar: bool | None, verdict: str) -> list[str]:
     return reasons
 
 
-def _point_facts(point: OperatingPoint, classes: tuple[str, str]) -> dict:
+def _point_facts(point: OperatingPoint) -> dict:
     "The part of an answer that describes its operating point"
     return dict(
         name=point.name,
         threshold=point.threshold,
-        rule=with_names(point.rule, classes),
+        rule=point.rule,
         chosen_on=point.chosen_on,
         promised=dict(
             sensitivity=point.promised.get('sensitivity'),
@@ -232,7 +232,7 @@ def answer(
         verdict=shown_name(verdict, classes),
         unfamiliar=unfamiliar,
         unfamiliar_reason=unfamiliar_reason,
-        operating_point=_point_facts(operating_point, classes),
+        operating_point=_point_facts(operating_point),
         logit=logit,
     )
 
@@ -245,6 +245,7 @@ def identity(self: Predictor) -> dict:
         name=self.bundle.name,
         version=facts['version'],
         sha256=self.bundle.sha256,
+        classes=list(self.bundle.classes),
         precision=facts['network']['precision'],
         synthetic=bool(facts['data'].get('synthetic')),
     )

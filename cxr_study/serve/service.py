@@ -44,12 +44,12 @@ from starlette.responses import JSONResponse, Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .. import __version__
-from ..core.classes import CLASSES
+from ..core.classes import CLASSES, in_prose, with_names
 from ..core.run import NOTICE, StudyError, to_json
 from ..data.decoders import Cancelled, Decoders, Ticket, call_job
 from ..data.formats import ImageError, Limits, UnsupportedFormat
 from ..predict.decision import Calibration
-from .bundle import check_classes, find_bundle, origin
+from .bundle import find_bundle, origin
 from cxr_study.serve.guard import (
     Guard,
     Problem,
@@ -62,6 +62,7 @@ from cxr_study.serve.guard import (
     log_line,
 )
 from .predictor import Predictor
+from .structured_report import check_report_classes
 
 # %% ../../nbs/lib/serve/05_service.ipynb #dc6ff5a4
 class Promise(BaseModel):
@@ -95,6 +96,7 @@ class ModelIdentity(BaseModel):
     name: str
     version: str
     sha256: str = Field(description="Hash of the whole bundle")
+    classes: list[str] = Field(description="Names of the negative and the positive class")
     precision: str = Field(description="Number format of the network's weights")
     synthetic: bool = Field(
         description="Trained on drawn images; its answers mean nothing for patients"
@@ -340,6 +342,7 @@ _STATUSES = {
     401: "Token missing or wrong",
     403: "From another site",
     404: "No such model",
+    406: "No structured report of what the model finds",
     408: "Too slow to arrive",
     413: "Too many bytes",
     415: "Another kind of file, or compressed",
@@ -644,13 +647,26 @@ _EXPLAIN = _ImageRoute(
 )
 
 # %% ../../nbs/lib/serve/05_service.ipynb #a7041bd5
+def _refusal(predictor: Predictor, route: _ImageRoute) -> str | None:
+    "Why the route's other media type cannot be had from this bundle; None if it can"
+    if route.media_type == 'application/dicom':
+        try:
+            check_report_classes(predictor.bundle.classes)
+        except ImageError as error:
+            return str(error)
+    return None
+
+
 def _add_image_route(api: FastAPI, service: _Service, route: _ImageRoute) -> None:
     "Add `/predict` or `/explain`"
     PointName = _point_parameter(service.predictor)
+    refusal = _refusal(service.predictor, route)
 
     async def respond(
         request: Request, point: PointName = None, prevalence: _Prevalence = None
     ) -> Response:
+        if refusal and _accepts(request, route.media_type):
+            raise Problem(406, refusal)
         content = await _read_image(request)
         options = dict(point=point, prevalence=prevalence, explain=route.explain)
         async with _watching(request) as gone:
@@ -660,18 +676,19 @@ def _add_image_route(api: FastAPI, service: _Service, route: _ImageRoute) -> Non
             body = await route.body(service, content, answered.values, gone)
         return Response(body, media_type=route.media_type)
 
-    success = dict(
-        model=route.model,
-        description=route.description,
-        content={route.media_type: {'schema': _BINARY}},
-    )
+    success = dict(model=route.model, description=route.description)
+    statuses = _UPLOAD_STATUSES
+    if refusal:
+        statuses += (406,)
+    else:
+        success['content'] = {route.media_type: {'schema': _BINARY}}
     api.add_api_route(
         f'/{route.name}',
         respond,
         methods=['POST'],
         name=route.name,
         summary=route.summary,
-        responses={200: success} | _problems(*_UPLOAD_STATUSES),
+        responses={200: success} | _problems(*statuses),
         openapi_extra=_request_body(_IMAGE_BODY),
         dependencies=[Depends(_check_parameters)],
         response_class=Response,
@@ -721,7 +738,7 @@ def _add_batch_route(api: FastAPI, service: _Service) -> None:
     )
 
 # %% ../../nbs/lib/serve/05_service.ipynb #6865f152
-_FROM_BUNDLE = ('network', 'data', 'metrics', 'limits', 'parity', 'versions', 'classes')
+_FROM_BUNDLE = ('network', 'data', 'metrics', 'limits', 'parity', 'versions')
 _OF_CHILDREN = ('chest_xray', 'pneumoniamnist')  # Data sets by Kermany et al. 2018
 _OF_MEASURE = ('point', 'metric', 'promised', 'got', 'kept')
 
@@ -847,7 +864,7 @@ def _add_health_routes(api: FastAPI, service: _Service) -> None:
 
 # %% ../../nbs/lib/serve/05_service.ipynb #4b59e655
 _PAGE_FOLDER = Path(importlib.util.find_spec('cxr_study').origin).parent / 'serve' / 'page'
-_TITLE = "Pneumonia on a chest radiograph"
+_TITLE = "{disease} on a chest radiograph"
 
 
 def _render(
@@ -861,6 +878,13 @@ def _render(
     return environment.get_template(template).render(notice=NOTICE, **values)
 
 # %% ../../nbs/lib/serve/05_service.ipynb #deea14c5
+def _index_page(classes: tuple[str, str]) -> str:  # Names of the negative and the positive one
+    "The HTML of the page"
+    disease = in_prose(classes[1])
+    title = _TITLE.format(disease=disease[:1].upper() + disease[1:])
+    return _render('index.html', title=title, classes=classes, disease=disease)
+
+
 def _docs_page(openapi: dict) -> str:
     "The HTML of `/docs`"
     return _render('docs.html', title=openapi['info']['title'], paths=openapi['paths'])
@@ -869,9 +893,9 @@ def _docs_page(openapi: dict) -> str:
 class _PageRoutes:
     "Handlers of the page, its style sheet and script, and `/docs`"
 
-    def __init__(self, api: FastAPI):
+    def __init__(self, api: FastAPI, classes: tuple[str, str]):
         self.api = api
-        self.html = _render('index.html', title=_TITLE)
+        self.html = _index_page(classes)
         self.css = (_PAGE_FOLDER / 'page.css').read_text()
         self.js = (_PAGE_FOLDER / 'page.js').read_text()
 
@@ -894,7 +918,7 @@ def _page_response(text: str, media_type: str) -> Response:
 
 def _add_page_routes(api: FastAPI, service: _Service) -> None:
     "Add the page, its files and `/docs`"
-    routes = _PageRoutes(api)
+    routes = _PageRoutes(api, service.predictor.bundle.classes)
     handlers = {
         '/': routes.index,
         '/page.css': routes.style,
@@ -1127,6 +1151,24 @@ def _document_token(api: FastAPI) -> None:
     openapi['security'] = [dict(token=[])]
 
 
+def _named(document: Any, classes: tuple[str, str]) -> Any:
+    "A part of the OpenAPI document with the names of the bundle's classes"
+    if isinstance(document, str):
+        return with_names(document, classes)
+    if isinstance(document, list):
+        return [_named(entry, classes) for entry in document]
+    if isinstance(document, dict):
+        return {key: _named(value, classes) for key, value in document.items()}
+    return document
+
+
+def _document_classes(api: FastAPI, classes: tuple[str, str]) -> None:
+    "Use the names of the bundle's classes in the OpenAPI document"
+    openapi = api.openapi()
+    for part in ('paths', 'components'):
+        openapi[part] = _named(openapi[part], classes)
+
+
 def create_app(
     predictor: Predictor,
     settings: Settings = Settings(),
@@ -1150,6 +1192,7 @@ def create_app(
     _add_health_routes(api, service)
     _add_inference_routes(api, service)
     _add_page_routes(api, service)
+    _document_classes(api, predictor.bundle.classes)
     if settings.token:
         _document_token(api)
     return Guard(api, settings, service.metrics.count_request, service.workers.check_capacity)
@@ -1525,7 +1568,6 @@ def serve(
     limits = Limits(max_bytes=settings.max_bytes)
     with Decoders(settings.decoders) as decoders:
         predictor = Predictor(folder, limits=limits, decoders=decoders)
-        check_classes(predictor.bundle)
         decoders.wait_ready()
         if created:
             print(f"Open {_address(settings)}#token={token}", file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 // The page of the service: sends an image, shows the answer. Nothing is stored beyond this tab.
 
 const byId = id => document.getElementById(id);
+const {negative, positive, disease} = document.querySelector('main').dataset;  // Names of the classes; the second in prose
+const healthy = unit => negative === 'NORMAL' ? `healthy ${unit}` : `${unit} of ${negative}`;
 const session = [];  // One entry for each image that was sent
 const waiting = [];  // Files that were chosen and not sent yet
 let model = null;  // Answer of /model
@@ -81,8 +83,8 @@ function failureOf(model) {
   const specificity = testedValue(model.in_use, 'specificity');
   if (!specificity) return '';
   const [wrong, least, most] = [specificity.value, specificity.upper, specificity.lower].map(x => of100(1 - x));
-  return `Where it fails: at the threshold in use, it places ${wrong} of 100 healthy patients of the test above the ` +
-    `threshold (${least} to ${most}).`;
+  return `Where it fails: at the threshold in use, it places ${wrong} of 100 ${healthy('patients')} of the test ` +
+    `above the threshold (${least} to ${most}).`;
 }
 
 function of100(share) {
@@ -136,7 +138,7 @@ async function updatePrevalence() {
     if (!shown || shown.file !== file) return;
     Object.assign(shown.answer, answer);
     showNumber(shown.answer);
-    byId('status').textContent = 'The answer follows the new share of pneumonia.';
+    byId('status').textContent = 'The answer follows the new share of ' + disease + '.';
   } catch (error) {
     byId('status').textContent = error.message;
   }
@@ -167,7 +169,7 @@ function thresholdText(answer) {
 
 function conclusionOf(answer) {
   if (isWithheld(answer)) return 'No answer: a person needs to read this image';
-  const side = answer.decision === 'PNEUMONIA' ? 'Above' : 'Below';
+  const side = answer.decision === positive ? 'Above' : 'Below';
   return `${side} the ${thresholdText(answer)}: ${inHundred(answer.probability)}`;
 }
 
@@ -176,18 +178,18 @@ function isWithheld(answer) {
 }
 
 function surenessOf(answer) {
-  const isAbove = answer.decision === 'PNEUMONIA';
+  const isAbove = answer.decision === positive;
   if (isAbove && answer.probability < 0.5) {
-    return 'Most images with this number show no pneumonia. The threshold is low, so that few pneumonias are missed.';
+    return `Most images with this number show no ${disease}. The threshold is low, so that few images of ${disease} are missed.`;
   }
   const sensitivity = testedValue(answer.operating_point.name, 'sensitivity');
   if (!isAbove && sensitivity) {
-    return `On the test, ${of100(1 - sensitivity.value)} of 100 images with pneumonia were below the threshold ` +
+    return `On the test, ${of100(1 - sensitivity.value)} of 100 images with ${disease} were below the threshold ` +
       `(${of100(1 - sensitivity.upper)} to ${of100(1 - sensitivity.lower)}).`;
   }
   const specificity = testedValue(answer.operating_point.name, 'specificity');
   if (!specificity) return '';
-  return `On the test, ${of100(1 - specificity.value)} of 100 healthy images were above the threshold too.`;
+  return `On the test, ${of100(1 - specificity.value)} of 100 ${healthy('images')} were above the threshold too.`;
 }
 
 async function showAnswer(answer) {
@@ -227,7 +229,7 @@ function showWarning(answer) {
 function pointText(answer) {
   const point = answer.operating_point;
   const rule = `Operating point ${point.name}: ${point.rule}; threshold ${point.threshold.toPrecision(2)}.`;
-  const isOneClass = ['NORMAL', 'PNEUMONIA'].includes(answer.verdict);
+  const isOneClass = [negative, positive].includes(answer.verdict);
   if (!isOneClass || answer.verdict === answer.decision) return rule;
   return `${rule} Without a threshold, the image is compatible with ${answer.verdict} alone.`;
 }
@@ -298,7 +300,7 @@ function showScale(answer) {
 }
 
 const VERDICTS = {
-  'either class': 'NORMAL and PNEUMONIA',
+  'either class': `${negative} and ${positive}`,
   'neither class': 'none',
   'not asked': 'not computed',
 };
@@ -458,7 +460,7 @@ function remember(file, answer, error) {
 
 function sideOf(answer) {
   if (answer.abstains) return 'uncertain';
-  return answer.decision === 'PNEUMONIA' ? 'above threshold' : 'below threshold';
+  return answer.decision === positive ? 'above threshold' : 'below threshold';
 }
 
 function sessionRow(entry) {
