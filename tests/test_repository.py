@@ -246,6 +246,25 @@ def test_figures_have_alternative_texts():
     assert undescribed(ROOT) == []
 
 
+def test_the_help_that_a_notebook_shows_is_that_of_the_commands():
+    from click.testing import CliRunner
+
+    from cxr_study.cli import main
+
+    cells = json.loads((ROOT / "nbs/lib/cli/01_cli.ipynb").read_text())["cells"]
+    shown = 0
+    for cell in cells:
+        command = re.match(r"print_help\((?:'([\w-]+)')?\)", "".join(cell["source"]))
+        if not command:
+            continue
+        args = [*filter(None, command.groups()), "--help"]
+        expected = CliRunner().invoke(main, args, prog_name="cxr-study").output
+        stored = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+        assert expected.strip() in stored, args
+        shown += 1
+    assert shown >= len(main.commands)
+
+
 def test_every_notebook_is_in_the_sidebar():
     assert not_in_sidebar(ROOT) == []
 
