@@ -369,7 +369,7 @@ def _chances(
 ) -> dict:  # (point, metric) -> `p`, `p_corrected`, `independent`
     "Chance of each fall, and of any fall as far; values that do not vary are left out"
     spread = {key: falls.std() for key, falls in by_chance.items() if key in observed}
-    keys = [key for key, sd in spread.items() if np.isfinite(sd) and sd > 0]
+    keys = [key for key, sd in spread.items() if np.isfinite(sd) and sd > _ROUNDING]
     if not keys:
         return {}
     every = np.stack([np.append(by_chance[key], observed[key]) for key in keys], axis=1)

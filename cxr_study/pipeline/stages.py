@@ -367,6 +367,7 @@ def _kernels(
     run_folder: Path, keys: dict[str, StageKey], force: str | None, folder: Path | None
 ) -> _Kernels:
     "The `_Kernels` of a run's stages"
+    _fix_folders()  # Before a kernel starts
     finished = finished_stages(Path(run_folder).parent)
     following = {}
     for stage, later in itertools.pairwise(keys):
@@ -405,7 +406,6 @@ def _execute(
     executed = Path(run_folder) / 'notebooks' / path.name
     logging.getLogger('papermill').setLevel(logging.ERROR)
     os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
-    _fix_folders()
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)
         executed.unlink(missing_ok=True)
