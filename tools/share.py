@@ -210,6 +210,9 @@ _FILES = {
     "model.safetensors": "Weights of the network",
     "split.csv": "Split of the images by patient",
     "data.json": "The data set and its checksums",
+    "errors.csv": "Test images that the network got wrong",
+    "familiarity.json": "What tells unfamiliar images from the training images",
+    "subgroups.json": "Error rates by subgroup",
     "audit.json": "Duplicates, leaks, shift and shortcuts of the data set",
 }
 _FORMATS = {".json": "application/json", ".csv": "text/csv"}
@@ -250,12 +253,12 @@ def write_crate(folder: Path) -> Path:
     crate.root_dataset["mainEntityOfPage"] = REPOSITORY
     files = []
     for path in sorted(folder.iterdir()):
-        if path.name not in _FILES:
+        if path.name == "ro-crate-metadata.json":
             continue
         format_ = _FORMATS.get(path.suffix, "application/octet-stream")
         properties = dict(
             name=path.name,
-            description=_FILES[path.name],
+            description=_FILES.get(path.name, f"{path.stem} of the run"),
             encodingFormat=format_,
             contentSize=str(path.stat().st_size),
         )
