@@ -223,7 +223,7 @@ KEEPS_UNUSED_BITS = SYNTAXES[:4]
 
 
 def matrix():
-    "Every third possible combination of bits, sign, photometric, recipe, syntax, high bit and padding"
+    "Every eleventh possible combination of bits, sign, photometric, recipe, syntax, high bit and padding"
     recipe_names = list(recipes(8, False))
     every = itertools.product(
         (8, 10, 12, 16),
