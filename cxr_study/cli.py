@@ -753,6 +753,7 @@ def _predict(paths, out, bundle, jobs, as_json, **options):
       cxr-study predict study.dcm --dicom-sr reports/
       cxr-study predict study.dcm --stow http://localhost:8042/dicom-web
     """
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # As in `serve.guard`, before NumPy
     from cxr_study.data.decoders import Decoders
     from cxr_study.serve.bundle import origin
     from cxr_study.serve.predictor import Predictor, predict_files

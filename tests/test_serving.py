@@ -223,6 +223,19 @@ def test_a_batch_answers_as_single_images_do(service):
     assert [result["logit"] for result in json.loads(body)["results"]] == single
 
 
+def test_the_service_has_no_threads_of_blas():
+    "They wait in a busy loop, which takes a core from the requests"
+    code = (
+        "import cxr_study.serve.guard, threadpoolctl; "
+        "print([p['num_threads'] for p in threadpoolctl.threadpool_info()])"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) and set(json.loads(done.stdout)) == {1}
+
+
 def test_serving_needs_no_torch():
     modules = ("bundle", "predictor", "structured_report", "guard", "service")
     code = (

@@ -8,6 +8,11 @@ Docs: https://cxr-study.github.io/cxr_study/lib/serve/guard.html.md"""
 __all__ = ['Problem', 'internal_error', 'Settings', 'decide_token', 'has_body', 'http_answer', 'log_line', 'Guard', 'Workers',
            'read_inference_job']
 
+# %% ../../nbs/lib/serve/04_guard.ipynb #e40f791d
+import os
+
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 # %% ../../nbs/lib/serve/04_guard.ipynb #1d1d2794
 import asyncio
 import contextlib
@@ -17,7 +22,6 @@ import ipaddress
 import itertools
 import json
 import math
-import os
 import secrets
 import socket
 import sys
