@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from covered_films import KEYS, edition_network_module
+from second_edition_films import WIDE
 from second_edition_findings import Network, threshold_in_use
 from second_edition_tables import films_of, read
 
@@ -70,17 +71,17 @@ def milliseconds(sessions, images, turns):  # Name -> session; uint8 [n, H, W]
 def compare(name, images, turns):  # Of `KEYS`; uint8 [films, 224, 224]
     "What int8.json says of one network"
     facts, logits = read(*sorted(EDITION.glob('call*')))
-    films = films_of(facts, 'chest_xray').assign(wide=False)
+    films = films_of(facts, 'chest_xray')
+    films = films.assign(wide=films.ratio >= WIDE)
     jobs = [entry for entry in facts['jobs'] if entry['key'] == KEYS[name]]
     network = Network('chest_xray', jobs, logits, films)
-    table = films_of(facts, 'chest_xray')
-    val = np.flatnonzero(table.fold == 0)
-    train = np.flatnonzero((table.fold != 0) & (table.fold != -2))
+    val = np.flatnonzero(films.fold == 0)
+    train = np.flatnonzero((films.fold != 0) & (films.fold != -2))
     sample = np.random.default_rng(0).permutation(train)[:RANGES]
     content = to_onnx(edition_network_module(name))
     int8 = quantise(content, images[np.sort(sample)])
     z, z8 = (run_onnx(c, images[val])[:, 0] for c in (content, int8))
-    judged = _judge_int8(table.label.to_numpy()[val], z, z8, calibration_of(network))
+    judged = _judge_int8(films.label.to_numpy()[val], z, z8, calibration_of(network))
     sessions = dict(float32=session(content), int8=session(int8))
     took = milliseconds(sessions, images[val[:TURN]], turns)
     return judged | dict(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from learning_curve import part_of
 from second_edition import Job, finite
+from second_edition_films import WIDE
 from second_edition_findings import (
     Network,
     ensemble_of,
@@ -48,7 +49,7 @@ def chest_films(facts):
     "Films of chest_xray with `wide`, and `set` of the test films"
     films = films_of(facts, 'chest_xray')
     common = test_part(films.image_id) == 'common'
-    return films.assign(wide=films.ratio >= 1.35, set=np.where(common, 'common', 'the 66'))
+    return films.assign(wide=films.ratio >= WIDE, set=np.where(common, 'common', 'the 66'))
 
 
 # --- Networks ---
