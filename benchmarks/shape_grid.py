@@ -61,13 +61,15 @@ def missing_jobs(finished):  # Keys of finished trainings
     return [job for job in grid_jobs() if job.key not in finished]
 
 
-def check_films(table, earlier):  # From `Films.table`; `films` of an earlier call
+def check_films(
+    table, earlier, data='chest_xray'
+):  # From `Films.table`; `films` of an earlier call
     "Raise a `StudyError` unless the films and their split are those of the earlier call"
     mine = json.loads(to_json(finite(table.drop(columns='row').to_dict('list'))))
-    if mine != earlier['chest_xray']:
-        changed = [name for name in mine if mine[name] != earlier['chest_xray'].get(name)]
+    if mine != earlier[data]:
+        changed = [name for name in mine if mine[name] != earlier[data].get(name)]
         raise StudyError(
-            f"The films of CXR_DATA differ from those of the earlier call in {', '.join(changed)}. "
+            f"The films of {data} in CXR_DATA differ from those of the earlier call in {', '.join(changed)}. "
             "Use the data of that call."
         )
 
