@@ -575,6 +575,20 @@ def test_open_data_rejects_a_leak(tmp_path):
         open_data(run)
 
 
+def test_open_data_finds_the_pixels_when_the_files_were_copied(tmp_path):
+    "A copy of the files has other times, hence its cache another name"
+    run = leaky_run(tmp_path)
+    images, _ = open_data(run)
+    folder = tmp_path / 'cache' / run.facts['cache']
+    data_and_size, _, _ = folder.name.rpartition('-')
+    folder.rename(folder.with_name(f"{data_and_size}-000000000000"))
+    found, _ = open_data(run)
+    assert np.array_equal(found, images)
+    folder.with_name(f"{data_and_size}-000000000000").rename(folder.with_name('elsewhere-32px-0'))
+    with pytest.raises(DataError, match="no cache of decoded images"):
+        open_data(run)
+
+
 def mnist_split(rule):
     "PneumoniaMNIST, and its table under a split rule"
     image_set = real('pneumoniamnist')

@@ -22,7 +22,7 @@ from ..core.classes import CLASSES
 from ..core.options import SPLIT_RULES
 from ..core.run import Run, cache_folder, path_inside
 from ..core.tables import is_missing, known_patients
-from .cache import open_cache
+from .cache import find_cache, open_cache
 from .sets import DataError, ImageSet, LeakError
 
 # %% ../../nbs/lib/data/07_splits.ipynb #a19c4504
@@ -260,7 +260,8 @@ def open_data(
     "(uint8 images [N, H, W], split.csv); row `r` of the table has the image `images[r.row]`. Raises `LeakError`"
     facts = run.read('data.json')
     table = run.read('split.csv')
-    images, _, meta = open_cache(path_inside(cache_folder(), facts['cache'], links=True))
+    folder = path_inside(cache_folder(), facts['cache'], links=True)
+    images, _, meta = open_cache(find_cache(folder, facts['cache_sha256']))
     if meta['images_sha256'] != facts['cache_sha256']:
         raise DataError(
             f"The cache {facts['cache']} is not the one this run was made from. Run 01_data again."
