@@ -37,12 +37,27 @@ def test_every_item_is_there():
     assert len(numbers["stard"]) == 48 and {
         int(re.match(r"\d+", n)[0]) for n in numbers["stard"]
     } == set(range(1, 41))
+    assert numbers["tripod_code"] == [str(n) for n in range(1, 15)]
+    questions = dict(D=(3, 4, 4, 5), E=(3, 4, 4, 7))  # Of PROBAST+AI, in each domain of both parts
+    assert numbers["probast"] == [
+        f"{part}{domain}.{question}"
+        for part, domains in questions.items()
+        for domain, n in enumerate(domains, 1)
+        for question in range(1, n + 1)
+    ]
 
 
 def test_counts():
     assert tally(EVERY["claim"])["present"] >= 36
-    for c in EVERY.values():
-        assert tally(c)["present"] >= 0.7 * tally(c)["applicable"]
+    for name in set(EVERY) - {"probast"}:  # Which says how good the study is, not what it reports
+        assert tally(EVERY[name])["present"] >= 0.7 * tally(EVERY[name])["applicable"]
+
+
+def test_an_appraisal_says_no_where_the_label_was_read_from_the_film():
+    status = {i["number"]: i["status"] for i in EVERY["probast"]["items"]}
+    assert status["D3.3"] == status["E3.3"] == "absent"
+    text = rendered(EVERY["probast"], "howto", ROOT)
+    assert "| **no** |" in text and "| yes |" in text and "absent" not in text
 
 
 def test_critical_items_are_present():

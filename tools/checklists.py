@@ -142,12 +142,6 @@ def broken(checklist: dict, folder: Path | None = None) -> list[tuple[str, str]]
 
 # --- Markdown
 
-SHOWN_STATUS = {
-    "present": "present",
-    "partly": "**partly**",
-    "absent": "**absent**",
-    "not applicable": "not applicable",
-}
 HEAD = "| | item | status | where, and what is there |\n|---|-----|---|---------|"
 
 
@@ -166,10 +160,18 @@ def _as_link(link: str, page: str, folder: Path | None) -> str:
     return f"[{text}]({address})"
 
 
-def _row(item: dict, page: str, folder: Path | None) -> str:
+def _word(checklist: dict, status: str) -> str:
+    "A status in the words of the checklist, whose `answers` may name them"
+    return checklist.get("answers", {}).get(status, status)
+
+
+def _row(checklist: dict, item: dict, page: str, folder: Path | None) -> str:
     links = [_as_link(link, page, folder) for link in item.get("links", [])]
     evidence = f"{item['says']} {'; '.join(links)}"
-    return f"| {item['number']} | {item['topic']} | {SHOWN_STATUS[item['status']]} | {evidence} |"
+    status = _word(checklist, item["status"])
+    if item["status"] in ("partly", "absent"):
+        status = f"**{status}**"
+    return f"| {item['number']} | {item['topic']} | {status} | {evidence} |"
 
 
 def _citation(checklist: dict) -> str:
@@ -180,15 +182,13 @@ def _citation(checklist: dict) -> str:
 
 def _counts(checklist: dict) -> str:
     counts = tally(checklist)
-    return (
-        f"{counts['present']} of {counts['applicable']} applicable items are present, "
-        f"{counts['partly']} partly, {counts['absent']} absent."
-    )
+    parts = [f"{_word(checklist, status)}: {counts[status]}" for status in STATUS[:3]]
+    return f"Of {counts['applicable']} applicable items, {', '.join(parts)}."
 
 
 def _section_table(checklist: dict, section: str, page: str, folder: Path | None) -> str:
     items = [item for item in checklist["items"] if item["section"] == section]
-    rows = [_row(item, page, folder) for item in items]
+    rows = [_row(checklist, item, page, folder) for item in items]
     return f"**{section}**\n\n" + "\n".join([HEAD, *rows])
 
 
