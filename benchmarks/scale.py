@@ -2,10 +2,11 @@
 grow linearly, memory not at all.
 Seconds are processor seconds of all threads, which do not depend on what else the machine does; `wall` is the clock.
 
-usage: scale.py [IMAGES ...]     default 2803 5606 11212 (a fortieth, a twentieth and a tenth of 112,120)
+usage: scale.py [OUT.json] [IMAGES ...]     default 701 2803 11212: 1, 4 and 16 times as many, the last a tenth of NIH's
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from cxr_study.core.run import hardware
 
 
 def resident():
@@ -60,6 +63,7 @@ def one(images, folder):
 
 
 def main(sizes):
+    found = []
     for images in sizes:
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
@@ -68,11 +72,16 @@ def main(sizes):
                 text=True,
                 check=True,
             )
-            print(done.stdout.strip(), flush=True)
+            found.append(json.loads(done.stdout))
+            print(found[-1], flush=True)
+    return dict(hardware=hardware(), load_average=os.getloadavg(), sizes=found)
 
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['--one']:
         one(int(sys.argv[2]), sys.argv[3])
     else:
-        main([int(a) for a in sys.argv[1:]] or [2803, 5606, 11212])
+        counts = [int(a) for a in sys.argv[1:] if a.isdigit()] or [701, 2803, 11212]
+        result = main(counts)
+        for out in [a for a in sys.argv[1:] if not a.isdigit()]:
+            Path(out).write_text(json.dumps(result, indent=1) + '\n')

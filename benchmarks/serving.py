@@ -34,6 +34,8 @@ from PIL import Image
 from cxr_study.core.run import Run, hardware, versions
 
 HERE = [sys.executable, __file__]
+ROUNDS = 5  # Of each load; the median counts
+CLIENTS = (1, 10, 40, 400)
 
 
 # --- The others ---
@@ -120,20 +122,58 @@ def resident(pid):
     return int(text.split("Pss:")[1].split()[0]) / 1024 + sum(resident(c) for c in children)
 
 
+def rounds(url, forms, clients, seconds):
+    "`summary` of all rounds; the requests a second are the median of the rounds"
+    rows = [
+        asyncio.run(load(url, forms, clients=clients, seconds=seconds / ROUNDS))
+        for _ in range(ROUNDS)
+    ]
+    each = [summary(found)["per_second"] for found in rows]
+    together = summary([row for found in rows for row in found])
+    return together | dict(per_second=float(np.median(each)), per_second_of_rounds=each)
+
+
+def stages(rows):  # Of one client, with the bodies
+    "Where the time of a request goes: medians in milliseconds"
+    parts = dict(decode=[], network=[], decide=[], http=[])
+    for _, took, _, body, *_ in rows:
+        timing = json.loads(body)["timing_ms"]
+        parts["decode"].append(timing["decode"])
+        parts["network"].append(timing["network"])
+        parts["decide"].append(timing["total"] - timing["decode"] - timing["network"])
+        parts["http"].append(1000 * took - timing["total"])
+    return {name: round(float(np.median(values)), 2) for name, values in parts.items()}
+
+
+def curve(how, contents, seconds):
+    "Requests a second, times and memory of this service as clients come, each number on a service of its own"
+    forms = [form_bytes(c) for c in contents]
+    found = []
+    for clients in CLIENTS:
+        with running(**how) as s:
+            rows = asyncio.run(load(s.url, forms, clients=clients, seconds=seconds))
+            found.append(dict(clients=clients, resident_mb=round(resident(s.process.pid))))
+        found[-1] |= summary(rows)
+        print(found[-1], flush=True)
+    return found
+
+
 def measure(name, how, contents, seconds, clients):
     "What one server does, and the logits that it gives"
     forms = [form_bytes(c) for c in contents]
     with running(seconds=120, **how) as s:
         first = asyncio.run(load(s.url, forms, clients=1, seconds=2.0, keep=True))
         answers = {i: json.loads(r[3])["logit"] for i, r in enumerate(first[: len(forms)])}
-        single = summary(asyncio.run(load(s.url, forms, clients=1, seconds=seconds / 2)))
-        loaded = summary(asyncio.run(load(s.url, forms, clients=clients, seconds=seconds)))
+        single = rounds(s.url, forms, 1, seconds / 2)
+        loaded = rounds(s.url, forms, clients, seconds)
         found = dict(
             ready_seconds=round(s.ready_seconds, 2),
             resident_mb=round(resident(s.process.pid)),
             single=single,
             load=loaded,
         )
+    if "timing_ms" in json.loads(first[0][3]):
+        found["stages_ms"] = stages(first)
     print(
         f"{name:28} {loaded['per_second']:7.1f} requests/s   "
         f"one client p50 {single['answered']['p50']:6.1f} ms p99 {single['answered']['p99']:6.1f} ms   "
@@ -241,6 +281,7 @@ def main():
         versions=versions(("torch", "fastapi", "uvicorn", "litserve", "onnxruntime", "pillow")),
         largest_difference=apart,
         servers={k: f for k, (f, _) in found.items()},
+        clients_curve=curve(ours, contents, a.seconds),
         overload=overload(ours, contents, a.seconds),
     )
     if a.out:

@@ -2,7 +2,8 @@
 
     python tools/marks.py          updates the numbers of all texts from their files
 
-A mark is `<!--q FILE ENTRY [DIGITS] [percent] [value]-->0.951 (0.930 to 0.970)<!--/q-->`."""
+A mark is `<!--q FILE ENTRY [DIGITS] [percent] [value]-->0.951 (0.930 to 0.970)<!--/q-->`. An entry is a name in the
+file's `figures`; of a file without figures, such as a benchmark, it is a path: `sizes/2/wall_s`."""
 
 import json
 import re
@@ -45,17 +46,32 @@ def quoted(
     return text.replace(" (", " % (")
 
 
+def _entry(document: dict, name: str) -> dict | None:
+    "An entry of `figures`, or the number at a path such as `servers/cxr_study/load/per_second`; None if it is missing"
+    if "figures" in document:
+        return document["figures"].get(name)
+    value = document
+    for step in name.split("/"):
+        if isinstance(value, list) and step.isdigit() and int(step) < len(value):
+            value = value[int(step)]
+        elif isinstance(value, dict) and step in value:
+            value = value[step]
+        else:
+            return None
+    return {"value": value, "lower": None, "upper": None}
+
+
 def _renewed_mark(match: re.Match, folder: Path) -> str:
     "A mark with the number that its file has now; raises `StudyError` if file or entry is missing"
     name = OPTIONS.sub("", match["rest"]).strip()
     file = folder / match["file"]
     if not file.is_file():
         raise StudyError(f"A text quotes {name} of {match['file']}, but there is no such file.")
-    entries = json.loads(file.read_text())["figures"]
-    if name not in entries:
+    entry = _entry(json.loads(file.read_text()), name)
+    if entry is None:
         raise StudyError(f"A text quotes {name}, which {match['file']} does not have.")
     options = match["rest"].removeprefix(name).split()
-    return f"<!--q {match['file']} {match['rest']}-->{quoted(entries[name], options)}<!--/q-->"
+    return f"<!--q {match['file']} {match['rest']}-->{quoted(entry, options)}<!--/q-->"
 
 
 def fill(
