@@ -850,10 +850,14 @@ def _serve(bundle, open_to_all, allow_host, **settings):
       cxr-study serve runs/my-run/bundle
       curl -F file=@radiograph.jpeg http://localhost:8000/predict
     """
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # As in `serve.guard`, before NumPy
+    from cxr_study.data.decoders import Decoders
+
+    decoders = Decoders(settings['decoders'])  # They start while the service is imported
     from cxr_study.serve.guard import Settings
     from cxr_study.serve.service import serve
 
-    serve(bundle, Settings(hosts=allow_host, **settings), open_to_all)
+    serve(bundle, Settings(hosts=allow_host, **settings), open_to_all, decoders)
 
 # %% ../nbs/lib/cli/01_cli.ipynb #d4b5bda1
 @main.command('evaluate-bundle')

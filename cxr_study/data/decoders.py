@@ -31,7 +31,6 @@ from PIL import Image
 
 from ..core.run import StudyError, sha256
 from . import formats
-from .dicom import to_dicom
 from cxr_study.data.formats import (
     CorruptImage,
     ImageError,
@@ -228,6 +227,8 @@ _RLE = '1.2.840.10008.1.2.5'
 
 def _warm_up() -> None:
     "Decode one image of each kind, so that every decoder is imported"
+    from cxr_study.data.dicom import to_dicom
+
     grey = np.zeros((64, 64), np.uint8)
     files = [to_dicom(grey), to_dicom(grey, _JPEG_2000), to_dicom(grey, _RLE)]
     for format in ('JPEG', 'PNG'):

@@ -20,7 +20,6 @@ from fastcore.basics import patch
 from PIL import ExifTags, Image
 
 from ..core.options import GEOMETRIES, STANDARDISATIONS, defaults
-from .dicom import decode_dicom, dicom_dimensions
 from cxr_study.data.formats import (
     CorruptImage,
     ImageError,
@@ -276,6 +275,13 @@ def _decode_grey(opened, content, at_least):
     return _upright(grey, orientation)
 
 # %% ../../nbs/lib/data/03_images.ipynb #490e8275
+def _decode_dicom(content: bytes, limits: Limits) -> np.ndarray:
+    "As `decode_dicom`; pydicom is imported for the first DICOM file, because that takes long"
+    from cxr_study.data.dicom import decode_dicom
+
+    return decode_dicom(content, limits)
+
+
 def read_image(
     source: Path | str | bytes,  # Path, or the bytes of a JPEG, PNG or DICOM file
     at_least: int | None = None,  # A JPEG may be decoded smaller, but no side below this, pixels
@@ -285,7 +291,7 @@ def read_image(
     content = read_bytes(source, limits)
     format = sniff(content)
     if format == 'DICOM':
-        return DecodedImage(decode_dicom(content, limits), format)
+        return DecodedImage(_decode_dicom(content, limits), format)
     opened = _open_header(content, format, limits)
     grey = _decode_grey(opened, content, at_least)
     return DecodedImage(grey, format, _in_colour(opened, content))
@@ -300,7 +306,7 @@ def decode(
     content = read_bytes(source, limits)
     format = sniff(content)
     if format == 'DICOM':
-        return decode_dicom(content, limits)
+        return _decode_dicom(content, limits)
     opened = _open_header(content, format, limits)
     return _decode_grey(opened, content, at_least)
 
@@ -313,6 +319,8 @@ def dimensions(
     content = read_bytes(source, limits)
     format = sniff(content)
     if format == 'DICOM':
+        from cxr_study.data.dicom import dicom_dimensions
+
         return dicom_dimensions(content, limits)
     opened = _open_header(content, format, limits)
     width, height = opened.size

@@ -12,6 +12,7 @@ __all__ = ['Promise', 'Point', 'ModelIdentity', 'SentImage', 'Answer', 'Explaine
 import asyncio
 import base64
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -62,7 +63,6 @@ from cxr_study.serve.guard import (
     log_line,
 )
 from .predictor import Predictor
-from .structured_report import check_report_classes
 
 # %% ../../nbs/lib/serve/05_service.ipynb #dc6ff5a4
 class Promise(BaseModel):
@@ -649,11 +649,15 @@ _EXPLAIN = _ImageRoute(
 # %% ../../nbs/lib/serve/05_service.ipynb #a7041bd5
 def _refusal(predictor: Predictor, route: _ImageRoute) -> str | None:
     "Why the route's other media type cannot be had from this bundle; None if it can"
-    if route.media_type == 'application/dicom':
-        try:
-            check_report_classes(predictor.bundle.classes)
-        except ImageError as error:
-            return str(error)
+    is_dicom = route.media_type == 'application/dicom'
+    if not is_dicom or predictor.bundle.classes == CLASSES:
+        return None
+    from cxr_study.serve.structured_report import check_report_classes  # Imports pydicom
+
+    try:
+        check_report_classes(predictor.bundle.classes)
+    except ImageError as error:
+        return str(error)
     return None
 
 
@@ -1533,6 +1537,16 @@ def listen(settings: Settings) -> list[socket.socket]:
     return listeners
 
 # %% ../../nbs/lib/serve/05_service.ipynb #0f1451c5
+def _release_memory() -> None:
+    "Give the memory that loading the network took back to the system"
+    gc.collect()
+    gc.freeze()  # What stays for ever is not searched for garbage again, which takes 0.1 s
+    if sys.platform == 'linux':
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # Of glibc
+        if trim:
+            trim(0)
+
+
 def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket.socket]) -> None:
     "Answer requests until SIGTERM or Ctrl-C"
     app = create_app(predictor, settings)
@@ -1546,8 +1560,7 @@ def _run_server(predictor: Predictor, settings: Settings, listeners: list[socket
         token=bool(settings.token),
         notice=NOTICE,
     )
-    gc.collect()
-    gc.freeze()  # What stays for ever is not searched for garbage again, which takes 0.1 s
+    _release_memory()
     server.run(listeners)
     predictor.decoders.close()  # Before the threads that wait for them
     app.app.state.service.workers.close()
@@ -1557,6 +1570,7 @@ def serve(
     bundle: Path | str | None = None,  # None: see `find_bundle`
     settings: Settings = Settings(),
     open_to_all: bool = False,  # Use no token although others can reach the address
+    decoders: Decoders | None = None,  # None: start them; closed at the end
 ) -> None:
     "Serve a bundle until SIGTERM or Ctrl-C"
     warnings.simplefilter('ignore')  # A warning can quote the name of a patient
@@ -1566,7 +1580,7 @@ def serve(
     listeners = listen(settings)
     folder = find_bundle(bundle)
     limits = Limits(max_bytes=settings.max_bytes)
-    with Decoders(settings.decoders) as decoders:
+    with decoders or Decoders(settings.decoders) as decoders:
         predictor = Predictor(folder, limits=limits, decoders=decoders)
         decoders.wait_ready()
         if created:
