@@ -997,9 +997,8 @@ def damaged(kind, rng):
     fill = bytes([rng.choice([0, 0x55, 0xFE])])
     yield body[:at]
     yield body[:at] + end
-    if kind != 'j2k':  # Its arithmetic code does not show a hole
-        yield body[:at] + body[at + size :] + end
-        yield body[:at] + fill * size + body[at + size :] + end
+    yield body[:at] + body[at + size :] + end
+    yield body[:at] + fill * size + body[at + size :] + end
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -1192,15 +1191,54 @@ def test_a_hole_can_be_the_stream_of_another_image():
     assert (decode(damaged) != decode(one)).any()
 
 
-def test_any_bytes_are_jpeg_2000_but_zeros_are_a_hole():
-    stream, wrap = compressed('j2k')
-    rng = np.random.default_rng(0)
-    for at in rng.integers(300, len(stream) - 1000, 12):
-        before, after = stream[:at], stream[at + 128 :]
-        with pytest.raises(CorruptImage, match='have a hole'):
-            decode(wrap(before + bytes(128) + after))
-        other = rng.integers(1, 255, 128).astype('u1').tobytes()  # Without markers
-        assert (decode(wrap(before + other + after)) != decode(wrap(stream))).any()
+def jpeg_2000(pixels, **options):
+    "A DICOM file with a JPEG 2000 codestream"
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, 'JPEG2000', no_jp2=True, **options)
+    return encapsulated(pixels, uid.JPEG2000, buffer.getvalue())
+
+
+JPEG_2000_OPTIONS = (
+    dict(),
+    dict(irreversible=True, quality_layers=[10]),
+    dict(quality_layers=[40, 20, 0], progression='RPCL', tile_size=(100, 100)),
+    dict(codeblock_size=(16, 16), num_resolutions=3, precinct_size=(64, 64)),
+)
+
+
+@pytest.mark.parametrize('options', JPEG_2000_OPTIONS, ids=str)
+def test_sound_jpeg_2000_is_read(options):
+    for pixels in [*drawings(), film_like()]:
+        pixels = pixels.astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, 'JPEG2000', **options)  # In a JP2 file
+        there = decode(encapsulated(pixels, uid.JPEG2000, buffer.getvalue()))
+        assert (there == np.asarray(Image.open(buffer))).all()
+
+
+@pytest.mark.parametrize('compression, least', [('lossless', 48), ('lossy', 38)])
+@pytest.mark.parametrize('size', (4, 16, 64))
+@pytest.mark.parametrize('filling', ('zeros', 'random bytes'))
+def test_most_holes_in_jpeg_2000_are_rejected(compression, least, size, filling):
+    lossy = dict(irreversible=True, quality_layers=[10])
+    whole = jpeg_2000(film_like(), **(lossy if compression == 'lossy' else {}))
+    rng = np.random.default_rng(size)
+    first = whole.index(b'\xff\x93') + 2
+    rejected = 0
+    for at in rng.integers(first, len(whole) - 20 - size, 50):
+        hole = bytes(size) if filling == 'zeros' else rng.bytes(size)
+        try:
+            decode(whole[:at] + hole + whole[at + size :])
+        except CorruptImage:
+            rejected += 1
+    assert rejected >= least  # Of 50
+
+
+def test_high_throughput_jpeg_2000_is_rejected():
+    content = bytearray(jpeg_2000(film_like()))
+    content[content.index(b'\xff\x52') + 12] |= 0x40
+    with pytest.raises(UnsupportedDicom, match='high-throughput'):
+        decode(bytes(content))
 
 
 def test_public_dicom_files_show_dark_lungs():

@@ -8,12 +8,14 @@ Docs: https://cxr-study.github.io/cxr_study/lib/data/dicom.html.md"""
 __all__ = ['to_dicom', 'decode_dicom', 'dicom_dimensions']
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #17b86190
+import ctypes
 import io
 import math
 import re
 import struct
 from collections.abc import Sequence
 
+import _openjpeg
 import jpeg_ls
 import numpy as np
 import pydicom
@@ -388,33 +390,103 @@ def _check_rle(frame, pixels):
             "The compressed pixels end early or have a hole. Export the image again."
         )
 
+# %% ../../nbs/lib/data/02_dicom.ipynb #2a334d55
+_opj = ctypes.CDLL(_openjpeg.__file__)
+_READ = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_WARN = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)
+_END = ctypes.c_size_t(-1).value  # What `_READ` gives after the last byte
+_PARAMETERS = 2**15  # Bytes, more than the parameters of a decoder take
+
+
+class _Pointer(ctypes.c_void_p):
+    "A codec or a stream of OpenJPEG"
+
+
+class _Component(ctypes.Structure):
+    "opj_image_comp_t of OpenJPEG"
+
+    _names = 'dx dy width height x0 y0 precision bpp is_signed resolutions factor'
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in _names.split()),
+        ('data', ctypes.POINTER(ctypes.c_int32)),
+        ('alpha', ctypes.c_uint16),
+    ]
+
+
+class _Image(ctypes.Structure):
+    "opj_image_t of OpenJPEG, as far as it is used"
+
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ('x0', 'y0', 'x1', 'y1', 'components')),
+        ('color_space', ctypes.c_int),
+        ('component', ctypes.POINTER(_Component)),
+    ]
+
+
+_opj.opj_create_decompress.restype = _Pointer
+_opj.opj_stream_create.restype = _Pointer
+
 # %% ../../nbs/lib/data/02_dicom.ipynb #7a868595
-_CODING_STYLE = b'\xff\x52'  # Marker of the segment (COD) with layers, resolutions and precincts
-_FEWEST_ZEROS = 64  # Bytes in a row, besides empty packets, that are taken for a hole
-_ONE_PRECINCT = 0xFF  # Exponents of the largest precinct: 2**15 by 2**15
+_CODING_STYLE = b'\xff\x52'  # Marker of the segment (COD) that describes the blocks
+_PREDICTABLE_END = 0x10
+_HIGH_THROUGHPUT = 0x40
+_HARMLESS = re.compile(
+    rb'PTERM check failure: [1-8] synth|Non conformant codestream TPsot==TNsot'
+)  # Up to eight bytes are missing; tile parts are numbered wrongly
 
 
-def _most_packets(codestream):  # From `_JPEG_2000_SIZE` on; of one component
-    "Most packets that a tile of a JPEG 2000 codestream can have"
-    x1, y1, _, _, tile_width, tile_height = struct.unpack('>6I', codestream[8:32])
-    at = codestream.index(_CODING_STYLE, 40)
-    style, _, layers, _, levels = struct.unpack('>BBHBB', codestream[at + 4 : at + 10])
-    exponents = bytes([_ONE_PRECINCT]) * (levels + 1)
-    if style & 1:
-        exponents = codestream[at + 14 : at + 15 + levels]
-    precincts = 0
-    for level, exponent in zip(range(levels, -1, -1), exponents):
-        columns = math.ceil(min(x1, tile_width) / 2 ** (level + (exponent & 15)))
-        rows = math.ceil(min(y1, tile_height) / 2 ** (level + (exponent >> 4)))
-        precincts += columns * rows
-    return layers * precincts
+def _marked(codestream):
+    "A codestream that says that its blocks end in a predictable way"
+    at = codestream.index(_CODING_STYLE, 40) + 12
+    style = codestream[at]
+    if style & _HIGH_THROUGHPUT:
+        raise UnsupportedDicom(
+            "Its pixels are compressed as high-throughput JPEG 2000, in which damage is not seen. "
+            "Export it with another transfer syntax."
+        )
+    return codestream[:at] + bytes([style | _PREDICTABLE_END]) + codestream[at + 1 :]
 
 
-def _check_zeros(codestream):
-    "Raise `CorruptImage` if a JPEG 2000 codestream holds more zeros in a row than empty packets can explain"
-    zeros = _FEWEST_ZEROS + _most_packets(codestream)
-    if zeros < len(codestream) and bytes(zeros) in codestream:
-        raise CorruptImage("The compressed pixels have a hole. Export the image again.")
+def _run_openjpeg(codec, stream, image):
+    "Decode a stream into an image. Whether OpenJPEG could"
+    return (
+        _opj.opj_setup_decoder(codec, bytes(_PARAMETERS))
+        and _opj.opj_read_header(stream, codec, ctypes.byref(image))
+        and _opj.opj_decode(codec, stream, image)
+        and _opj.opj_end_decompress(codec, stream)
+    )
+
+
+def _decode_jpeg_2000(codestream):  # From `_JPEG_2000_SIZE` on; of one component
+    "Samples, uint16 [H, W]. Raises `CorruptImage` if OpenJPEG fails, or warns of damage"
+    codestream = _marked(codestream)
+    parts = iter([codestream])
+    warned = []
+
+    def read(buffer, size, _):
+        part = next(parts, b'')
+        ctypes.memmove(buffer, part, len(part))
+        return len(part) or _END
+
+    callbacks = _READ(read), _WARN(lambda text, _: warned.append(text))
+    codec = _opj.opj_create_decompress(0)
+    stream = _opj.opj_stream_create(ctypes.c_size_t(len(codestream)), True)
+    image = ctypes.POINTER(_Image)()
+    _opj.opj_stream_set_read_function(stream, callbacks[0])
+    _opj.opj_stream_set_user_data_length(stream, ctypes.c_uint64(len(codestream)))
+    _opj.opj_set_warning_handler(codec, callbacks[1], None)
+    try:
+        if not _run_openjpeg(codec, stream, image) or not all(map(_HARMLESS.match, warned)):
+            raise CorruptImage(
+                "The compressed pixels end early or have a hole. Export the image again."
+            )
+        component = image.contents.component[0]
+        samples = np.ctypeslib.as_array(component.data, (component.height, component.width))
+        return samples.astype(np.uint16)
+    finally:
+        _opj.opj_image_destroy(image)
+        _opj.opj_stream_destroy(stream)
+        _opj.opj_destroy_codec(codec)
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #9acdd55f
 _DEFLATED = b'1.2.840.10008.1.2.1.99'  # Transfer syntax Deflated Explicit VR Little Endian
@@ -548,11 +620,11 @@ def _words(ds):  # Uncompressed or RLE
     return get_decoder(syntax).as_array(ds, decoding_plugin=plugin, **as_they_are)[0]
 
 
-def _decode_frame(ds, frame, plugin):
-    "The numbers of a checked frame by one of pydicom's decoders"
+def _decode_frame(ds, frame):
+    "The numbers of a checked frame of lossless or 12-bit JPEG"
     ds.PixelData = pydicom.encaps.encapsulate([frame])
     ds['PixelData'].is_undefined_length = True
-    return get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, decoding_plugin=plugin)[0]
+    return get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, decoding_plugin='pylibjpeg')[0]
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #5590a6b4
 def _check_frame(fits):
@@ -564,15 +636,18 @@ def _check_frame(fits):
         )
 
 
+def _numbers(samples, bits, is_signed):  # uint8 or uint16
+    "What the lowest so many bits of samples stand for"
+    size = samples.dtype.itemsize
+    unused = 8 * size - bits
+    return (samples << unused).view(f"{'i' if is_signed else 'u'}{size}") >> unused
+
+
 def _jpeg_ls_numbers(ds, frame, bits):
     "The numbers of a JPEG-LS frame with its end marker"
     content, _ = jpeg_ls.decode_pixel_data(frame)
-    size = 1 if bits <= 8 else 2
-    words = np.frombuffer(content, f"<u{size}").reshape(ds.Rows, ds.Columns)
-    if ds.PixelRepresentation == 0:
-        return words
-    unused = 8 * size - bits
-    return (words << unused).view(f"<i{size}") >> unused
+    samples = np.frombuffer(content, np.uint8 if bits <= 8 else np.uint16)
+    return _numbers(samples.reshape(ds.Rows, ds.Columns), bits, ds.PixelRepresentation)
 
 
 def _jpeg_numbers(ds, frame):
@@ -593,7 +668,7 @@ def _jpeg_numbers(ds, frame):
     else:
         _check_frame(marker == 0xC1)  # Not progressive
         _check_codes(frame, _walk_blocks, math.ceil(height / 8) * math.ceil(width / 8))
-    return _decode_frame(ds, frame, 'pylibjpeg')
+    return _decode_frame(ds, frame)
 
 
 def _compressed_numbers(ds):
@@ -610,8 +685,11 @@ def _compressed_numbers(ds):
     _check_frame(start >= 0)
     codestream = frame[start:].rstrip(b'\0')
     _check_frame(_is_usable_jpeg_2000(codestream, (ds.Rows, ds.Columns)))
-    _check_zeros(codestream)
-    return _decode_frame(ds, codestream, 'pylibjpeg')
+    bits = (codestream[42] & 0x7F) + 1
+    samples = _decode_jpeg_2000(codestream)
+    return _numbers(
+        samples.astype(np.uint8) if bits <= 8 else samples, bits, ds.PixelRepresentation
+    )
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #52364192
 def _pixels(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
