@@ -2,6 +2,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+SHARE  := $(abspath $(VENV))/share/validators
 ARGS   ?=
 
 .PHONY: study test lab readme docs manuscript lock hooks clean help
@@ -12,11 +13,12 @@ help:            ## this list
 study: $(BIN)/.installed   ## run the whole study and print where the report is (ARGS="--dataset ...")
 	$(BIN)/cxr-study run $(ARGS)
 
-test: $(BIN)/.installed    ## check the style, test the notebooks, then the whole system
+test: $(BIN)/.installed $(SHARE)/.installed   ## check the style, test the notebooks, then the whole system
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --do-print --n-workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONPATH=$(SHARE) $(BIN)/pytest --numprocesses 2 tests/test_sharing.py
 
 lab: $(BIN)/.installed     ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
@@ -42,6 +44,9 @@ lock:                      ## resolve the locked requirements again; needs uv
 	$(LOCK) --extra dev -o requirements.lock
 	$(LOCK) --extra serve -o requirements-serve.lock
 	$(LOCK) --extra evaluate -o requirements-evaluate.lock
+	sed -n 's/ \\$$//; /^rich==/d; /^[a-zA-Z].*==/p' requirements.lock > constraints.txt
+	$(LOCK) --extra share -c constraints.txt -o requirements-share.lock $$(sed -n 's/==.*//; /^rich$$/d; s/^/--no-emit-package /p' constraints.txt)
+	rm constraints.txt
 
 clean:                     ## remove runs and caches, keep the environment
 	rm -rf runs cache _docs _proc
@@ -59,4 +64,10 @@ ifeq ($(shell uname -sm),Linux x86_64)
 else
 	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 endif
+	@touch $@
+
+# The validators of test_sharing want an older rich than the rest: they lie in a folder that only this test sees.
+$(SHARE)/.installed: requirements-share.lock | $(BIN)/.installed
+	rm -rf $(SHARE)
+	$(BIN)/pip install --disable-pip-version-check --no-deps --require-hashes --target $(SHARE) -r requirements-share.lock
 	@touch $@

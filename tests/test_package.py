@@ -54,7 +54,8 @@ def installed(built, tmp_path_factory):
     if os.name == "nt":
         python = folder / "venv/Scripts/python.exe"
     pip = [sys.executable, "-m", "pip", "--quiet", "--python", python]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", built[0]], check=True)
+    options = ["--no-deps", "--no-index", "--ignore-installed"]  # One may lie on PYTHONPATH
+    subprocess.run([*pip, "install", *options, built[0]], check=True)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True)
     # A path in a .pth file comes after the environment's own packages, and its own .pth files are not read
@@ -149,6 +150,18 @@ def test_a_lock_has_every_requirement_of_its_extra(lock, extra):
         assert requirement.name.lower().replace("_", "-") in locked, requirement
 
 
+def test_the_lock_of_the_validators_lies_on_top_of_that_of_the_study():
+    "Nothing is in both, but for rich, of which one validator wants an older one"
+    locked = {}
+    for lock in ("requirements.lock", "requirements-share.lock"):
+        text = (ROOT / lock).read_text()
+        locked[lock] = {name.lower() for name in re.findall(r"^([\w.-]+)==", text, re.M)}
+    study, share = locked.values()
+    assert study & share == {"rich"}
+    names = {r.name.lower().replace("_", "-") for r in requirements()["share"]}
+    assert names <= study | share
+
+
 # --- Texts of a release
 
 
@@ -171,8 +184,35 @@ def test_the_citation_names_this_version_and_licence():
     assert all(reference["doi"] for reference in cited["references"])
 
 
+CFF_KEYS = {  # Of Citation File Format 1.2.0: keys of the file, of a reference and of a person or an entity
+    "file": "abstract authors cff-version commit contact date-released doi identifiers keywords license "
+    "license-url message preferred-citation references repository repository-artifact repository-code "
+    "title type url version",
+    "reference": "abstract authors collection-title copyright date-released doi editors isbn issn issue "
+    "journal license number pages publisher repository start status title type url version volume year",
+    "who": "family-names given-names name-particle name-suffix affiliation orcid email name website",
+}
+
+
+def test_the_citation_has_what_its_format_asks_for():
+    "A light check, without the format's schema: required keys, no others, and the forms of values"
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    allowed = {name: set(keys.split()) for name, keys in CFF_KEYS.items()}
+    assert {"cff-version", "message", "title", "authors"} <= set(cited) <= allowed["file"]
+    assert cited["cff-version"] == "1.2.0" and cited["type"] in ("software", "dataset")
+    assert isinstance(cited["version"], str) and all(isinstance(k, str) for k in cited["keywords"])
+    for reference in cited["references"]:
+        assert {"type", "title", "authors"} <= set(reference) <= allowed["reference"]
+        assert re.fullmatch(r"10\.\d{4,9}/\S+", reference["doi"])
+        assert isinstance(reference["year"], int)
+    for person in sum(
+        (reference["authors"] for reference in cited["references"]), cited["authors"]
+    ):
+        assert set(person) <= allowed["who"] and ("name" in person) != ("family-names" in person)
+
+
 def test_the_citation_is_valid():
-    pytest.importorskip("cffconvert", reason="cffconvert is not installed")
+    pytest.importorskip("cffconvert", reason="it wants an older jsonschema than the other packages")
     done = subprocess.run(
         [sys.executable, "-m", "cffconvert.cli.cli", "--validate"],
         cwd=ROOT,

@@ -8,7 +8,9 @@ import pytest
 import share
 from conftest import ROOT
 
-needs = "pip install -e '.[share]'"
+needs = (
+    "its packages are in a folder of their own; `make test` runs this file a second time with them"
+)
 
 
 # --- Croissant
