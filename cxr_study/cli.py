@@ -52,12 +52,23 @@ def _extras_with(package):
     return extras
 
 
-def _missing_package(module: str) -> str:  # The module that could not be imported
+_TRAINING = ('run', 'calibrate', 'sweep', 'external', 'bundle')  # Commands that need all of `study`
+
+
+def _extra_for(package: str, command: str | None) -> str:
+    "The extra to install for a command that lacks a package"
+    extras = _extras_with(package)
+    preferred = ['study'] if command in _TRAINING else ['evaluate', 'serve', 'study']
+    return next((extra for extra in preferred if extra in extras), (extras or ['study'])[0])
+
+
+def _missing_package(
+    module: str,  # That could not be imported
+    command: str | None = None,
+) -> str:
     "What to install, in a sentence"
     package = _PACKAGES.get(module, module.replace('_', '-'))
-    extras = _extras_with(package)
-    preferred = [extra for extra in ('serve', 'evaluate', 'study') if extra in extras]
-    extra = (preferred or extras or ['study'])[0]
+    extra = _extra_for(package, command)
     return (
         f"This command needs the package {package}, which is not installed: "
         f"pip install 'cxr-study[{extra}]'"
@@ -93,7 +104,7 @@ class _Group(click.Group):
             _exit(f"{prefix} {error}", getattr(error, 'exit_code', 2))
         except ModuleNotFoundError as error:
             module = (error.name or '').partition('.')[0]
-            _exit(f"{prefix} {_missing_package(module)}", 2)
+            _exit(f"{prefix} {_missing_package(module, ctx.invoked_subcommand)}", 2)
         except OSError as error:
             message = _disk_message(error)
             if message is None:

@@ -108,6 +108,31 @@ def test_an_archive_with_something_else_is_refused(release, tmp_path, made):
     assert not list((tmp_path / "cache").rglob("bundle.json"))
 
 
+class Cut(Quiet):
+    "A server that closes the connection in the middle of a file, until `whole` is set"
+
+    whole = False
+
+    def copyfile(self, source, outputfile):
+        content = source.read()
+        outputfile.write(content if Cut.whole else content[: len(content) // 2])
+
+
+def test_a_download_that_breaks_off_is_started_again(release, tmp_path, monkeypatch, capsys):
+    handler = functools.partial(Cut, directory=release.parents[1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(bundles, "_RELEASE", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(Cut, "whole", False)
+    with pytest.raises(BundleError, match="did not give it") as caught:
+        find_bundle(NAME)
+    assert caught.value.__suppress_context__  # A sentence, without the errors of four libraries
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"][2:]
+    Cut.whole = True
+    assert load_bundle(find_bundle(NAME)).sha256 == bundles.PUBLISHED[NAME]
+    server.shutdown()
+
+
 def test_without_a_network_the_choices_are_named(release):
     release.write_bytes(b"no archive")
     with pytest.raises(BundleError, match="did not give it: File is not a zip file"):
@@ -135,6 +160,78 @@ print(load({str(folder)!r}).predict('film.png').answer['logit'])
     command = [sys.executable, "-m", "cxr_study", "predict", "film.png", "--bundle", folder]
     subprocess.run([*command, "--json"], cwd=tmp_path, env=environment, check=True)
     assert done.stdout.strip() in (tmp_path / "predictions.csv").read_text()
+
+
+STUDY = {  # Packages that only the extra `study` installs, and the module of each
+    "grad-cam": "pytorch_grad_cam",
+    "scikit-image": "skimage",
+    "ruamel.yaml": "ruamel",
+}
+
+
+HIDE = """
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+
+
+def find_spec(name, path=None, target=None):
+    return None if name.partition('.')[0] in hidden else find(name, path, target)
+
+
+PathFinder.find_spec = find_spec
+from cxr_study.cli import main
+
+main()
+"""
+
+
+@pytest.fixture
+def without_study(tmp_path):
+    "Calls `cxr-study` as it is after `pip install 'cxr-study[evaluate]'`: what else `study` brings is hidden"
+    from test_package import requirements
+
+    extras = requirements()
+    there = {r.name for extra in ("", "evaluate") for r in extras[extra]} | {"joblib"}
+    names = {r.name for r in extras["study"]} - there
+    hidden = sorted(STUDY.get(name, name) for name in names)
+    assert {"torch", "pyarrow", "papermill"} <= set(hidden)
+    (tmp_path / "hide.py").write_text(f"hidden = {hidden}\n{HIDE}")
+
+    def call(*args, code=0):
+        done = subprocess.run(
+            [sys.executable, tmp_path / "hide.py", *map(str, args)],
+            cwd=tmp_path,
+            env=bare(tmp_path) | dict(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return call
+
+
+def test_what_needs_no_torch_needs_no_package_of_the_study(without_study, tmp_path):
+    "Of the commands, those that the README names; the others name the extra that they need"
+    from PIL import Image
+
+    seeds = [ROOT / f"results/pneumoniamnist-resnet18/seed{n}" for n in range(2)]
+    Image.new("L", (60, 40), 120).save(tmp_path / "film.png")
+    without_study("evaluate", seeds[0], "--replicates", 100)
+    without_study("summarise", *seeds, "--replicates", 20)
+    assert (tmp_path / "summary/runs.csv").is_file()
+    without_study("card", seeds[0], "--out", "card.md")
+    without_study("predict", "film.png", "--bundle", example_bundle(tmp_path / "bundle"))
+    for name in ("normal", "pneumonia"):
+        (tmp_path / "films" / name).mkdir(parents=True)
+        for i in range(12):
+            shade = 20 * i + (name == "normal")
+            Image.new("L", (60, 40), shade).save(tmp_path / "films" / name / f"{i}.png")
+    without_study("audit", "films")
+    for command in (["run", "--dataset", "phantom"], ["sweep", "x.yaml"], ["bundle", seeds[0]]):
+        assert "pip install 'cxr-study[study]'" in without_study(*command, code=2)
 
 
 def test_fastai_splits_by_patient(tmp_path):

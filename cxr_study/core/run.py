@@ -500,9 +500,11 @@ def verify(self: Run) -> Run:
         elif file_sha256(path) != artefact['sha256']:
             wrong.append(f"{name} (changed)")
     if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ManifestMismatch(
-            f"{self.folder} does not match its manifest.json: {', '.join(wrong)}. "
-            "Restore these files, or delete the run's folder and run it again."
+            f"{self.folder} does not match its manifest.json: {', '.join(wrong[:10])}{more}. "
+            "Restore these files, or run it again in another folder. Of a published run, only "
+            "some files are in the repository."
         )
     return self
 
@@ -625,6 +627,22 @@ def finish(
         finished=now.isoformat(timespec='seconds'),
     )
     self.save_manifest()
+    return self
+
+# %% ../../nbs/lib/core/01_run.ipynb #4410ade3
+@patch
+def renew(
+    self: Run,
+    folder: str | Path,  # Of the files that were written again
+) -> Run:
+    "Enter the files that now lie in a folder of a finished run; each stays a file of its stage"
+    folder = Path(folder).resolve()
+    artefacts = self.manifest['artefacts']
+    renewed = [name for name in artefacts if self.path(name).resolve().is_relative_to(folder)]
+    for name in renewed:
+        artefacts[name]['sha256'] = file_sha256(self.path(name))
+    if renewed:
+        self.save_manifest()
     return self
 
 # %% ../../nbs/lib/core/01_run.ipynb #0b718c4e

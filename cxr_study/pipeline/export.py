@@ -469,4 +469,6 @@ def make_bundle(
     content = describe_onnx(content, facts | dict(classes=classes))
     facts['version'] = sha256(content)[:12]
     folder = Path(out or run.path('bundle'))
-    return write_bundle(folder, content, model_card(run.folder), classes, **facts)
+    write_bundle(folder, content, model_card(run.folder), classes, **facts)
+    run.renew(folder)
+    return folder

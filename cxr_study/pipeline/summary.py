@@ -9,6 +9,7 @@ __all__ = ['open_runs', 'configuration_difference', 'compare_configurations', 's
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #dec99c43
 import dataclasses
+import importlib.util
 import itertools
 import os
 import re
@@ -527,14 +528,15 @@ def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write_tables(out: Path, summary: _Summary) -> None:
-    "Write each table as CSV, and the long one as Parquet as well"
+    "Write each table as CSV, and the long one as Parquet as well if pyarrow is installed"
     long = _long_table(summary.runs)
     tables = dict(runs=long, arms=summary.means, comparisons=summary.compared)
     for name, table in tables.items():
         with atomic_write(out / f'{name}.csv') as file:
             table.to_csv(file, index=False)
-    with atomic_write(out / 'runs.parquet') as file:
-        _for_parquet(long).to_parquet(file, index=False)
+    if importlib.util.find_spec('pyarrow'):
+        with atomic_write(out / 'runs.parquet') as file:
+            _for_parquet(long).to_parquet(file, index=False)
 
 # %% ../../nbs/lib/pipeline/05_summary.ipynb #d9c2d520
 _CAPTIONS = dict(

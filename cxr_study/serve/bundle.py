@@ -364,7 +364,7 @@ def _download(name: str, folder: Path) -> None:
             f"The bundle {name} is not on this machine, and {url} did not give it: {error}. "
             "Name the folder of a bundle, or set CXR_BUNDLE. A clone of the repository has the "
             f"published ones in models/ ({', '.join(PUBLISHED)}); `cxr-study bundle RUN` makes one."
-        ) from error
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
