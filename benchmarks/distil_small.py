@@ -8,19 +8,17 @@ Nothing is chosen.
 --out gets second_edition.json and seeds.npz, written anew after each training; a call that was killed goes on with
 the next training.
 
-usage: distil_small.py teach|distil EARLIER --out FOLDER [--work FOLDER] [--seeds 0,1,2,3,4] [--networks resnet18,...]
+usage: distil_small.py EARLIER --part teach|distil --out FOLDER [--work FOLDER]
+       [--seeds 0,1,2,3,4] [--networks resnet18,...]
 `distil` reads the teachers' second_edition.json of --taught. CXR_DATA has to hold chest_xray, chest_xray_matches.csv
 and weights.
 """
 
-import argparse
 import json
-import os
 from pathlib import Path
 
-import torch
 from second_edition import Bench, Job
-from shape_grid import Resumed, check_films, train_missing
+from shape_grid import begin, parser_of, train_missing
 
 TEACHER_SEEDS = (10, 11, 12)
 NETWORKS = dict(
@@ -58,28 +56,13 @@ def distil_jobs(seeds, taught):  # Jobs of finished teachers
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('part', choices=['teach', 'distil'])
-    parser.add_argument('earlier', type=Path, help="a folder of second_edition.py")
-    parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--work', type=Path, required=True, help="decoded films and weights")
+    parser = parser_of(__doc__)
+    parser.add_argument('--part', choices=['teach', 'distil'], required=True)
     parser.add_argument('--taught', type=Path, nargs='*', default=[], help="folders of `teach`")
-    parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--seeds', default='0,1,2,3,4')
     parser.add_argument('--networks', default=','.join(NETWORKS))
     options = parser.parse_args(arguments)
-    earlier = json.loads((options.earlier / 'second_edition.json').read_text())
-    for folder in (options.out, options.work):
-        folder.mkdir(parents=True, exist_ok=True)
-    os.environ['CXR_CACHE'] = str(options.work / 'cache')
-    torch.set_num_threads(options.threads)
-
-    kept = Resumed(options.out, options.work, {k: str(v) for k, v in vars(options).items()})
-    bench = SmallBench(options.work, limit=0, tiny=False)
-    check_films(bench.films('chest_xray').table(), earlier['films'])
-    kept.facts['films'] = earlier['films']
+    bench, kept, _ = begin(options, SmallBench)
     if options.part == 'teach':
         jobs = teacher_jobs(options.networks.split(','))
     else:

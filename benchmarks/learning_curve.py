@@ -5,19 +5,13 @@ point. A seed draws its children anew; its smaller sets lie in its larger ones. 
 --out gets second_edition.json and seeds.npz, written anew after each training. A call that was killed goes on with
 its last epoch.
 
-usage: learning_curve.py EARLIER --out FOLDER [--threads 1] [--seeds 0,1,2,3,4]
+usage: learning_curve.py EARLIER --out FOLDER [--threads 2] [--seeds 0,1,2,3,4]
 CXR_DATA has to hold chest_xray and chest_xray_matches.csv.
 """
 
-import argparse
-import json
-import os
-from pathlib import Path
-
 import numpy as np
-import torch
 from second_edition import Job, training_pixels, training_table
-from shape_grid import Resumed, ResumingBench, check_films, train_missing
+from shape_grid import ResumingBench, begin, parser_of, train_missing
 
 PARTS = {0.1: 24, 0.25: 12, 0.5: 9}  # Part of the children -> epochs; all of them: 6, in the grid
 
@@ -84,25 +78,10 @@ def training_pixels_of(bench, job):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('earlier', type=Path, help="a folder of second_edition.py")
-    parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--work', type=Path, help="folder of decoded films; default: OUT/work")
-    parser.add_argument('--threads', type=int, default=1)
+    parser = parser_of(__doc__)
     parser.add_argument('--seeds', default='0,1,2,3,4')
     options = parser.parse_args(arguments)
-    earlier = json.loads((options.earlier / 'second_edition.json').read_text())
-    folder = options.work or options.out / 'work'
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ['CXR_CACHE'] = str(folder / 'cache')
-    torch.set_num_threads(options.threads)
-
-    kept = Resumed(options.out, folder, {k: str(v) for k, v in vars(options).items()})
-    bench = CurveBench(folder, limit=0, tiny=False)
-    check_films(bench.films('chest_xray').table(), earlier['films'])
-    kept.facts['films'] = earlier['films']
+    bench, kept, _ = begin(options, CurveBench)
     finished = {entry['key'] for entry in kept.facts['jobs']}
     jobs = curve_jobs([int(seed) for seed in options.seeds.split(',')])
     train_missing(bench, kept, [job for job in jobs if job.key not in finished])

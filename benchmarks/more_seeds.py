@@ -4,19 +4,14 @@ Every network gets seeds until it has `--most` of them, with the code and the ch
 meets its test and the other hospital once (section 7, looks 4 and 5). --out gets second_edition.json and seeds.npz,
 written anew after each training; a call that was killed goes on with its last epoch. Weights lie in --work.
 
-usage: more_seeds.py EARLIER [EARLIER ...] --out FOLDER --work FOLDER [--most 10] [--threads 2]
+usage: more_seeds.py EARLIER [EARLIER ...] --out FOLDER [--work FOLDER] [--most 10] [--threads 2]
 CXR_DATA has to hold chest_xray, chest_xray_matches.csv, pneumoniamnist, nih_chestxray14 and weights.
 """
 
-import argparse
-import json
-import os
 from collections import Counter
-from pathlib import Path
 
-import torch
 from second_edition import Job, seed_jobs
-from shape_grid import Resumed, ResumingBench, check_films, train_missing
+from shape_grid import ResumingBench, begin, parser_of, train_missing
 
 
 def missing_seeds(finished, chosen, most):  # Finished jobs; data set -> recipe; seeds a network
@@ -32,28 +27,12 @@ def missing_seeds(finished, chosen, most):  # Finished jobs; data set -> recipe;
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('earlier', type=Path, nargs='+', help="folders of second_edition.py")
-    parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--work', type=Path, required=True, help="decoded films and weights")
+    parser = parser_of(__doc__)
     parser.add_argument('--most', type=int, default=10, help="seeds of a network")
-    parser.add_argument('--threads', type=int, default=2)
     options = parser.parse_args(arguments)
-    earlier = [json.loads((f / 'second_edition.json').read_text()) for f in options.earlier]
-    for folder in (options.out, options.work):
-        folder.mkdir(parents=True, exist_ok=True)
-    os.environ['CXR_CACHE'] = str(options.work / 'cache')
-    torch.set_num_threads(options.threads)
-
-    kept = Resumed(options.out, options.work, {k: str(v) for k, v in vars(options).items()})
-    bench = ResumingBench(options.work, limit=0, tiny=False)
-    kept.facts['films'] = earlier[0]['films']
-    for data in ('chest_xray', 'pneumoniamnist'):
-        check_films(bench.films(data).table(), earlier[0]['films'], data)
-    chosen = {data: choice['chosen'] for data, choice in earlier[0]['choice'].items()}
+    bench, kept, earlier = begin(options, ResumingBench, ('chest_xray', 'pneumoniamnist'))
     kept.facts['choice'] = earlier[0]['choice']
+    chosen = {data: choice['chosen'] for data, choice in earlier[0]['choice'].items()}
     calls = [*earlier, kept.facts]
     finished = [Job(**entry['job']) for call in calls for entry in call['jobs']]
     jobs = missing_seeds(finished, chosen, options.most)

@@ -83,26 +83,39 @@ def train_missing(bench, kept, jobs):
         print(f"[{seconds:6.0f} s] {job.key} {line_of(logits, facts)}", flush=True)
 
 
-def main(arguments=None):
+def parser_of(text):  # A script's docstring
+    "The arguments that the scripts which train on a CPU share"
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('earlier', type=Path, nargs='+', help="folders of second_edition.py")
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--work', type=Path, help="folder of decoded films; default: OUT/work")
+    parser.add_argument('--work', type=Path, help="decoded films, weights; default: OUT/work")
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--most', type=int, default=0, help="trainings in this call; 0: all")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def begin(options, bench_class, data_sets=('chest_xray',)):  # From `parser_of`
+    "(bench, what is kept, facts of the earlier calls); the films have to be those of the earlier calls"
     earlier = [json.loads((f / 'second_edition.json').read_text()) for f in options.earlier]
     folder = options.work or options.out / 'work'
-    folder.mkdir(parents=True, exist_ok=True)
+    for made in (options.out, folder):
+        made.mkdir(parents=True, exist_ok=True)
     os.environ['CXR_CACHE'] = str(folder / 'cache')
     torch.set_num_threads(options.threads)
-
     kept = Resumed(options.out, folder, {k: str(v) for k, v in vars(options).items()})
-    bench = ResumingBench(folder, limit=0, tiny=False)
-    check_films(bench.films('chest_xray').table(), earlier[0]['films'])
+    bench = bench_class(folder, limit=0, tiny=False)
+    for data in data_sets:
+        check_films(bench.films(data).table(), earlier[0]['films'], data)
     kept.facts['films'] = earlier[0]['films']
+    return bench, kept, earlier
+
+
+def main(arguments=None):
+    parser = parser_of(__doc__)
+    parser.add_argument('--most', type=int, default=0, help="trainings in this call; 0: all")
+    options = parser.parse_args(arguments)
+    bench, kept, earlier = begin(options, ResumingBench)
     finished = {entry['key'] for call in [*earlier, kept.facts] for entry in call['jobs']}
     jobs = missing_jobs(finished)
     print(f"{len(jobs)} trainings are missing", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 import covered_films
 import shape_findings
 from covered_films import BORDER, CHANGES, CORNER, LUNGS, changed, exact_lungs, lung_boxes
-from second_edition import grid_jobs
+from more_seeds import missing_seeds
+from second_edition import grid_jobs, seed_jobs
 from second_edition_films import fitted
 from shape_findings import EDITION, best_cut, entries, measure
 from shape_grid import check_films, missing_jobs
@@ -22,6 +24,8 @@ from shape_grid import check_films, missing_jobs
 from cxr_study.core.run import StudyError
 from cxr_study.data.images import resize
 from cxr_study.data.phantom import draw_phantom, phantom_table
+
+BEFORE_THE_OTHERS = ('chest_xray', 'resnet18', 8)  # Trained one seed more
 
 
 @pytest.fixture(scope='module')
@@ -126,6 +130,18 @@ def test_missing_trainings_keep_the_order_of_the_plan():
     missing = missing_jobs(done - {grid_jobs()[0].key})
     assert missing[0] == grid_jobs()[0]
     assert [job.seed for job in missing[1:]] == [2] * 4 + [3] * 4 + [4] * 4
+
+
+def test_more_seeds_bring_every_network_to_the_same_number():
+    chosen = dict(chest_xray='wide', pneumoniamnist='wide')
+    trained = [job for job in seed_jobs(chosen) if job.seed < 8]
+    trained += [j for j in seed_jobs(chosen) if (j.data, j.arch, j.seed) == BEFORE_THE_OTHERS]
+    missing = missing_seeds(trained, chosen, most=10)
+    assert not set(missing) & set(trained)
+    networks = Counter((job.data, job.arch) for job in [*trained, *missing])
+    assert set(networks.values()) == {10} and len(networks) == 4
+    assert [job.seed for job in missing] == [8, 8, 8, 9, 9, 9, 9]
+    assert (missing[-1].data, missing[-1].arch) == BEFORE_THE_OTHERS[:2]
 
 
 def test_other_films_are_refused():
