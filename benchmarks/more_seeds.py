@@ -4,7 +4,7 @@ Every network gets seeds until it has `--most` of them, with the code and the ch
 meets its test and the other hospital once (section 7, looks 4 and 5). --out gets second_edition.json and seeds.npz,
 written anew after each training; a call that was killed goes on with its last epoch. Weights lie in --work.
 
-usage: more_seeds.py EARLIER [EARLIER ...] --out FOLDER [--work FOLDER] [--most 10] [--threads 2]
+usage: more_seeds.py EARLIER [EARLIER ...] --out FOLDER [--work FOLDER] [--most 10] [--arch NAME] [--threads 2]
 CXR_DATA has to hold chest_xray, chest_xray_matches.csv, pneumoniamnist, nih_chestxray14 and weights.
 """
 
@@ -29,13 +29,15 @@ def missing_seeds(finished, chosen, most):  # Finished jobs; data set -> recipe;
 def main(arguments=None):
     parser = parser_of(__doc__)
     parser.add_argument('--most', type=int, default=10, help="seeds of a network")
+    parser.add_argument('--arch', default='', help="of this network alone")
     options = parser.parse_args(arguments)
     bench, kept, earlier = begin(options, ResumingBench, ('chest_xray', 'pneumoniamnist'))
     kept.facts['choice'] = earlier[0]['choice']
     chosen = {data: choice['chosen'] for data, choice in earlier[0]['choice'].items()}
     calls = [*earlier, kept.facts]
     finished = [Job(**entry['job']) for call in calls for entry in call['jobs']]
-    jobs = missing_seeds(finished, chosen, options.most)
+    missing = missing_seeds(finished, chosen, options.most)
+    jobs = [job for job in missing if options.arch in ('', job.arch)]
     print(f"{len(jobs)} trainings are missing: {[job.key for job in jobs]}", flush=True)
     train_missing(bench, kept, jobs)
 
