@@ -724,7 +724,7 @@ def _write_structured_report(decoders, folder, archive, path, prediction):
 @click.option(
     '--bundle',
     type=_FOLDER,
-    help="Folder of the bundle; default: CXR_BUNDLE, or the newest in models/",
+    help="Folder of the bundle; default: CXR_BUNDLE, the newest in models/, or the published one",
 )
 @click.option(
     '--dicom-sr',
@@ -850,10 +850,10 @@ def _predict(paths, out, bundle, jobs, as_json, **options):
 def _serve(bundle, open_to_all, allow_host, **settings):
     """Start the service: a web page and a REST interface.
 
-    BUNDLE is the folder of a bundle; default: CXR_BUNDLE, or the newest
-    in models/. The page is on http://localhost:8000, the interface is described
-    on /docs, and metrics for Prometheus are on /metrics. Research software,
-    not a medical device.
+    BUNDLE is the folder of a bundle; default: CXR_BUNDLE, the newest in
+    models/, or the published one, which is downloaded. The page is on
+    http://localhost:8000, the interface is described on /docs, and metrics for
+    Prometheus are on /metrics. Research software, not a medical device.
 
     \b
     Examples:
@@ -892,7 +892,7 @@ def _evaluate_bundle(bundle, dataset, out, limit, replicates):
     """Evaluate a bundle on a data set, without torch.
 
     The bundle predicts the test images of the data set, and the predictions
-    are evaluated as by the command evaluate.
+    are evaluated as by the command evaluate. BUNDLE is found as by serve.
 
     \b
     Examples:
