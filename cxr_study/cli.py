@@ -425,7 +425,7 @@ def _summarise(paths, out, reference, replicates, as_json):
     say = _printer(as_json)
     means = summarise(paths, out, _reference(reference), replicates=replicates)
     main_metrics = means[means.metric.isin(['auc', 'brier'])]
-    table = main_metrics.drop(columns='method').round(4)
+    table = main_metrics.drop(columns='method').round(4).fillna(float('nan'))  # One seed has None
     say(table.to_string(index=False, na_rep='–'))
     say(f"Summary: {out / 'index.html'}")
     _print_json(json.loads((out / 'summary.json').read_text()), as_json)

@@ -217,12 +217,13 @@ def test_what_needs_no_torch_needs_no_package_of_the_study(without_study, tmp_pa
     "Of the commands, those that the README names; the others name the extra that they need"
     from PIL import Image
 
-    seeds = [ROOT / f"results/pneumoniamnist-resnet18/seed{n}" for n in range(2)]
+    seed = ROOT / "results/pneumoniamnist-resnet18/seed0"
     Image.new("L", (60, 40), 120).save(tmp_path / "film.png")
-    without_study("evaluate", seeds[0], "--replicates", 100)
-    without_study("summarise", *seeds, "--replicates", 20)
+    without_study("evaluate", seed, "--replicates", 100)
+    printed = without_study("summarise", seed, "--replicates", 20)
+    assert "auc" in printed and "None" not in printed  # What one seed cannot give is a dash
     assert (tmp_path / "summary/runs.csv").is_file()
-    without_study("card", seeds[0], "--out", "card.md")
+    without_study("card", seed, "--out", "card.md")
     without_study("predict", "film.png", "--bundle", example_bundle(tmp_path / "bundle"))
     for name in ("normal", "pneumonia"):
         (tmp_path / "films" / name).mkdir(parents=True)
@@ -230,7 +231,7 @@ def test_what_needs_no_torch_needs_no_package_of_the_study(without_study, tmp_pa
             shade = 20 * i + (name == "normal")
             Image.new("L", (60, 40), shade).save(tmp_path / "films" / name / f"{i}.png")
     without_study("audit", "films")
-    for command in (["run", "--dataset", "phantom"], ["sweep", "x.yaml"], ["bundle", seeds[0]]):
+    for command in (["run", "--dataset", "phantom"], ["sweep", "x.yaml"], ["bundle", seed]):
         assert "pip install 'cxr-study[study]'" in without_study(*command, code=2)
 
 
