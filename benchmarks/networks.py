@@ -1,14 +1,19 @@
-"""One step of training with a small network of each family of timm: `python benchmarks/networks.py [NAME ...]`."""
+"""One step of training with a small network of each family of timm, and its export.
+
+usage: networks.py [NAME ...]
+"""
 
 import sys
 import time
 import warnings
 
+import numpy as np
 import timm
 import torch
 
 from cxr_study.core.options import OptionError
 from cxr_study.data.images import Preprocess
+from cxr_study.pipeline.export import run_onnx, to_onnx
 from cxr_study.train.networks import Classifier, check_network, create_body
 
 FAMILIES = (
@@ -58,7 +63,20 @@ def step(arch: str) -> str:
     )
 
 
+def difference(arch: str) -> float:
+    "Largest difference of a logit between the exported network and the network, untrained, on noise"
+    facts = timm.get_pretrained_cfg(arch)
+    size = facts.input_size[-1] if facts.fixed_input_size else 64
+    model = Classifier(create_body(arch), Preprocess(size)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (4, size, size)).astype(np.uint8)
+    expected = model(torch.from_numpy(images)[:, None] / 255)[:, 0].detach().numpy()
+    return float(np.abs(run_onnx(to_onnx(model), images)[:, 0] - expected).max())
+
+
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     for name in sys.argv[1:] or FAMILIES:
-        print(f"{name:32} {step(name)}", flush=True)
+        answer = step(name)
+        if answer.startswith('works'):
+            answer += f", exported with a difference of {difference(name):.1e}"
+        print(f"{name:32} {answer}", flush=True)

@@ -271,6 +271,21 @@ def test_a_network_takes_a_step_or_is_refused_before_the_run(arch, monkeypatch):
     assert step(arch).startswith(STEPS[arch])
 
 
+def test_a_beit_is_exported():
+    from timm.models.beit import Beit
+
+    from cxr_study.data.images import Preprocess
+    from cxr_study.pipeline.export import run_onnx, to_onnx
+    from cxr_study.train.networks import Classifier, MapBody
+
+    sizes = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2)
+    network = Beit(**sizes, num_classes=0, global_pool='', use_rel_pos_bias=True)
+    model = Classifier(MapBody(network, prefix=1), Preprocess(32)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32)).astype(np.uint8)
+    expected = model(torch.from_numpy(images)[:, None] / 255)[:, 0].detach()
+    np.testing.assert_allclose(run_onnx(to_onnx(model), images)[:, 0], expected, atol=1e-4)
+
+
 # --- Progress and precision ---
 
 

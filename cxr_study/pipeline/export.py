@@ -83,6 +83,9 @@ class Exported(nn.Module):
             self.channels = 3
             bodies = [member.body for member in members]
         self.bodies = nn.ModuleList(bodies)
+        for module in self.modules():
+            if hasattr(module, 'fused_attn'):  # One step in timm, which the exporter cannot take apart
+                module.fused_attn = False
         weights = torch.cat([head.weight.detach()[0] for head in heads])
         biases = torch.stack([head.bias.detach()[0] for head in heads])
         self.register_buffer('weight', weights / len(heads))
