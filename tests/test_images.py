@@ -331,6 +331,10 @@ REJECTED = {
     'modality is CT': dict(Modality='CT'),
     'modality is missing': dict(Modality=None),
     'lateral': dict(ViewPosition='LL'),
+    'body part is ABDOMEN': dict(BodyPartExamined='ABDOMEN '),
+    'raw data of the detector': dict(PresentationIntentType='FOR PROCESSING'),
+    'not square': dict(ImagerPixelSpacing=[0.1, 0.2]),
+    'lies on its side': dict(PatientOrientation=['H', 'L']),
     'several frames': dict(NumberOfFrames=2),
     'no pixel data': dict(PixelData=None),
     'not a greyscale image': dict(PhotometricInterpretation='PALETTE COLOR'),
@@ -362,6 +366,24 @@ def test_lateral_by_orientation_or_view_code():
     for element in (dict(PatientOrientation=['A', 'F']), dict(ViewCodeSequence=[code])):
         with pytest.raises(UnsupportedDicom, match='lateral'):
             decode(to_dicom(stored(8, False), ViewPosition=None, **element))
+
+
+@pytest.mark.parametrize(
+    'element',
+    [
+        dict(BodyPartExamined='Doe^Jane'),  # Unknown words are not judged
+        dict(PresentationIntentType='FOR PRESENTATION'),
+        dict(PixelAspectRatio=[1, 1], PixelSpacing=[0.143, 0.14], ImagerPixelSpacing=None),
+        dict(PatientOrientation=['L', 'F']),
+        dict(PatientOrientation=['R', 'F']),  # As viewers, which show a mirrored image mirrored
+    ],
+    ids=str,
+)
+def test_usual_headers_are_read(element):
+    a = stored(12, False)
+    assert (
+        decode(to_dicom(a, BitsStored=12, **element)) == decode(to_dicom(a, BitsStored=12))
+    ).all()
 
 
 def test_dicom_without_preamble_or_transfer_syntax():
@@ -1081,6 +1103,7 @@ def test_an_element_without_value_representation_is_refused(name):
 
 HEADER = (
     *('Modality', 'ViewPosition', 'PatientOrientation', 'PresentationLUTShape', 'VOILUTFunction'),
+    *('BodyPartExamined', 'PresentationIntentType', 'PixelAspectRatio', 'ImagerPixelSpacing'),
     *('Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation'),
     *('BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'PlanarConfiguration'),
     *('WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept'),

@@ -302,3 +302,23 @@ def test_another_interval_can_be_chosen(tmp_path, method):
     assert (found['lower'], found['upper']) == (expected['lower'], expected['upper'])
     with pytest.raises(StudyError, match='no interval method'):
         evaluate([tmp_path / 't.csv'], tmp_path / 'out', interval_method='exact')
+
+
+# --- What a reader of the metrics has to know ---
+
+
+@pytest.mark.parametrize('written', ['7.0', '7.', ' 7 '])
+def test_a_patient_written_as_a_decimal_number_is_the_same_patient(tmp_path, written):
+    rows = ['a,0,0.2,7', f'b,1,0.8,{written}', 'c,1,0.7,8']
+    path = tmp_path / 'table.csv'
+    path.write_text('\n'.join(['image_id,label,probability,patient_id', *rows]))
+    assert csv_tables.read_csv(path).patient_id.tolist() == ['7', '7', '8']
+
+
+def test_blank_patients_and_decisions_in_place_of_probabilities_are_mentioned(tmp_path):
+    path = tmp_path / 'table.csv'
+    path.write_text('image_id,label,probability,patient_id\na,0,0,p\nb,1,1,\nc,1,0,\n')
+    patients, decisions = csv_tables.read_csv(path).attrs['notes']
+    assert 'without a patient: 2' in patients and '0 or 1, as decisions are' in decisions
+    path.write_text('image_id,label,probability,patient_id\na,0,0,p\nb,1,0.9,q\nc,1,0.4,r\n')
+    assert csv_tables.read_csv(path).attrs['notes'] == []

@@ -114,7 +114,21 @@ _DISPLAY_ELEMENTS = [
     'PresentationLUTShape',
     'PresentationLUTSequence',
 ]
-_VIEW_ELEMENTS = ['Modality', 'ViewPosition', 'ViewCodeSequence', 'PatientOrientation']
+_SPACINGS = [
+    'PixelAspectRatio',
+    'PixelSpacing',
+    'ImagerPixelSpacing',
+    'NominalScannedPixelSpacing',
+]
+_VIEW_ELEMENTS = [
+    'Modality',
+    'BodyPartExamined',
+    'PresentationIntentType',
+    'ViewPosition',
+    'ViewCodeSequence',
+    'PatientOrientation',
+    *_SPACINGS,
+]
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #bce11d04
 _NOT_FRONTAL = {
@@ -133,6 +147,11 @@ _NOT_FRONTAL = {
 }
 
 
+def _directions(ds):
+    "Where rows and columns run to, by the patient orientation: ['L', 'F'] is to the left and to the feet"
+    return [str(part).upper() for part in ds.get('PatientOrientation') or []] + ['', '']
+
+
 def _is_sideways(ds: pydicom.Dataset) -> bool:
     "Whether view position, view code or patient orientation gives a lateral, oblique or decubitus view"
     position = str(ds.get('ViewPosition') or '')
@@ -142,9 +161,41 @@ def _is_sideways(ds: pydicom.Dataset) -> bool:
         meaning = str(code.get('CodeMeaning', '')).lower()
         if 'lateral' in meaning or 'oblique' in meaning:
             return True
-    orientation = ds.get('PatientOrientation') or ['']
-    rows_run_to = str(orientation[0]).upper()
-    return rows_run_to.startswith(('A', 'P'))  # Anterior or posterior
+    return _directions(ds)[0].startswith(('A', 'P'))  # Anterior or posterior
+
+# %% ../../nbs/lib/data/02_dicom.ipynb #d9b6b3cb
+_OTHER_PARTS = frozenset(
+    'ABDOMEN ANKLE ARM BREAST CALCANEUS CSPINE ELBOW EXTREMITY FEMUR FINGER FOOT FOREARM HAND HEAD HIP HUMERUS JAW '
+    'KNEE LEG LSPINE NECK PELVIS SHOULDER SKULL SPINE SSPINE THUMB TIBIA TOE TSPINE WRIST'.split()
+)
+_MOST_STRETCHED = 1.05  # Height over width of a pixel, or width over height
+
+
+def _is_stretched(ds):
+    "Whether pixels are not square"
+    for name in _SPACINGS:
+        try:
+            low, high = sorted(map(float, ds.get(name) or (1, 1)))
+        except (TypeError, ValueError):
+            continue
+        if 0 < low * _MOST_STRETCHED < high:
+            return True
+    return False
+
+
+def _content_problem(ds):
+    "Why an image is not a chest as a person sees it, upright and undistorted; None if nothing says so"
+    part = str(ds.get('BodyPartExamined') or '').upper().strip()
+    if part in _OTHER_PARTS:
+        return f"its body part is {part}. Send a radiograph of the chest"
+    if str(ds.get('PresentationIntentType') or '').strip().upper() == 'FOR PROCESSING':
+        return "it holds raw data of the detector (FOR PROCESSING). Send the image for presentation"
+    if _is_stretched(ds):
+        return "its pixels are not square. Export it with square ones"
+    rows, columns = _directions(ds)[:2]
+    if rows.startswith(('F', 'H')) or columns.startswith('H'):
+        return "it lies on its side or upside down (PatientOrientation). Export it upright"
+    return None
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #32f1078d
 _WHOLE_NUMBERS = {  # Element -> smallest and largest value
@@ -212,6 +263,8 @@ def _dicom_problem(ds: pydicom.Dataset) -> str | None:
         return "it has several frames. Send a single image"
     if _is_sideways(ds):
         return "it is a lateral, oblique or decubitus view. Send the frontal one (PA or AP)"
+    if problem := _content_problem(ds):
+        return problem
     if not _is_greyscale(ds):
         return (
             "it is not a greyscale image (MONOCHROME1 or MONOCHROME2). "

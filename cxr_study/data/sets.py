@@ -47,6 +47,7 @@ from cxr_study.core.tables import (
     file_text,
     is_missing,
     known_patients,
+    label_text,
     left_out_text,
     positive_notes,
     read_foreign,
@@ -475,7 +476,7 @@ def _label_columns(raw, columns, notes):
     table = raw[others].apply(typed).assign(file=raw[columns['file']])
     patient = columns['patient'] or columns['patient_id']
     if patient:
-        table['patient_id'] = raw[patient]
+        table['patient_id'] = raw[patient].map(label_text)  # 7 and 7.0 are one patient
     if columns['patient'] and columns['patient_id']:
         notes.append("There are columns patient and patient_id; patient is used.")
     if columns['split']:

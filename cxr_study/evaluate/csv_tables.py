@@ -26,6 +26,8 @@ from cxr_study.core.tables import (
     TableError,
     as_numbers,
     column_of,
+    is_missing,
+    label_text,
     read_cells,
     read_foreign,
     read_labels,
@@ -150,6 +152,22 @@ _NO_PROBABILITIES = (
 )
 
 
+def _table_notes(table, source):
+    "What a reader of the metrics has to know of patients and probabilities"
+    notes = []
+    alone = is_missing(table.patient_id).sum() if 'patient_id' in table else 0
+    if alone:
+        notes.append(
+            f"{source}: images without a patient: {alone:,}. Each counts as a patient of its own."
+        )
+    if 'probability' in table and table.probability.isin([0, 1]).all():
+        notes.append(
+            f"{source}: all probabilities are 0 or 1, as decisions are. ROC-AUC, Brier score, log loss "
+            "and calibration are those of decisions."
+        )
+    return notes
+
+
 def _complete(table, source, positive=None):  # `positive`: see `read_labels`
     "A table with all columns of a predictions table, checked; notes are in `attrs`"
     if not len(table):
@@ -158,6 +176,7 @@ def _complete(table, source, positive=None):  # `positive`: see `read_labels`
         table = table.assign(image_id=[f"row{i}" for i in range(len(table))])
     table = _with_labels(table, source, positive)
     facts = table.attrs
+    facts['notes'] += _table_notes(table, source)
     if 'logit' not in table:
         table['logit'] = logit_of(table.probability, source, _NO_PROBABILITIES)
     if 'patient_id' not in table:
@@ -191,6 +210,8 @@ def read_csv(
         table = raw[others].apply(typed)
         for name, column in ours.items():
             table[name] = raw[column]
+        if 'patient_id' in table:
+            table['patient_id'] = table.patient_id.map(label_text)  # 7 and 7.0 are one patient
         for name in {'logit', 'probability'} & set(ours):
             table[name] = as_numbers(raw[ours[name]], str(path))
     except TableError as error:

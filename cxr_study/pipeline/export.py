@@ -84,7 +84,7 @@ class Exported(nn.Module):
             bodies = [member.body for member in members]
         self.bodies = nn.ModuleList(bodies)
         for module in self.modules():
-            if hasattr(module, 'fused_attn'):  # One step in timm, which the exporter cannot take apart
+            if hasattr(module, 'fused_attn'):  # In timm; BEiT's cannot be exported
                 module.fused_attn = False
         weights = torch.cat([head.weight.detach()[0] for head in heads])
         biases = torch.stack([head.bias.detach()[0] for head in heads])
