@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from marks import prose, stale, texts
+from nbdev.doclinks import nbpath2html
 
 from checklists import anchor, headings
 from cxr_study.core.options import STAGES, parameters_cell
@@ -75,7 +76,20 @@ def test_docs_can_be_built_up_to_quarto(copy):
     code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list((copy / "_proc").rglob("*.ipynb"))) == len(notebooks(ROOT)) > 50
+    pages = list((copy / "_proc").rglob("*.ipynb"))
+    assert len(pages) == len(notebooks(ROOT)) > 50
+    documented = [
+        ("".join(cell["source"]), output["data"], page.name)
+        for page in pages
+        for cell in json.loads(page.read_text())["cells"]
+        if "show_doc(" in "".join(cell["source"])
+        for output in cell["outputs"]
+    ]
+    assert len(documented) > 300
+    assert [(name, page) for name, shown, page in documented if not shown] == []
+    # A link in a link is none
+    nested = r"\[[^\]\[]*(?<!!)\[[^\]]*\]\([^)]*\)[^\]\[]*\]\("
+    assert [page.name for page in pages if re.search(nested, "".join(prose(page)))] == []
 
 
 def test_readme_is_the_index_notebook(copy):
@@ -109,6 +123,7 @@ def test_nbdev_test_is_a_command():
 # --- Checks of the whole tree: each gives a list of what is wrong, and each finds what is planted below
 
 HEAVY = 300 * 1024
+SITE = "https://cxr-study.github.io/cxr_study/"
 # A module imports from its own room's lower numbers and from rooms further down; rooms of one line do not know
 # each other
 LEVELS = [
@@ -216,14 +231,23 @@ def code_of(path):
     )
 
 
+def addresses(root):
+    "The pages of the site, whose addresses have no numbers"
+    return {nbpath2html(p.relative_to(root / "nbs")).as_posix() for p in notebooks(root)}
+
+
 def broken_links(root):
-    "(text, link) of every link to a file or heading of the project that is not there"
+    "(text, link) of every link to a file, heading or page of the project that is not there"
     found = []
+    pages = addresses(root)
     for path in texts(root):
         text = re.sub(r"```.*?```|`[^`]*`", "", prose(path), flags=re.S)
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             file, _, place = link.partition("#")
             target = path.parent / file if file else path
+            page = file.removeprefix(SITE)
+            if page != file and page and page not in pages:
+                found.append((path.name, link))
             if re.match(r"\w+:", link) or file.startswith("_proc"):
                 continue
             if not target.exists() or (
@@ -231,6 +255,21 @@ def broken_links(root):
             ):
                 found.append((path.name, link))
     return found
+
+
+def dropped(root):
+    "Notebooks whose title cell has more than the title and a `>` line, which the site leaves out"
+    return [
+        path.name
+        for path in notebooks(root)
+        if not re.fullmatch(
+            r"# .*\n\n> .*\n?", "".join(json.loads(path.read_text())["cells"][0]["source"])
+        )
+    ]
+
+
+def test_the_site_leaves_no_text_out():
+    assert dropped(ROOT) == []
 
 
 def test_every_link_leads_somewhere():
@@ -339,7 +378,7 @@ def test_what_is_planted_in_nested_folders_is_found(copy):
         metadata={},
         source=[
             "<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> "
-            "[x](01_formats.ipynb#nowhere)"
+            f"[x](01_formats.ipynb#nowhere) [y]({SITE}lib/data/01_formats.html)"
         ],
     )
     planted = copy / "nbs/lib/data/99_planted.ipynb"
@@ -357,7 +396,10 @@ def test_what_is_planted_in_nested_folders_is_found(copy):
         heavy=["99_planted.ipynb"],
         undescribed=[("99_planted.ipynb", "planted")],
         not_in_sidebar=["lib/data/99_planted.ipynb"],
-        broken_links=[("99_planted.ipynb", "01_formats.ipynb#nowhere")],
+        broken_links=[
+            ("99_planted.ipynb", "01_formats.ipynb#nowhere"),
+            ("99_planted.ipynb", f"{SITE}lib/data/01_formats.html"),
+        ],
         upward=[("data.formats", "evaluate.metrics")],
     )
     assert [shown for _, shown, _ in stale(notebooks(copy), copy)] == [

@@ -18,7 +18,7 @@ from ..predict.decision import sigmoid
 from ..predict.table import table_of_arrays
 
 # %% ../../nbs/lib/calibrate/06_estimator.ipynb #41fbefad
-def _as_logits(X: ArrayLike) -> np.ndarray:  # [n] or [n, 1]
+def _as_logits(X: 'ArrayLike') -> np.ndarray:  # [n] or [n, 1]
     "Logits as float [n]. Raises `ValueError` for another shape or for values that are not finite"
     logit = np.asarray(X, float)
     if logit.ndim == 2 and logit.shape[1] == 1:
@@ -43,9 +43,9 @@ class LogitCalibrator(ClassifierMixin, BaseEstimator):
 
     def fit(
         self,
-        X: ArrayLike,  # Logits, float [n] or [n, 1]
-        y: ArrayLike,  # 0 or 1, [n]
-        groups: ArrayLike | None = None,  # Patient of each image, [n]; None: each image its own
+        X: 'ArrayLike',  # Logits, float [n] or [n, 1]
+        y: 'ArrayLike',  # 0 or 1, [n]
+        groups: 'ArrayLike | None' = None,  # Patient of each image, [n]; None: each image its own
     ) -> 'LogitCalibrator':
         """Fit the calibrator. Sets `calibrator_`, `comparison_` (a row a calibrator that was compared) and `notes_`
         (why a simpler one was taken). Raises `StudyError` for labels that are neither 0 nor 1."""
@@ -58,16 +58,16 @@ class LogitCalibrator(ClassifierMixin, BaseEstimator):
         self.n_features_in_ = 1
         return self
 
-    def decision_function(self, X: ArrayLike) -> np.ndarray:  # Float [n]
+    def decision_function(self, X: 'ArrayLike') -> np.ndarray:  # Float [n]
         "Calibrated logits"
         check_is_fitted(self)
         return self.calibrator_(_as_logits(X))
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:  # Float [n, 2]
+    def predict_proba(self, X: 'ArrayLike') -> np.ndarray:  # Float [n, 2]
         "Calibrated probabilities of class 0 and class 1"
         probability = sigmoid(self.decision_function(X))
         return np.stack([1 - probability, probability], axis=1)
 
-    def predict(self, X: ArrayLike) -> np.ndarray:  # Int [n]
+    def predict(self, X: 'ArrayLike') -> np.ndarray:  # Int [n]
         "The class whose calibrated probability is at least one half"
         return (self.decision_function(X) >= 0).astype(int)

@@ -197,6 +197,10 @@ def operating_points(
 THRESHOLD_PROBABILITIES = np.arange(1, 100) / 100
 
 
+def _threshold_probabilities(thresholds: np.ndarray | None) -> np.ndarray:
+    return np.asarray(THRESHOLD_PROBABILITIES if thresholds is None else thresholds, float)
+
+
 def _called(s: Scored, thresholds: np.ndarray) -> np.ndarray:
     "1 where an image is called positive at a threshold, else 0 [images, thresholds]"
     probability = sigmoid(s.logit)[:, None]
@@ -213,11 +217,11 @@ def _share_called(weights: np.ndarray, called: np.ndarray, if_none: float) -> np
 def net_benefit(
     s: Scored,  # Logits calibrated
     weights: np.ndarray,  # [replicates, images]
-    thresholds: np.ndarray = THRESHOLD_PROBABILITIES,
+    thresholds: np.ndarray | None = None,  # Probabilities; None: `THRESHOLD_PROBABILITIES`
     prevalence: float | None = None,  # Prevalence to assume; None: that of the images
 ) -> tuple[np.ndarray, np.ndarray]:
     "Net benefit of the model and of treating all, [replicates, thresholds]; treating none gives 0"
-    thresholds = np.asarray(thresholds, float)
+    thresholds = _threshold_probabilities(thresholds)
     called = _called(s, thresholds)
     of_positive = weights * s.label
     of_negative = weights * ~s.label
@@ -253,10 +257,10 @@ def standardised_net_benefit(
 def number_needed(
     s: Scored,  # Logits calibrated
     weights: np.ndarray,  # [replicates, images]
-    thresholds: np.ndarray = THRESHOLD_PROBABILITIES,
+    thresholds: np.ndarray | None = None,  # Probabilities; None: `THRESHOLD_PROBABILITIES`
 ) -> np.ndarray:
     "Alarms for each positive image found, [replicates, thresholds]; NaN where none is found"
-    called = _called(s, np.asarray(thresholds))
+    called = _called(s, _threshold_probabilities(thresholds))
     alarms = weights @ called
     hits = (weights * s.label) @ called
     needed = np.full_like(hits, np.nan)

@@ -72,7 +72,7 @@ class Resampling:
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #cec43d14
 class Draws(NamedTuple):
-    "Every metric in all replicates, and without each patient in turn"
+    "Every metric in all `replicates`, and `without` each patient in turn"
 
     replicates: dict  # Name -> float [replicates]
     without: dict  # Name -> float [patients]; empty where the method does not need them
@@ -100,7 +100,7 @@ def interval_of(name: str, value: float, draws: Draws, resampling: Resampling) -
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #31894b72
 class ClosedForm(NamedTuple):
-    "An interval that needs no bootstrap"
+    "An interval from `lower` to `upper` that needs no bootstrap, with the name of its `method`"
 
     method: str
     lower: float
@@ -447,7 +447,7 @@ def _not_probabilities(p, is_bad, source, advice):
 
 
 def logit_of(
-    probability: ArrayLike,  # Of any shape
+    probability: 'ArrayLike',  # Of any shape
     source: str = "The table",  # What to call it in a message
     advice: str = "Convert logits with a sigmoid, and divide percentages by 100.",
 ) -> np.ndarray:  # Float of the same shape
@@ -492,16 +492,16 @@ def _figure(found: dict) -> Figure:  # Entry of `metrics.json`
     )
 
 # %% ../../nbs/lib/evaluate/03_evaluation.ipynb #ee536f64
-def _positive_column(p: ArrayLike) -> np.ndarray:  # [n], or [n, 2] as `predict_proba` gives it
+def _positive_column(p: 'ArrayLike') -> np.ndarray:  # [n], or [n, 2] as `predict_proba` gives it
     "Probabilities of the positive class, float [n]"
     p = np.asarray(p, float)
     return p[:, 1] if p.ndim == 2 and p.shape[1] == 2 else p
 
 
 def evaluate_predictions(
-    y: ArrayLike,  # Labels, 0 or 1, [n]
-    p: ArrayLike,  # Probabilities of the positive class, float [n], or [n, 2]
-    patients: ArrayLike | None = None,  # Patient of each image, [n]; None: each image its own
+    y: 'ArrayLike',  # Labels, 0 or 1, [n]
+    p: 'ArrayLike',  # Probabilities of the positive class, float [n], or [n, 2]
+    patients: 'ArrayLike | None' = None,  # Patient of each image, [n]; None: each image its own
     threshold: float = 0.5,  # Images with at least this probability are called positive
     **resampling,  # Fields of `Resampling`, such as `replicates=1000`
 ) -> dict[str, Figure]:  # Name such as `auc` or `sensitivity` -> `Figure`

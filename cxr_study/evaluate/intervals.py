@@ -133,7 +133,7 @@ _MOST_UNDEFINED = 0.05  # Share of replicates that may be undefined
 
 
 class Interval(NamedTuple):
-    "The two bounds of an interval; a missing bound is None, and `reason` says why"
+    "`lower` and `upper` bound of an interval; a missing bound is None, and `reason` says why"
 
     lower: float | None = None
     upper: float | None = None
@@ -314,7 +314,7 @@ def two_way(
 
 # %% ../../nbs/lib/evaluate/02_intervals.ipynb #1b409497
 class SeedMean(NamedTuple):
-    "A metric of several seeds, its mean in all replicates, and its mean without each patient"
+    "`values` of a metric by seed, `draws` of its mean, and its mean `without` each patient"
 
     values: np.ndarray  # One a seed, float [seeds]
     draws: np.ndarray  # Float [replicates]

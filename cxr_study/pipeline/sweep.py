@@ -572,7 +572,7 @@ _MEMORY = 3 << 30  # Bytes that one run may need
 
 
 class Capacity(NamedTuple):
-    "How a machine is shared among runs"
+    "How a machine is shared among runs: `jobs` at a time, `threads` of each, and its `gpus`"
 
     jobs: int  # Runs at a time
     threads: int  # Of each run

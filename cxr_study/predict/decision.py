@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from .table import PredictionError
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #055ad497
-def sigmoid(logit: ArrayLike) -> np.ndarray:  # Any shape; float64 of the same shape
+def sigmoid(logit: 'ArrayLike') -> np.ndarray:  # Any shape; float64 of the same shape
     "Probability `1 / (1 + exp(-logit))`, without overflow"
     logit = np.asarray(logit, float)
     return np.exp(-np.logaddexp(0, -logit))
@@ -35,7 +35,7 @@ class OperatingPoint:
     chosen_on: str = 'nothing: fixed beforehand'
     promised: dict = dataclasses.field(default_factory=dict)  # Metric -> entry on those patients
 
-    def decide(self, logit: ArrayLike) -> np.ndarray:  # Any shape; bool of the same shape
+    def decide(self, logit: 'ArrayLike') -> np.ndarray:  # Any shape; bool of the same shape
         "True where the probability reaches the threshold"
         return sigmoid(logit) >= self.threshold
 
@@ -56,7 +56,7 @@ def _operating_point(values: dict) -> OperatingPoint:
 _SMALLEST = 1e-16  # Probabilities of 0 and 1 are moved inwards by this much
 
 
-def log_odds(p: ArrayLike) -> np.ndarray:  # Probabilities of any shape
+def log_odds(p: 'ArrayLike') -> np.ndarray:  # Probabilities of any shape
     "`log(p / (1 - p))`, the inverse of `sigmoid`; finite for 0 and 1 too"
     p = np.clip(np.asarray(p, float), _SMALLEST, 1 - _SMALLEST)
     return np.log(p) - np.log1p(-p)
@@ -124,14 +124,14 @@ class Calibrator:
                 "it would change the ranking."
             )
 
-    def __call__(self, logit: ArrayLike) -> np.ndarray:  # Any shape; float of the same shape
+    def __call__(self, logit: 'ArrayLike') -> np.ndarray:  # Any shape; float of the same shape
         "Calibrated logits"
         curve = CURVES[self.kind]
         return curve(np.asarray(logit, float), **self.parameters)
 
 # %% ../../nbs/lib/predict/02_decision.ipynb #60e0c64e
 def prior_shift(
-    logit: ArrayLike,  # Calibrated logits of any shape
+    logit: 'ArrayLike',  # Calibrated logits of any shape
     old: float,  # Prevalence they were calibrated at
     new: float,  # Prevalence where they are used
 ) -> np.ndarray:
@@ -150,7 +150,7 @@ class ConformalSets:
     lowest_pneumonia: float | None  # The positive class is kept from this logit on; None: always
     n: dict = dataclasses.field(default_factory=dict)  # Images of each class it was fitted on
 
-    def __call__(self, logit: ArrayLike) -> np.ndarray:  # The network's logits [...]
+    def __call__(self, logit: 'ArrayLike') -> np.ndarray:  # The network's logits [...]
         "Whether the negative and the positive class are in the set, bool [..., 2]"
         logit = np.asarray(logit, float)
         in_set = np.ones((*logit.shape, 2), bool)
@@ -176,7 +176,7 @@ class Calibration:
 
     def logit(
         self,
-        logit: ArrayLike,  # The network's logits
+        logit: 'ArrayLike',  # The network's logits
         prevalence: float | None = None,  # Where it is used; None: as where it was fitted
     ) -> np.ndarray:
         "Calibrated logits"
@@ -189,7 +189,7 @@ class Calibration:
             )
         return prior_shift(calibrated, self.prevalence, prevalence)
 
-    def probability(self, logit: ArrayLike, prevalence: float | None = None) -> np.ndarray:
+    def probability(self, logit: 'ArrayLike', prevalence: float | None = None) -> np.ndarray:
         "Calibrated probability of the positive class, never exactly 0 or 1"
         calibrated = self.logit(logit, prevalence)
         return sigmoid(np.clip(calibrated, -_LIMIT, _LIMIT))
@@ -212,7 +212,7 @@ def point(
 @patch
 def decide(
     self: Calibration,
-    logit: ArrayLike,  # The network's logits
+    logit: 'ArrayLike',  # The network's logits
     name: str | None = None,  # Operating point; None: the one in use
 ) -> np.ndarray:
     "True where the calibrated probability reaches the threshold of the point"
@@ -228,7 +228,7 @@ _VERDICTS = np.array(
 
 
 @patch
-def verdict(self: Calibration, logit: ArrayLike) -> np.ndarray:  # The network's logits
+def verdict(self: Calibration, logit: 'ArrayLike') -> np.ndarray:  # The network's logits
     "The set as text: NORMAL, PNEUMONIA, `either class`, `neither class`; `not asked` without sets"
     if self.conformal is None:
         return np.full(np.shape(logit), 'not asked')
@@ -237,7 +237,7 @@ def verdict(self: Calibration, logit: ArrayLike) -> np.ndarray:  # The network's
 
 
 @patch
-def abstains(self: Calibration, logit: ArrayLike) -> np.ndarray:  # The network's logits
+def abstains(self: Calibration, logit: 'ArrayLike') -> np.ndarray:  # The network's logits
     "True where the set does not hold exactly one class"
     if self.conformal is None:
         return np.zeros(np.shape(logit), bool)

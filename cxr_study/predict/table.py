@@ -76,9 +76,9 @@ def check_predictions(
 
 # %% ../../nbs/lib/predict/01_table.ipynb #69000b59
 def table_of_arrays(
-    label: ArrayLike,  # 0 or 1, [n]
-    logit: ArrayLike,  # The network's logits, float [n]
-    patients: ArrayLike | None = None,  # Patient of each image, [n]; None: each image its own
+    label: 'ArrayLike',  # 0 or 1, [n]
+    logit: 'ArrayLike',  # The network's logits, float [n]
+    patients: 'ArrayLike | None' = None,  # Patient of each image, [n]; None: each image its own
     split: str = 'test',  # Split of all rows
 ) -> 'pd.DataFrame':  # Checked table of predictions
     "The table of predictions of some arrays. Raises `PredictionError` if they do not fit"
