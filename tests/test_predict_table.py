@@ -34,7 +34,7 @@ def films(folder, names):
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded((RAMP * (i / len(names))).astype(np.uint8)))
+        path.write_bytes(encoded((RAMP * ((i + 1) / len(names))).astype(np.uint8)))
     return folder
 
 
@@ -117,6 +117,13 @@ def test_failed_files_are_tried_again(predictor, tmp_path):
     broken.write_bytes(encoded(RAMP, 'JPEG'))
     assert predict_files([folder], out, predictor, say=str)['failed'] == 0
     assert len(rows_of(out)) == 3 and not any(row['error'] for row in rows_of(out))
+
+
+@pytest.mark.parametrize('levels, unfamiliar', [(2, True), (16, True), (32, None), (256, None)])
+def test_an_image_of_few_grey_levels_is_unfamiliar(predictor, levels, unfamiliar):
+    answer = predictor(encoded(RAMP // (256 // levels)))
+    assert answer['unfamiliar'] is unfamiliar
+    assert not unfamiliar or 'grey levels' in answer['unfamiliar_reason']
 
 
 def test_a_row_without_an_answer_has_no_class_as_its_decision(predictor, tmp_path):

@@ -46,6 +46,7 @@ from cxr_study.data.formats import (
     find_images,
     left_out_note,
     read_bytes,
+    values_present,
 )
 from ..predict.decision import OperatingPoint
 from ..predict.familiarity import Familiarity
@@ -118,6 +119,7 @@ class Predictor:
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #c2070635
 _COLOURED = 12.0  # Mean difference between the channels, grey levels; fixed in advance
+_FEWEST_LEVELS = 20  # Grey levels of an input; fixed in advance
 _COMPARED = dict(image="Its appearance is", features="Its features are")
 
 
@@ -131,6 +133,9 @@ def _check_familiarity(
     "Whether the image is unfamiliar, and why. None if it cannot be checked."
     if colourfulness > _COLOURED:
         return True, "The image is in colour; radiographs are grey."
+    levels = values_present(grey).sum()
+    if levels < _FEWEST_LEVELS:
+        return True, f"The image has {levels} grey levels; radiographs have many more."
     if self.familiarity is None:
         reason = self.bundle.facts.get('familiarity_reason')
         return None, reason or "No familiarity check was fitted."
