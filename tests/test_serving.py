@@ -47,6 +47,12 @@ RAMP = np.linspace(0, 255, 320).astype(np.uint8) * np.ones((240, 1), np.uint8)
 CLEAR = RAMP // 2 + 120  # The example network is sure of this one
 
 
+def shade(grey):
+    "A picture of 32 grey levels with this mean"
+    steps = np.r_[-16:0, 1:17]
+    return np.tile(grey + steps, (32, 1)).astype(np.uint8)
+
+
 def encode(x, format="JPEG", **kwargs):
     "The bytes of an image file"
     image = x if isinstance(x, Image.Image) else Image.fromarray(x)
@@ -774,7 +780,7 @@ def test_memory_does_not_grow(brightness):
 
 def test_a_decision_and_its_verdict_are_described_apart(service):
     "The example network decides PNEUMONIA for an image whose conformal set holds NORMAL alone"
-    grey = np.full((32, 32), 113, np.uint8)  # Its logit is -1.1
+    grey = shade(113)  # Its logit is -1.1
     (answer,) = answers_for(service.url, [encode(grey, "PNG")])
     assert (answer["decision"], answer["verdict"]) == ("PNEUMONIA", "NORMAL")
     assert not answer["abstains"]
@@ -964,12 +970,12 @@ def test_page_shows_the_answer_the_heat_map_and_the_session(visit):
 
 def test_page_names_the_verdict_where_it_differs_from_the_decision(visit):
     page = visit()
-    send(page, "a.png", encode(np.full((32, 32), 113, np.uint8), "PNG"))
+    send(page, "a.png", encode(shade(113), "PNG"))
     page.wait_for_selector("#result:not([hidden])")
     assert page.inner_text("#conclusion").startswith("Above the screening threshold of 0.30: 3")
     assert "Most images with this number show no pneumonia" in page.inner_text("#sureness")
     assert "compatible with NORMAL alone" in page.inner_text("#point")
-    send(page, "b.png", encode(np.full((32, 32), 255, np.uint8), "PNG"))
+    send(page, "b.png", encode(shade(239), "PNG"))
     page.locator("#status", has_text="Done.").wait_for()
     assert "alone" not in page.inner_text("#point")
 
@@ -980,8 +986,8 @@ def test_page_speaks_of_the_classes_of_the_network(visit, tmp_path):
     with running(bundle, drain_seconds=0.2) as other:
         page = visit(other.url)
         assert page.inner_text("h1") == "<b>Tb</b> on a chest radiograph"
-        for name, grey in dict(high=113, higher=255, low=20).items():
-            send(page, f"{name}.png", encode(np.full((32, 32), grey, np.uint8), "PNG"))
+        for name, grey in dict(high=113, higher=239, low=20).items():
+            send(page, f"{name}.png", encode(shade(grey), "PNG"))
             page.locator("#name", has_text=f"{name}.png").wait_for()
             page.locator("#status", has_text="Done.").wait_for()
             if name == "high":
@@ -1014,7 +1020,7 @@ def test_page_withholds_the_number_of_an_unfamiliar_image_until_asked(visit):
 def test_page_follows_the_prevalence_and_takes_several_files(visit):
     page = visit()
     files = [
-        dict(name=f"{i}.png", mimeType="image/png", buffer=encode(CLEAR * 0 + 180 + 20 * i, "PNG"))
+        dict(name=f"{i}.png", mimeType="image/png", buffer=encode(shade(180 + 20 * i), "PNG"))
         for i in range(3)
     ]
     page.set_input_files("#file", files)
