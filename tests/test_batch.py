@@ -622,13 +622,13 @@ OPTIONS = ('run', '--dataset', 'phantom', '--limit', '40')
 
 
 def test_the_next_stage_has_a_warm_kernel_and_none_is_left(study):
-    "Two kernels at a time while a stage runs, none afterwards; a sweep's result is the same"
+    "Two kernels while a stage runs, for a moment the one that ends as well, none afterwards; a sweep gives the same"
     process = study(*OPTIONS, '--run-dir', study.runs / 'a', start=True)
     most = 0
     while process.poll() is None:
         most = max(most, len(kernels_of(process.pid)))
         time.sleep(0.02)
-    assert process.returncode == 0 and most == 2
+    assert process.returncode == 0 and most in (2, 3)
     assert not kernels_of(process.pid)
     file = sweep_file(study, 'parameters: {dataset: phantom, limit: 40}\n')
     other = study.folder / 'others'

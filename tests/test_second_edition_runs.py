@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from safetensors.numpy import load_file
 
@@ -66,3 +67,27 @@ def test_the_network_to_ship_has_the_lowest_criterion_of_those_with_weights():
         found[weights.parent] = criterion(versions, network.val(0)).mean()
     assert len(found) > 1
     assert min(found, key=found.get) == EDITION / "chest_xray-tf_efficientnetv2_b0/seed0"
+
+
+WEIGHTS = sorted(p.parent for p in EDITION.glob("*/seed*/model.safetensors"))
+
+
+@pytest.mark.parametrize("folder", WEIGHTS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_weights_in_half_precision_give_the_published_logits(folder, data, tmp_path):
+    "On every tenth test film"
+    from second_edition_films import Films
+
+    from cxr_study.data.images import Preprocess
+    from cxr_study.train.networks import Classifier, create_body
+    from cxr_study.train.training import predict_logits
+
+    network = network_of(folder)
+    (job,) = [entry["job"] for entry in network.jobs]
+    films = Films(tmp_path, job["data"])
+    rows = films.table().query("fold == -2").row.to_numpy()[::10]
+    model = Classifier(create_body(job["arch"]), Preprocess(job["size"], standardise="image"))
+    stored = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: torch.tensor(v).float() for name, v in stored.items()})
+    images = films.images(job["size"], job["geometry"])[rows]
+    logits = predict_logits(model.eval(), images, np.arange(len(images)), 32, "cpu")
+    assert np.abs(logits - network.raw(0, "test/1")[::10]).max() < 0.1
