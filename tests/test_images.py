@@ -1390,3 +1390,16 @@ def test_a_png_without_palette_or_end_is_damaged():
     for damaged in (content[: at - 4] + content[at + 8 + length :], content[:-12]):
         with pytest.raises(CorruptImage, match='PNG file is truncated or damaged'):
             decode(damaged)
+
+
+def test_without_openjpegs_functions_only_jpeg_2000_is_refused(monkeypatch):
+    "A build of pylibjpeg-openjpeg may hide them"
+    from cxr_study.data import decoders, dicom
+
+    grey = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+    dicom._openjpeg_library.cache_clear()
+    monkeypatch.setattr(dicom, "_FUNCTIONS", ("opj_decode", "opj_hidden"))
+    with pytest.raises(UnsupportedDicom, match="another transfer syntax"):
+        decode(to_dicom(grey, "1.2.840.10008.1.2.4.90"))
+    assert decode(to_dicom(grey)).shape == (64, 64)
+    decoders._warm_up()

@@ -236,7 +236,8 @@ def _warm_up() -> None:
         Image.fromarray(grey).save(buffer, format)
         files.append(buffer.getvalue())
     for content in files:
-        prepare_image(content, Preprocess(8), picture=True)
+        with contextlib.suppress(formats.UnsupportedDicom):  # JPEG 2000 cannot be read everywhere
+            prepare_image(content, Preprocess(8), picture=True)
 
 
 def _fork(control: socket.socket, connection: socket.socket, limits: WorkerLimits) -> int:

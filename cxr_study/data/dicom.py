@@ -9,13 +9,13 @@ __all__ = ['to_dicom', 'decode_dicom', 'dicom_dimensions']
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #17b86190
 import ctypes
+import functools
 import io
 import math
 import re
 import struct
 from collections.abc import Sequence
 
-import _openjpeg
 import jpeg_ls
 import numpy as np
 import pydicom
@@ -444,11 +444,11 @@ def _check_rle(frame, pixels):
         )
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #2a334d55
-_opj = ctypes.CDLL(_openjpeg.__file__)
 _READ = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _WARN = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)
 _END = ctypes.c_size_t(-1).value  # What `_READ` gives after the last byte
 _PARAMETERS = 2**15  # Bytes, more than the parameters of a decoder take
+_FUNCTIONS = ('opj_create_decompress', 'opj_stream_create', 'opj_set_warning_handler', 'opj_decode')
 
 
 class _Pointer(ctypes.c_void_p):
@@ -476,8 +476,20 @@ class _Image(ctypes.Structure):
     ]
 
 
-_opj.opj_create_decompress.restype = _Pointer
-_opj.opj_stream_create.restype = _Pointer
+@functools.cache
+def _openjpeg_library():
+    "OpenJPEG's functions in the library of pylibjpeg-openjpeg. Raises `UnsupportedDicom` if it does not show them"
+    import _openjpeg
+
+    library = ctypes.CDLL(_openjpeg.__file__)
+    if not all(hasattr(library, name) for name in _FUNCTIONS):
+        raise UnsupportedDicom(
+            "JPEG 2000 cannot be read here, because this build of pylibjpeg-openjpeg hides the functions that "
+            "report damage. Export the image with another transfer syntax."
+        )
+    library.opj_create_decompress.restype = _Pointer
+    library.opj_stream_create.restype = _Pointer
+    return library
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #7a868595
 _CODING_STYLE = b'\xff\x52'  # Marker of the segment (COD) that describes the blocks
@@ -500,18 +512,19 @@ def _marked(codestream):
     return codestream[:at] + bytes([style | _PREDICTABLE_END]) + codestream[at + 1 :]
 
 
-def _run_openjpeg(codec, stream, image):
+def _run_openjpeg(opj, codec, stream, image):
     "Decode a stream into an image. Whether OpenJPEG could"
     return (
-        _opj.opj_setup_decoder(codec, bytes(_PARAMETERS))
-        and _opj.opj_read_header(stream, codec, ctypes.byref(image))
-        and _opj.opj_decode(codec, stream, image)
-        and _opj.opj_end_decompress(codec, stream)
+        opj.opj_setup_decoder(codec, bytes(_PARAMETERS))
+        and opj.opj_read_header(stream, codec, ctypes.byref(image))
+        and opj.opj_decode(codec, stream, image)
+        and opj.opj_end_decompress(codec, stream)
     )
 
 
 def _decode_jpeg_2000(codestream):  # From `_JPEG_2000_SIZE` on; of one component
     "Samples, uint16 [H, W]. Raises `CorruptImage` if OpenJPEG fails, or warns of damage"
+    opj = _openjpeg_library()
     codestream = _marked(codestream)
     parts = iter([codestream])
     warned = []
@@ -522,14 +535,14 @@ def _decode_jpeg_2000(codestream):  # From `_JPEG_2000_SIZE` on; of one componen
         return len(part) or _END
 
     callbacks = _READ(read), _WARN(lambda text, _: warned.append(text))
-    codec = _opj.opj_create_decompress(0)
-    stream = _opj.opj_stream_create(ctypes.c_size_t(len(codestream)), True)
+    codec = opj.opj_create_decompress(0)
+    stream = opj.opj_stream_create(ctypes.c_size_t(len(codestream)), True)
     image = ctypes.POINTER(_Image)()
-    _opj.opj_stream_set_read_function(stream, callbacks[0])
-    _opj.opj_stream_set_user_data_length(stream, ctypes.c_uint64(len(codestream)))
-    _opj.opj_set_warning_handler(codec, callbacks[1], None)
+    opj.opj_stream_set_read_function(stream, callbacks[0])
+    opj.opj_stream_set_user_data_length(stream, ctypes.c_uint64(len(codestream)))
+    opj.opj_set_warning_handler(codec, callbacks[1], None)
     try:
-        if not _run_openjpeg(codec, stream, image) or not all(map(_HARMLESS.match, warned)):
+        if not _run_openjpeg(opj, codec, stream, image) or not all(map(_HARMLESS.match, warned)):
             raise CorruptImage(
                 "The compressed pixels end early or have a hole. Export the image again."
             )
@@ -537,9 +550,9 @@ def _decode_jpeg_2000(codestream):  # From `_JPEG_2000_SIZE` on; of one componen
         samples = np.ctypeslib.as_array(component.data, (component.height, component.width))
         return samples.astype(np.uint16)
     finally:
-        _opj.opj_image_destroy(image)
-        _opj.opj_stream_destroy(stream)
-        _opj.opj_destroy_codec(codec)
+        opj.opj_image_destroy(image)
+        opj.opj_stream_destroy(stream)
+        opj.opj_destroy_codec(codec)
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #9acdd55f
 _DEFLATED = b'1.2.840.10008.1.2.1.99'  # Transfer syntax Deflated Explicit VR Little Endian
