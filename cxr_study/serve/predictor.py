@@ -119,7 +119,7 @@ class Predictor:
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #c2070635
 _COLOURED = 12.0  # Mean difference between the channels, grey levels; fixed in advance
-_FEWEST_LEVELS = 20  # Grey levels of an input; fixed in advance
+_FEWEST_LEVELS = 20  # Grey levels of an input; far fewer than a radiograph has
 _COMPARED = dict(image="Its appearance is", features="Its features are")
 
 
