@@ -235,8 +235,8 @@ def external_figure(
     for ax, metric in zip(axes[1:], ('sensitivity', 'specificity')):
         rows = {group: figures[f"{group}.{metric}@{in_use}"] for group in counts}
         forest_axes(ax, rows, words=False)
-        ax.set(title=metric, xlabel="at the threshold in use")
-        ax.title.set_weight('normal')
+        ax.set_title(metric, weight='normal')
+        ax.set_xlabel("at the threshold in use")
         ax.set_xlim(-0.03, 1.03)
     fig.suptitle(_finding(figures, name), x=0.01, ha='left', weight='bold', size=10)
     return fig
