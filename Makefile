@@ -18,7 +18,7 @@ test: $(BIN)/.installed $(SHARE)/.installed   ## check the style, test the noteb
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --do-print --n-workers 2
 	OMP_NUM_THREADS=1 PYTHONPATH=$(SHARE) $(BIN)/pytest --numprocesses 2 tests/test_sharing.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lab: $(BIN)/.installed     ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -53,3 +53,16 @@ def cli(tmp_path):
         return done
 
     return call
+
+
+SLOW = ("batch", "serving", "study", "training", "repository", "class_chain", "card", "results")
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take longest come first, so that two workers end together"
+
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        return SLOW.index(name) if name in SLOW else len(SLOW)
+
+    items.sort(key=place)

@@ -73,7 +73,8 @@ def test_clean_and_export_change_nothing(copy):
 
 
 def test_docs_can_be_built_up_to_quarto(copy):
-    code = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
+    # IPython's shells of all pages would take longer to end than the pages to build
+    code = "import os; from nbdev.serve import proc_nbs; proc_nbs(n_workers=0); os._exit(0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = list((copy / "_proc").rglob("*.ipynb"))

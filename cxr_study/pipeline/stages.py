@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import json
 import logging
 import os
@@ -303,83 +302,59 @@ def _stage_failed(stage: str, notebook: Path, error: Exception) -> StudyError:
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #e256b46b
 _START_SECONDS = 600  # For a kernel; a busy machine needs minutes to import torch
 _KERNEL_ARGUMENTS = ['--log-level=CRITICAL', '--HistoryManager.hist_file=:memory:']
+_IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress'
+_BEFORE_A_STAGE = '''
+get_ipython().reset(new_session=True)  # Numbers of the cells begin with 1 again
+import gc, sys
+import pandas
+pandas.reset_option('^display')
+pandas.options.display.max_colwidth = None  # Tables show whole sentences
+if 'matplotlib.pyplot' in sys.modules:
+    sys.modules['matplotlib.pyplot'].close('all')
+gc.collect()
+if 'torch' in sys.modules:
+    sys.modules['torch'].use_deterministic_algorithms(False)
+    sys.modules['torch'].cuda.empty_cache()
+del gc, sys, pandas
+'''
 
 
-def _imports_of(path: Path) -> str:
-    "The import statements of a stage's notebook"
-    statements = stage_tree(path, ()).body
-    imports = [each for each in statements if isinstance(each, (ast.Import, ast.ImportFrom))]
-    return ast.unparse(ast.Module(imports, []))
+class _Kernel:
+    "The kernel of a run's stages; it starts with the first stage that is computed"
 
+    def __init__(self):
+        self.cleanup = contextlib.ExitStack()
+        self.manager = None
 
-class _WarmKernel:
-    "A kernel that starts, and imports what a stage imports, before the stage begins"
+    def ready(self, folder: Path):
+        "Its manager, with nothing left of earlier stages. Notebooks run in `folder`"
+        if self.manager is None:
+            self._start(folder)
+        self.client.execute(_BEFORE_A_STAGE, silent=True, reply=True, timeout=_START_SECONDS)
+        return self.manager
 
-    def __init__(self, stage: str, path: Path):
+    def _start(self, folder):
         from jupyter_client.blocking import BlockingKernelClient
         from jupyter_client.manager import AsyncKernelManager
         from jupyter_core.utils import run_sync
 
-        self.stage = stage
-        self.cleanup = contextlib.ExitStack()
+        _fix_folders()
+        os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
         config = self.cleanup.enter_context(_local_kernel())
-        self.manager = AsyncKernelManager(kernel_name='python3', config=config)
-        start = run_sync(self.manager.start_kernel)
-        start(extra_arguments=_KERNEL_ARGUMENTS, cwd=str(path.parent))
-        self.cleanup.callback(run_sync(self.manager.shutdown_kernel), now=True)
-        client = BlockingKernelClient()
-        client.load_connection_info(self.manager.get_connection_info())
-        client.start_channels(stdin=False, hb=False, control=False)
-        self.cleanup.callback(client.stop_channels)
-        client.execute(_imports_of(path), silent=True)
+        manager = AsyncKernelManager(kernel_name='python3', config=config)
+        run_sync(manager.start_kernel)(extra_arguments=_KERNEL_ARGUMENTS, cwd=str(folder))
+        self.cleanup.callback(run_sync(manager.shutdown_kernel), now=True)
+        self.client = BlockingKernelClient()
+        self.client.load_connection_info(manager.get_connection_info())
+        self.client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+        self.cleanup.callback(self.client.stop_channels)
+        self.manager = manager
 
     def close(self) -> None:
-        "End the kernel"
+        "End it"
         self.cleanup.close()
 
-
-class _Kernels:
-    "Starts the kernel of the stage that follows"
-
-    def __init__(self, following: dict[str, str], folder: Path | None):  # Of `RunSettings`
-        self.following = following  # Stage -> the next one, where that will be computed
-        self.folder = folder
-        self.warm = None
-
-    def close(self) -> None:
-        if self.warm:
-            self.warm.close()
-        self.warm = None
-
-    def take(self, stage: str) -> _WarmKernel | None:
-        "The warm kernel of this stage, which the caller closes, or None; that of the next one is started"
-        kernel, self.warm = self.warm, None
-        if kernel and kernel.stage != stage:
-            kernel.close()
-            kernel = None
-        if following := self.following.get(stage):
-            with contextlib.suppress(OSError, RuntimeError):  # It is started in its turn then
-                self.warm = _WarmKernel(following, stage_paths(self.folder)[following])
-        return kernel
-
-
-def _kernels(
-    run_folder: Path, keys: dict[str, StageKey], force: str | None, folder: Path | None
-) -> _Kernels:
-    "The `_Kernels` of a run's stages"
-    _fix_folders()  # Before a kernel starts
-    finished = finished_stages(Path(run_folder).parent)
-    following = {}
-    for stage, later in itertools.pairwise(keys):
-        is_forced = force is not None and later >= force
-        if is_forced or (later, keys[later].key) not in finished:
-            following[stage] = later
-    return _Kernels(following, folder)
-
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #a6fb346f
-_IGNORED_WARNINGS = 'ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress'
-
-
 def _fix_folders() -> None:
     "Make the folders of data, runs and caches hold for the kernels, which start in another folder"
     is_checkout = (root() / 'settings.ini').is_file()
@@ -395,8 +370,8 @@ def _execute(
     path: Path,
     run_folder: Path,
     values: dict,
+    kernel: _Kernel,
     progress: bool = True,
-    kernel: _WarmKernel | None = None,  # None: one is started
 ) -> Path:
     "Run one stage notebook into `run_folder`; returns the path of the executed notebook"
     import papermill  # Here, because it takes seconds and a finished run does not need it
@@ -405,25 +380,20 @@ def _execute(
 
     executed = Path(run_folder) / 'notebooks' / path.name
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    os.environ.setdefault('PYTHONWARNINGS', _IGNORED_WARNINGS)
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)
         executed.unlink(missing_ok=True)
-        with _local_kernel() as config, contextlib.closing(kernel or contextlib.ExitStack()):
-            papermill.execute_notebook(
-                path,
-                executed,
-                dict(values, run_dir=str(Path(run_folder).resolve())),
-                kernel_name='python3',
-                start_timeout=_START_SECONDS,
-                cwd=path.parent,
-                config=config,
-                extra_arguments=_KERNEL_ARGUMENTS,
-                km=kernel.manager if kernel else None,
-                coalesce_streams=True,  # Of lines that replace each other the last is kept
-                progress_bar=progress and sys.stderr.isatty(),
-                stderr_file=sys.stderr if progress else None,
-            )
+        papermill.execute_notebook(
+            path,
+            executed,
+            dict(values, run_dir=str(Path(run_folder).resolve())),
+            kernel_name='python3',
+            start_timeout=_START_SECONDS,
+            km=kernel.ready(path.parent),
+            coalesce_streams=True,  # Of lines that replace each other the last is kept
+            progress_bar=progress and sys.stderr.isatty(),
+            stderr_file=sys.stderr if progress else None,
+        )
     except (PapermillExecutionError, DeadKernelError) as error:
         raise _stage_failed(path.stem, executed, error) from None
     except OSError as error:
@@ -604,7 +574,7 @@ def _run_stage(
     key: StageKey,
     settings: RunSettings,
     heading: str,  # Such as `[2/7] 02_training`
-    kernels: _Kernels,
+    kernel: _Kernel,
 ) -> None:
     "Reuse a stage, or compute it"
     if reused := _reused(run_folder, stage, key.key, settings):
@@ -613,7 +583,7 @@ def _run_stage(
     settings.say(f"{heading} ...")
     _set_aside(run_folder, stage)
     path = stage_paths(settings.folder)[stage]
-    _execute(path, run_folder, key.values, settings.progress, kernels.take(stage))
+    _execute(path, run_folder, key.values, kernel, settings.progress)
     seconds = _enter_key(run_folder, path, key)
     settings.say(f"{heading}: {seconds:.0f} s")
 
@@ -659,17 +629,14 @@ def run_stages(
     keys = stage_keys(values, inputs, settings.known, settings.folder)
     if settings.only is not None:
         keys = {stage: key for stage, key in keys.items() if stage in settings.only}
-    kernels = _Kernels({}, None)
-    if settings.progress:  # Several runs at a time have no core to spare
-        kernels = _kernels(run_folder, keys, settings.force, settings.folder)
     with (
         _locked(run_folder, Path(run_folder).resolve().name, settings.say),
-        contextlib.closing(kernels),
+        contextlib.closing(_Kernel()) as kernel,
     ):
         for number, (stage, key) in enumerate(keys.items(), 1):
             heading = f"[{number}/{len(keys)}] {stage}"
             with _stage_lock(run_folder, stage, key, settings):
-                _run_stage(run_folder, stage, key, settings, heading, kernels)
+                _run_stage(run_folder, stage, key, settings, heading, kernel)
         _tidy(run_folder, {*keys, *settings.known})
     return Run(run_folder)
 

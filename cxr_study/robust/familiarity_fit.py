@@ -73,7 +73,9 @@ def fit_subspace(
     components: int = 64,  # Main directions; fewer if there are few images
 ) -> Subspace:
     "The `Subspace` around these features. Raises `StudyError` if they do not vary."
-    pca = PCA(min(components, min(features.shape) - 1)).fit(features)
+    directions = min(components, min(features.shape) - 1)
+    pca = PCA(directions, svd_solver='covariance_eigh')  # The default solver draws at random
+    pca.fit(features.astype(float))
     variance = pca.explained_variance_
     largest = variance[0]
     kept = variance > _SMALLEST * largest
