@@ -74,7 +74,7 @@ LATER = ("04_calibration", "06_robustness")
 
 def network_of(folder: Path) -> Network:
     "The training with the weights in `folder`, with the logits that the GPU (or, for later seeds, a CPU) gave"
-    facts, logits = read(*sorted(EDITION.glob("call*")), EDITION / "cpu_seeds")
+    facts, logits = read(*sorted(EDITION.glob("call*")))
     data, _, arch = folder.parent.name.partition("-")
     is_distilled = arch.endswith("-distilled")
     part = "distil" if is_distilled else "seeds"
