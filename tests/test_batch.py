@@ -613,7 +613,10 @@ def kernels_of(pid):
     found = []
     for file in Path('/proc').glob('[0-9]*/environ'):
         with contextlib.suppress(OSError):
-            if f'JPY_PARENT_PID={pid}' in file.read_text(errors='replace').split('\0'):
+            is_kernel = 'ipykernel' in file.with_name('cmdline').read_text()
+            if is_kernel and f'JPY_PARENT_PID={pid}' in file.read_text(errors='replace').split(
+                '\0'
+            ):
                 found.append(file.parent.name)
     return found
 

@@ -1,17 +1,22 @@
 """Films of two classes that a user names, from the folder to the service: every part speaks of these classes."""
 
+import contextlib
 import html
 import json
+import os
 import re
 import subprocess
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from conftest import COMMAND, bare
 from PIL import Image
 
+from cxr_study.cli import main
 from cxr_study.core.run import Run
 from cxr_study.data.sets import phantom
 
@@ -42,18 +47,22 @@ def chain(tmp_path_factory):
     write_films(folder / "third", ("clear", "TBC"), phantom(images=60, seed=8, pixels=64))
 
     def call(*args, code=0):
-        done = subprocess.run(
-            [COMMAND, *map(str, args)],
-            env=bare(folder),
-            cwd=folder,  # Paths are relative to it
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        "What a command prints; it is called in this process, so that torch is imported once"
+        with mock.patch.dict(os.environ, bare(folder), clear=True), contextlib.chdir(folder):
+            done = CliRunner().invoke(main, [*map(str, args)])
+        assert done.exit_code == code, done.output
+        return done.output
 
-    call("run", "--dataset", "films", "--positive", "tb", *TINY, "--run-dir", "run")
+    run = ["run", "--dataset", "films", "--positive", "tb", *TINY, "--run-dir", "run"]
+    done = subprocess.run(
+        [COMMAND, *map(str, run)],
+        env=bare(folder),
+        cwd=folder,  # Paths are relative to it
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder, call
 
 
