@@ -1,5 +1,6 @@
 """What several tests share: the command line as a person uses it, and real data where it is at hand."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).parent / "cxr-study")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _passed_over_by_garbage_collection():
+    "Objects of torch, fastai and earlier tests, which collections would go through again and again"
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # Some libraries report objects that are left at the end
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from distil_large import COPIES, Copies, LargeBench, teachers_among
+import distil_large
+from distil_large import Copies, LargeBench, teachers_among
 from second_edition import Job
 
 
@@ -31,14 +32,15 @@ def test_all_six_teachers_are_needed():
         teachers_among([dict(jobs=[])])
 
 
-def test_teachers_answer_the_copies_and_a_student_learns_from_them(data, tmp_path):
-    "At 32 pixels, from one untrained teacher"
+def test_teachers_answer_the_copies_and_a_student_learns_from_them(data, tmp_path, monkeypatch):
+    "At 32 pixels, from one untrained teacher, with as many copies as epochs"
+    monkeypatch.setattr(distil_large, "COPIES", 2)
     bench = LargeBench(tmp_path, limit=60, tiny=False)
     small = Job("teach", "chest_xray", "wide", 10, size=32, epochs=1, augment="stretch_wide")
     _, facts = bench.run(small)
     teacher = dict(job=dataclasses.asdict(small), slope=1.0, intercept=0.5)
     student = dataclasses.replace(small, part="distil", epochs=2, teachers=(teacher,))
-    for copy in range(COPIES):
+    for copy in range(2):
         bench.soften(student, copy)
     copies = [np.load(bench.copy_path("pixels", copy)) for copy in range(2)]
     assert len(copies[0]) == facts["films"] and not np.array_equal(*copies)

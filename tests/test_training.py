@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
+import gpu
 import numpy as np
 import pandas as pd
 import pytest
@@ -195,17 +197,17 @@ def test_a_large_array_is_not_copied(tmp_path):
     assert own_memory() - before < 100
 
 
-def run_benchmark(*arguments, seconds):
+def run_benchmark(*arguments):
     "Run the benchmark of a GPU in small"
     script = Path(__file__).parent.parent / 'benchmarks/gpu.py'
     command = [sys.executable, str(script), *arguments, '--tiny']
-    subprocess.run(command, check=True, capture_output=True, timeout=seconds)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
 def test_the_benchmark_of_a_gpu_runs_on_a_processor(tmp_path):
     "Each part runs in small without an error; with no time left, none begins"
     out = tmp_path / 'gpu.json'
-    run_benchmark('--out', str(out), seconds=300)
+    run_benchmark('--out', str(out))
     found = json.loads(out.read_text())
     found.pop('tiny')
     for name, part in found.items():
@@ -214,9 +216,12 @@ def test_the_benchmark_of_a_gpu_runs_on_a_processor(tmp_path):
     assert all(found['same']['found'].values())
     for part in found['parity']['found'].values():
         assert part['largest_difference'] < 1e-4
-    none = tmp_path / 'none.json'
-    run_benchmark('speed', '--seconds', '-1', '--out', str(none), seconds=120)
-    assert 'skipped' in json.loads(none.read_text())['speed']
+
+
+def test_no_part_of_the_benchmark_begins_without_time(tmp_path):
+    out = tmp_path / 'none.json'
+    gpu.main(SimpleNamespace(tiny=True, seconds=-1, parts=['speed'], out=out))
+    assert 'skipped' in json.loads(out.read_text())['speed']
 
 
 STEPS = {  # A small network of a family -> how the answer of `benchmarks/networks.py` begins
