@@ -653,6 +653,9 @@ def _check_workers(client: 'Client', runs: Path) -> None:
             raise StudyError(f"The worker {worker} has other packages: {', '.join(differ)}.")
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #9b7ce652
+_SCHEDULER_SECONDS = 15  # To wait for a dask scheduler
+
+
 def _dask_client(scheduler: str) -> 'Client':
     "A client of a dask scheduler; raises `StudyError` if there is none"
     try:
@@ -662,7 +665,7 @@ def _dask_client(scheduler: str) -> 'Client':
             "A dask cluster needs the package distributed: pip install 'cxr-study[cluster]'."
         ) from None
     try:
-        return Client(scheduler, timeout=15)
+        return Client(scheduler, timeout=_SCHEDULER_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:
         raise StudyError(f"There is no dask scheduler at {scheduler}: {error}") from None
 
