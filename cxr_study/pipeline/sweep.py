@@ -315,7 +315,9 @@ def read_sweep(
     return Sweep(content.get('name', path.stem), jobs, text, reference, _varied(jobs))
 
 # %% ../../nbs/lib/pipeline/04_sweep.ipynb #626ac412
-_START = 2.0  # Seconds around a stage: its notebook is read and written, its kernel started with others
+_START = (
+    2.0  # Seconds around a stage: its notebook is read and written, its kernel started with others
+)
 
 
 _SIZES = ('dataset', 'limit', 'size')  # Options that have to be the same for a comparable time
