@@ -1,6 +1,7 @@
 """The decoded cache at the size of NIH ChestX-ray14: phantoms at 224 px, built, verified and iterated; time should
 grow linearly, memory not at all.
-Seconds are processor seconds of all threads, which do not depend on what else the machine does; `wall` is the clock.
+Seconds are processor seconds of all threads, `wall` is the clock. Each figure is the median of five rounds, in each of
+which every size is built in turn; `builds` holds the seconds of each build.
 
 usage: scale.py [OUT.json] [IMAGES ...]     default 701 2803 11212: 1, 4 and 16 times as many, the last a tenth of NIH's
 """
@@ -8,6 +9,7 @@ usage: scale.py [OUT.json] [IMAGES ...]     default 701 2803 11212: 1, 4 and 16 
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,8 @@ import time
 from pathlib import Path
 
 from cxr_study.core.run import hardware
+
+ROUNDS = 5
 
 
 def resident():
@@ -62,19 +66,35 @@ def one(images, folder):
     )
 
 
+def measured(images):
+    "What `one` prints in a process of its own"
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, __file__, '--one', str(images), folder],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    print(done.stdout.strip(), flush=True)
+    return json.loads(done.stdout)
+
+
+def medians(rounds):  # Of one size
+    "The median of each number, however deep it lies; steps that no sample fell into are left out"
+    first = rounds[0]
+    if isinstance(first, dict):
+        names = [name for name in first if all(name in each for each in rounds)]
+        return {name: medians([each[name] for each in rounds]) for name in names}
+    return statistics.median(rounds)
+
+
 def main(sizes):
+    rounds = [[measured(images) for images in sizes] for _ in range(ROUNDS)]
     found = []
-    for images in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                [sys.executable, __file__, '--one', str(images), folder],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            found.append(json.loads(done.stdout))
-            print(found[-1], flush=True)
-    return dict(hardware=hardware(), load_average=os.getloadavg(), sizes=found)
+    for same in zip(*rounds):
+        builds = [each['cpu_seconds']['build'] for each in same]
+        found.append(medians(list(same)) | dict(builds=builds))
+    return dict(hardware=hardware(), load_average=os.getloadavg(), rounds=ROUNDS, sizes=found)
 
 
 if __name__ == '__main__':
