@@ -15,11 +15,13 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import COMMAND, ROOT, bare
+from jupyter_core.utils import run_sync
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cxr_study.core.options import parameters_cell
 from cxr_study.core.run import Run
 from cxr_study.pipeline.reproduce import compare_runs, reproduced
+from cxr_study.pipeline.stages import _Kernel
 from cxr_study.pipeline.sweep import SweepError, read_sweep
 
 DATA = """
@@ -637,6 +639,25 @@ def test_stages_share_a_kernel_and_none_is_left(study):
         cells = json.loads(notebook.read_text())['cells']
         counts = [cell['execution_count'] for cell in cells if cell['cell_type'] == 'code']
         assert counts == [*range(1, len(counts) + 1)], notebook.name
+
+
+def test_a_kernel_that_died_between_two_stages_is_replaced(tmp_path):
+    with contextlib.closing(_Kernel()) as kernel:
+        first = kernel.ready(tmp_path)
+        run_sync(first.shutdown_kernel)(now=True)
+        second = kernel.ready(tmp_path)
+        assert second is not first
+        assert kernel.ready(tmp_path) is second
+
+
+def test_a_kernel_that_does_not_start_is_a_sentence(study, monkeypatch):
+    "Here because its package is broken; nothing waits for it"
+    broken = study.folder / 'broken'
+    broken.mkdir()
+    (broken / 'ipykernel_launcher.py').write_text("raise ImportError('broken')")
+    monkeypatch.setenv('PYTHONPATH', f"{broken}:{os.environ.get('PYTHONPATH', '')}")
+    done = study(*OPTIONS, expect=1)
+    assert "Stage 01_data failed. Its kernel died" in done.stderr
 
 
 @pytest.mark.parametrize('how', ('fails', 'is killed'))

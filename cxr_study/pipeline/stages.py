@@ -17,6 +17,7 @@ import importlib.util
 import json
 import logging
 import os
+import queue
 import re
 import shutil
 import sys
@@ -328,10 +329,28 @@ class _Kernel:
 
     def ready(self, folder: Path):
         "Its manager, with nothing left of earlier stages. Notebooks run in `folder`"
-        if self.manager is None:
+        from nbclient.exceptions import DeadKernelError
+
+        if self.manager is None or not self._is_alive():
+            self.close()
             self._start(folder)
-        self.client.execute(_BEFORE_A_STAGE, silent=True, reply=True, timeout=_START_SECONDS)
+        sent = self.client.execute(_BEFORE_A_STAGE, silent=True)
+        while not self._has_answered(sent):
+            if not self._is_alive():
+                raise DeadKernelError("The kernel ended before the stage began.")
         return self.manager
+
+    def _has_answered(self, sent):
+        "Wait at most a second for the answer to a request"
+        try:
+            return self.client.get_shell_msg(timeout=1)['parent_header'].get('msg_id') == sent
+        except queue.Empty:
+            return False
+
+    def _is_alive(self):
+        from jupyter_core.utils import run_sync
+
+        return run_sync(self.manager.is_alive)()
 
     def _start(self, folder):
         from jupyter_client.blocking import BlockingKernelClient
