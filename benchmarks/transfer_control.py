@@ -1,9 +1,9 @@
 """The rule that compares validation with the test: on the published runs, and on splits without any shift.
 
-Writes two tables. results/transfer.csv has a row for each value of each published seed of a current recipe: validation
-and test as its calibration.json has them, the old rule (`kept`), and the chances of the corrected one (`worse`).
-results/transfer_control.csv is the negative control: validation patients of each seed halved at random, one half called
-test, so that every alarm is false. Calibrator, thresholds and sets are fitted on the other half, as in a run.
+Writes two tables into results/first_edition. transfer.csv has a row for each value of each published seed of a current
+recipe: validation and test as its calibration.json has them, the old rule (`kept`), and the chances of the corrected
+one (`worse`). transfer_control.csv is the negative control: validation patients of each seed halved at random, one half
+called test, so that every alarm is false. Calibrator, thresholds and sets are fitted on the other half, as in a run.
 
 usage: python benchmarks/transfer_control.py [--splits 5] [--replicates 200] [--out FOLDER]
 """
@@ -22,6 +22,7 @@ from cxr_study.core.run import Run, atomic_write, root
 from cxr_study.pipeline.published import published_predictions
 from cxr_study.predict.decision import Calibration
 
+FOLDER = root() / 'results/first_edition'
 CHANCES = ('kept', 'worse', 'p', 'p_corrected', 'independent')
 
 
@@ -85,9 +86,9 @@ def main() -> None:
     )
     parser.add_argument('--splits', type=int, default=5)
     parser.add_argument('--replicates', type=int, default=200)
-    parser.add_argument('--out', type=Path, default=root() / 'results')
+    parser.add_argument('--out', type=Path, default=FOLDER)
     options = parser.parse_args()
-    write(published(root() / 'results', options.replicates), options.out / 'transfer.csv')
+    write(published(FOLDER, options.replicates), options.out / 'transfer.csv')
     parts = []
     for k in range(options.splits):
         for name, tables in published_predictions().items():

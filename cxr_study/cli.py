@@ -418,7 +418,7 @@ def _summarise(paths, out, reference, replicates, as_json):
     \b
     Examples:
       cxr-study summarise runs --out summary
-      cxr-study summarise results/*/seed* --reference arch=resnet18
+      cxr-study summarise results/first_edition/*/seed* --reference arch=resnet18
     """
     from cxr_study.pipeline.summary import summarise
 
@@ -457,7 +457,7 @@ def _reproduce(path, predictions, out, as_json):
     \b
     Examples:
       cxr-study reproduce runs/my-run
-      cxr-study reproduce results/pneumoniamnist-resnet18/seed0 --from-predictions
+      cxr-study reproduce results/first_edition/pneumoniamnist-resnet18/seed0 --from-predictions
     """
     from cxr_study.pipeline.reproduce import reproduce
 
@@ -550,7 +550,7 @@ def _card(path, out):
     \b
     Examples:
       cxr-study card runs/my-run
-      cxr-study card results/pneumoniamnist-resnet18/seed0 --out card.md
+      cxr-study card results/first_edition/pneumoniamnist-resnet18/seed0 --out card.md
     """
     from cxr_study.pipeline.card import write_card
 

@@ -490,7 +490,7 @@ def test_a_run_is_not_repeated_into_itself(study, one_run):
 
 
 @pytest.mark.skipif(
-    not list(ROOT.glob("results/*/seed0/predictions.csv")),
+    not list(ROOT.glob("results/first_edition/*/seed0/predictions.csv")),
     reason="no published results in this checkout",
 )
 def test_published_figures_follow_from_published_predictions(cli, tmp_path):
@@ -499,7 +499,7 @@ def test_published_figures_follow_from_published_predictions(cli, tmp_path):
     started = time.time()
     done = cli(
         "reproduce",
-        ROOT / "results/pneumoniamnist-resnet18/seed0",
+        ROOT / "results/first_edition/pneumoniamnist-resnet18/seed0",
         "--from-predictions",
         "--json",
         check=False,

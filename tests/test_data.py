@@ -629,7 +629,7 @@ def test_the_first_editions_split_is_made_again():
     "`deduplicated` gives the images, patients and labels of the published predictions"
     image_set, table, tolerated = mnist_split('deduplicated')
     assert tolerated == {} and not with_patients_of(image_set, 'deduplicated').patients_known
-    folder = ROOT / "results/pneumoniamnist-resnet18/seed0"
+    folder = ROOT / "results/first_edition/pneumoniamnist-resnet18/seed0"
     published = pd.read_csv(folder / "predictions.csv")
     columns = ['image_id', 'patient_id', 'split', 'label']
     again = table[table.split.isin(published.split)][columns].reset_index(drop=True)

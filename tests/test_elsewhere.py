@@ -182,7 +182,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
     "A published run whose texts and file names are hostile"
-    source = next(iter(sorted(ROOT.glob("results/*/seed0"))))
+    source = next(iter(sorted(ROOT.glob("results/first_edition/*/seed0"))))
     folder = tmp_path_factory.mktemp("hostile") / "run"
     shutil.copytree(source, folder)
     run = Run(folder, verify=False)
@@ -499,7 +499,7 @@ def broken_disk(request, monkeypatch):
 
 def published_copy(tmp_path):
     run = tmp_path / "runs" / "one"
-    shutil.copytree(next(iter(sorted(ROOT.glob("results/*/seed0")))), run)
+    shutil.copytree(next(iter(sorted(ROOT.glob("results/first_edition/*/seed0")))), run)
     return run
 
 

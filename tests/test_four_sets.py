@@ -58,7 +58,10 @@ def by_hand(folder):
 
 def test_seeds_and_means_of_the_first_edition_follow_from_their_predictions(committed):
     for experiment, rows in committed[committed.edition == 1].groupby("experiment"):
-        folders = [f.parent for f in sorted(RESULTS.glob(f"{experiment}/seed*/calibration.json"))]
+        folders = [
+            f.parent
+            for f in sorted((RESULTS / "first_edition" / experiment).glob("seed*/calibration.json"))
+        ]
         each = {folder.name: by_hand(folder) for folder in folders}
         values = rows.set_index(["who", "part"])
         for part in ("all", "common", "others"):

@@ -217,7 +217,7 @@ def test_what_needs_no_torch_needs_no_package_of_the_study(without_study, tmp_pa
     "Of the commands, those that the README names; the others name the extra that they need"
     from PIL import Image
 
-    seed = ROOT / "results/pneumoniamnist-resnet18/seed0"
+    seed = ROOT / "results/first_edition/pneumoniamnist-resnet18/seed0"
     Image.new("L", (60, 40), 120).save(tmp_path / "film.png")
     without_study("evaluate", seed, "--replicates", 100)
     printed = without_study("summarise", seed, "--replicates", 20)

@@ -378,7 +378,7 @@ def test_what_is_planted_in_nested_folders_is_found(copy):
         id="quoted",
         metadata={},
         source=[
-            "<!--q results/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> "
+            "<!--q results/first_edition/summary.json pneumoniamnist-resnet18:ensemble.auc-->0.123<!--/q--> "
             f"[x](01_formats.ipynb#nowhere) [y]({SITE}lib/data/01_formats.html)"
         ],
     )

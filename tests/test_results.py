@@ -1,4 +1,4 @@
-"""Every number in `results/summary.csv` follows from the committed predictions; every number of others has a source."""
+"""Every number in `summary.csv` follows from the committed predictions; every number of others has a source."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ from cxr_study.pipeline.published import (
 from cxr_study.pipeline.sweep import read_sweep
 from cxr_study.predict.table import read_predictions, write_predictions
 
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "results/first_edition"
 SUMMARY = functions_of("results/01_summary")
 SEEDS = sorted(p.parent for p in RESULTS.glob("*/seed*/predictions.csv"))
 
@@ -157,7 +157,7 @@ def test_published_runs_are_whole_and_real(folder):
 
 
 def test_the_published_sweep_trains_what_is_published(data):
-    "Every seed of a current recipe is a run of `results/published.yaml`, with the same data and training parameters"
+    "Every seed of a current recipe is a run of `published.yaml`, with the same data and training parameters"
     jobs = {
         (f"{j.values['dataset']}-{j.values['arch']}", f"seed{j.values['seed']}"): j.values
         for j in read_sweep(RESULTS / "published.yaml").jobs
@@ -176,7 +176,7 @@ def test_the_published_sweep_trains_what_is_published(data):
 def test_datasheets_are_those_of_the_data(name, data, tmp_path):
     write_audit(name, tmp_path)
     assert (tmp_path / "datasheet.md").read_text() == (
-        RESULTS / f"datasheets/{name}.md"
+        ROOT / f"results/datasheets/{name}.md"
     ).read_text()
 
 

@@ -368,7 +368,7 @@ def test_clean_logits_are_those_of_the_published_predictions(data):
 
     file, published = (
         ROOT / "results/robustness/pneumoniamnist-seed0-at64.npz",
-        ROOT / "results/pneumoniamnist-resnet18-standard/seed0/predictions.csv",
+        ROOT / "results/first_edition/pneumoniamnist-resnet18-standard/seed0/predictions.csv",
     )
     if not file.exists():
         pytest.skip(

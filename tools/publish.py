@@ -3,7 +3,7 @@
     python tools/publish.py runs/RUN [--name EXPERIMENT] [--outputs]
 
 With `--outputs` the stage notebooks in nbs/ also get the outputs that they had in this run. Afterwards write the
-summary again with `python tools/write_summary.py`.
+summary again with `python tools/write_summary.py results`.
 """
 
 import argparse

@@ -70,7 +70,7 @@ class Published(NamedTuple):
     ensemble: JudgedTest | None  # None for a single seed
 
 
-# --- First edition: runs in results/
+# --- First edition: runs in results/first_edition
 
 
 def _specificity(logit: np.ndarray, threshold: float) -> float:
@@ -101,9 +101,9 @@ def _judged_ensemble(runs: dict[str, Run]) -> JudgedTest:
 
 
 def first_edition(folder: Path) -> Iterator[Published]:
-    "All networks with runs in `folder`, then the ensembles of all current networks of a data set"
+    "All networks with runs in `folder/first_edition`, then the ensembles of all current networks of a data set"
     by_dataset = {}
-    for name, runs in published_experiments(folder).items():
+    for name, runs in published_experiments(folder / "first_edition").items():
         first = next(iter(runs.values()))
         dataset = published_facts(first)["dataset"]
         seeds = {seed: _judged_run(run) for seed, run in runs.items()}

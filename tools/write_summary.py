@@ -1,8 +1,8 @@
 """Compute every result of the published runs from their predictions.
 
-    python tools/write_summary.py
+    python tools/write_summary.py [FOLDER]      (default: results/first_edition)
 
-Writes summary.csv, summary.json and together.json in results/.
+Writes summary.csv, summary.json and together.json beside the runs.
 """
 
 import argparse
@@ -308,11 +308,11 @@ def together(
 
 
 def write_summary(
-    folder: Path | None = None,  # None: the project's `results`
+    folder: Path | None = None,  # None: the project's `results/first_edition`
     replicates: int = 2000,  # Of the bootstrap of patients
 ) -> pd.DataFrame:  # From `summary_table`
     "Write `summary.csv`, `summary.json` and `together.json` beside the experiments"
-    folder = Path(folder or root() / "results")
+    folder = Path(folder or root() / "results/first_edition")
     table = summary_table(folder, replicates)
     files = {"summary.json": quotable(table), "together.json": together(folder, replicates)}
     with atomic_write(folder / "summary.csv") as file:
@@ -328,8 +328,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args()
-    table = write_summary()
+    parser.add_argument("folder", nargs="?", type=Path, help="folder of published runs")
+    table = write_summary(parser.parse_args().folder)
     print(table[["experiment", "who", "seeds", "auc", "accuracy"]].to_string(index=False))
 
 

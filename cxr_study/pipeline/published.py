@@ -1,4 +1,4 @@
-"""Reads the runs in `results/` and verifies their files against their manifests.
+"""Reads published runs, such as those in `results/first_edition`, and verifies their files against their manifests.
 
 Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/published.html.md"""
 
@@ -36,7 +36,7 @@ def experiment_of(
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #97d78917
 def is_variant(
-    folder: str | Path,  # Of one published seed, such as `results/chest_xray-resnet18/seed0`
+    folder: str | Path,  # Of one published seed, such as `results/first_edition/chest_xray-resnet18/seed0`
 ) -> bool:
     "Whether a published run belongs to an earlier recipe or a control experiment"
     run = Run(folder, verify=False)
@@ -45,16 +45,16 @@ def is_variant(
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #116fc4a4
 def _seed_folders(
-    results: str | Path | None,  # None: the project's `results`
+    results: str | Path | None,  # None: the project's `results/first_edition`
 ) -> list[Path]:
     "Folders of all published runs, by experiment and seed; seed10 comes after seed9"
-    results = Path(results or root() / 'results')
+    results = Path(results or root() / 'results/first_edition')
     folders = [path.parent for path in results.glob('*/seed*/predictions.csv')]
     return sorted(folders, key=lambda p: (p.parent.name, len(p.name), p.name))
 
 
 def published_predictions(
-    folder: str | Path | None = None,  # None: the project's `results`
+    folder: str | Path | None = None,  # None: the project's `results/first_edition`
 ) -> dict[str, dict[str, pd.DataFrame]]:  # Experiment -> seed -> table of predictions
     "Predictions of all published runs of current recipes"
     tables = {}
@@ -139,7 +139,7 @@ def _check_one_recipe(name: str, runs: dict[str, Run]) -> None:
 
 
 def published_experiments(
-    folder: str | Path | None = None,  # None: the project's `results`
+    folder: str | Path | None = None,  # None: the project's `results/first_edition`
 ) -> dict[str, dict[str, Run]]:  # Experiment -> seed -> `Run`
     "All published runs, variants included; raises `StudyError` if files changed or seeds have different recipes"
     found = {}
