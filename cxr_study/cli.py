@@ -457,7 +457,8 @@ def _reproduce(path, predictions, out, as_json):
     \b
     Examples:
       cxr-study reproduce runs/my-run
-      cxr-study reproduce results/first_edition/pneumoniamnist-resnet18/seed0 --from-predictions
+      cxr-study reproduce --from-predictions \\
+          results/first_edition/pneumoniamnist-resnet18/seed0
     """
     from cxr_study.pipeline.reproduce import reproduce
 
@@ -550,7 +551,7 @@ def _card(path, out):
     \b
     Examples:
       cxr-study card runs/my-run
-      cxr-study card results/first_edition/pneumoniamnist-resnet18/seed0 --out card.md
+      cxr-study card results/first_edition/chest_xray-resnet18/seed0 --out card.md
     """
     from cxr_study.pipeline.card import write_card
 

@@ -36,7 +36,8 @@ def experiment_of(
 
 # %% ../../nbs/lib/pipeline/10_published.ipynb #97d78917
 def is_variant(
-    folder: str | Path,  # Of one published seed, such as `results/first_edition/chest_xray-resnet18/seed0`
+    folder: str
+    | Path,  # Of one published seed, such as `results/first_edition/chest_xray-resnet18/seed0`
 ) -> bool:
     "Whether a published run belongs to an earlier recipe or a control experiment"
     run = Run(folder, verify=False)
