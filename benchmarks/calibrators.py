@@ -9,6 +9,7 @@ calibrators.json, whose `figures` are named
   <network>.<set>.<calibrator>.<metric>_seven_less_plain
   <network>.line.<fitted on>.<what>                 slope and intercept of Platt's calibrator, mean over seeds
   <data set>.<set>.pneumonia                        share of pneumonias
+  <network>.<way>.ece_15                            calibration error in 15 equal bins on the 624, mean over seeds
   <network>.local.<number of cases>.<what>          recalibration from local cases, as on the page 06_recalibration
 A way is `raw` or <calibrator>.plain or <calibrator>.seven; a set is the data set's 624 (all), common or val.
 On val, validation as it is, calibrators are judged on the films that they were fitted on.
@@ -202,6 +203,21 @@ def line_entries(network):  # `Network`
     return entries
 
 
+def ece_15(z, y):  # Logits and labels [n]
+    "Calibration error of the probability of pneumonia in 15 bins of equal width, as CalArena measures it"
+    p = sigmoid(z)
+    place = np.minimum((15 * p).astype(int), 14)
+    gaps = np.bincount(place, y, 15) - np.bincount(place, p, 15)
+    return np.abs(gaps).sum() / len(z)
+
+
+def ece_15_entries(network):  # `Network`
+    "Name -> entry on the 624, mean over seeds"
+    y = network.test.label.to_numpy()
+    logits = [fitted_logits(network, i, 'test/1') for i in range(len(network))]
+    return {f'{way}.ece_15': number(np.mean([ece_15(z[way], y) for z in logits])) for way in WAYS}
+
+
 def local_entries(network, draws):  # `Network`; draws of cases a seed
     "Name -> entry of recalibration from local cases of the 624, after the shipped calibrator"
     page = functions_of('results/06_recalibration')
@@ -236,6 +252,7 @@ def main(arguments=None):
         local = local_entries(network, options.draws)
         entries |= {f'{name}.local.{k}': e for k, e in local.items()}
         entries |= {f'{name}.line.{k}': e for k, e in line_entries(network).items()}
+        entries |= {f'{name}.{k}': e for k, e in ece_15_entries(network).items()}
     with atomic_write(options.out / 'calibrators.json') as file:
         file.write_text(to_json(dict(schema=1, figures=entries), indent=1) + '\n')
 

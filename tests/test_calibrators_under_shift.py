@@ -38,6 +38,13 @@ def test_venn_abers_is_isotonic_regression_with_the_film_in_both_classes():
     assert again == pytest.approx(expected)
 
 
+def test_a_calibration_error_of_four_films():
+    "Two bins: the mean probability 0.8 against one half, and 0.2 against none"
+    p = np.array([0.8, 0.81, 0.2, 0.2])
+    found = calibrators.ece_15(np.log(p / (1 - p)), np.array([1, 0, 0, 0]))
+    assert found == pytest.approx((1.61 - 1 + 0.4) / 4)
+
+
 def test_the_committed_calibrators_follow_from_the_committed_logits():
     figures = json.loads((EDITION / 'calibrators.json').read_text())['figures']
     name = 'pneumoniamnist-resnet18'

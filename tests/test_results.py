@@ -518,7 +518,8 @@ import sys
 sys.path.insert(0, "tools")
 from notebook_functions import functions_of
 summary = functions_of("results/01_summary")
-summary.literature_figure(summary.read_literature(), summary.read_summary())
+ours = summary.both_editions(summary.read_summary(), summary.read_four_sets())
+summary.literature_figure(summary.read_literature(), ours)
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
