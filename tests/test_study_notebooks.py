@@ -22,6 +22,7 @@ from compare_recipes import (
     together,
 )
 from notebook_functions import functions_of
+from scipy import stats
 from torch import nn
 
 from cxr_study.calibrate.transfer import validation_to_test
@@ -512,3 +513,14 @@ def test_the_truth_of_the_simulation_is_that_of_many_patients():
     many = scored(simulate(patients=20_000))
     for name, true in functions_of("results/12_interval_coverage").true_values().items():
         assert metrics(many, many.ones)[name][0] == pytest.approx(true, abs=0.01)
+
+
+# --- 16 First edition
+
+
+def test_the_interval_that_the_first_edition_published():
+    values = np.array([0.983, 0.984, 0.985, 0.986, 0.990])
+    entry = dict(value=values.mean(), sd=values.std(ddof=1), seeds=5)
+    found = functions_of("results/16_first_edition").student_interval(entry)
+    known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert [found["lower"], found["upper"]] == pytest.approx([known.low, known.high], abs=1e-12)
