@@ -46,19 +46,17 @@ def draw_images(folder, images=60, pixels=1024):
             Image.fromarray(drawn.source(row)).save(folder / name / f'{row}.png')
 
 
-def own_images():
+def own_images(images):  # A folder
     "Seconds of a run on one's own images, and of each stage"
     rounds = []
-    with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / 'images'
-        draw_images(images)
-        for number in range(ROUNDS):
-            here = Path(folder) / str(number)
-            run = ['run', '--dataset', str(images), '--epochs', '3', '--run-dir', str(here / 'run')]
-            whole = seconds_of(run, here)
-            stages = json.loads((here / 'run/manifest.json').read_text())['stages']
-            rounds.append(dict(whole=whole) | {name: s['seconds'] for name, s in stages.items()})
-            print('own', rounds[-1], flush=True)
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / 'run'
+            options = ['--dataset', str(images), '--epochs', '3', '--run-dir', str(run)]
+            whole = seconds_of(['run', *options], Path(folder))
+            stages = json.loads((run / 'manifest.json').read_text())['stages']
+        rounds.append(dict(whole=whole) | {name: s['seconds'] for name, s in stages.items()})
+        print('own', rounds[-1], flush=True)
     return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
 
 
@@ -72,14 +70,19 @@ def repeated(arguments):
 
 
 def main(out):
-    sets = ['phantom', *(['pneumoniamnist'] if os.environ.get('CXR_DATA') else [])]
-    found = dict(
-        rounds=ROUNDS,
-        hardware=hardware(),
-        own=own_images(),
-        again={name: repeated(['run', '--dataset', name, *SHORT]) for name in sets},
-        help={name or 'all': repeated([*name.split(), '--help']) for name in HELP},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / 'own'
+        draw_images(images)
+        sets = dict(own=str(images), phantom='phantom')
+        if os.environ.get('CXR_DATA'):
+            sets['pneumoniamnist'] = 'pneumoniamnist'
+        found = dict(
+            rounds=ROUNDS,
+            hardware=hardware(),
+            own=own_images(images),
+            again={name: repeated(['run', '--dataset', d, *SHORT]) for name, d in sets.items()},
+            help={name or 'all': repeated([*name.split(), '--help']) for name in HELP},
+        )
     Path(out).write_text(to_json(found, indent=1) + '\n')
 
 
