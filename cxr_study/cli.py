@@ -13,6 +13,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def _disk_message(error):  # An `OSError` that no command has explained
     return None
 
 
+def _drop_output():
+    "Forget output that cannot be written; Python would try it again at its end, and change the exit code"
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Group(click.Group):
     "A command group that prints errors as sentences"
 
@@ -99,7 +108,9 @@ class _Group(click.Group):
             ctx.color = False
         prefix = click.style('Error:', fg='red')
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except StudyError as error:
             _exit(f"{prefix} {error}", getattr(error, 'exit_code', 2))
         except ModuleNotFoundError as error:
@@ -109,6 +120,7 @@ class _Group(click.Group):
             message = _disk_message(error)
             if message is None:
                 raise
+            _drop_output()
             _exit(f"{prefix} {message}", 2)
         except KeyboardInterrupt:
             _exit("Interrupted. The same command continues where it stopped.", 130)

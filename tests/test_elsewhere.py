@@ -620,11 +620,13 @@ def test_predict_stops_with_a_sentence_and_continues(tmp_path, pictures):
     assert len({row.split(",")[0] for row in rows}) == len(rows) == 20
 
 
-def test_a_full_standard_output_is_a_sentence(tmp_path, pictures):
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_full_standard_output_is_a_sentence(tmp_path, pictures, unbuffered):
+    "Whether it is written at once or at the end"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [COMMAND, *map(str, predict_command(pictures, tmp_path / "out.csv"))],
-            env=bare(tmp_path),
+            env=bare(tmp_path) | dict(PYTHONUNBUFFERED=unbuffered),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
