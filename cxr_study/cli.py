@@ -543,8 +543,10 @@ def _external(path, dataset, as_json, **how):
 
 def _reproduced_values(report):
     "How many validation values the other data set reproduced, in a sentence"
-    kept = [row['kept'] for row in report['promises'] if row['kept'] is not None]
-    return f"{sum(kept)} of {len(kept)} validation values were reproduced on {report['dataset']}."
+    from cxr_study.calibrate.transfer import reproduced_count
+
+    reproduced, judged = reproduced_count(report['promises'])
+    return f"{reproduced} of {judged} validation values were reproduced on {report['dataset']}."
 
 # %% ../nbs/lib/cli/01_cli.ipynb #1c75e825
 @main.command('card')

@@ -146,3 +146,13 @@ def test_no_ranking_holds_figures_of_two_tests(committed):
         shown = SUMMARY.set_table(committed, name)
         datasets = {"Kermany" in network for network in shown.network}
         assert len(datasets) == 2 if name == "common films" else len(datasets) == 1
+
+
+def test_an_ensemble_is_said_to_have_all_its_members():
+    rows = SUMMARY.second_rows(SUMMARY.read_four_sets())
+    rows = rows[rows.who.isin(["mean", "ensemble"])].set_index(["experiment", "who"]).seeds
+    for dataset in ("chest_xray", "pneumoniamnist"):
+        members = rows.xs("mean", level="who").filter(like=dataset)
+        assert rows[f"{dataset}-together", "ensemble"] == members.sum()
+        for name, number in members.items():
+            assert rows[name, "ensemble"] == number

@@ -6,7 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/calibrate/transfer.html.md"""
 
 # %% auto #0
 __all__ = ['CalibrationSettings', 'calibrated', 'fit_calibration', 'validation_to_test', 'is_worse', 'reproduced_text',
-           'rule_text', 'compared_metric_title', 'validation_to_test_table', 'validation_to_test_figure']
+           'reproduced_count', 'rule_text', 'compared_metric_title', 'validation_to_test_table',
+           'validation_to_test_figure']
 
 # %% ../../nbs/lib/calibrate/05_transfer.ipynb #9feba19b
 import dataclasses
@@ -451,6 +452,12 @@ def reproduced_text(row: dict) -> str:  # Row of `validation_to_test`
     if worse:
         return "no"
     return "yes" if row['got']['n'] >= FEW else "not contradicted"
+
+
+def reproduced_count(rows: list[dict]) -> tuple[int, int]:  # From `validation_to_test`
+    "How many values are reproduced, and how many the rule in use judged; the others it does not know"
+    worse = [is_worse(row) for row in rows]
+    return worse.count(False), len(worse) - worse.count(None)
 
 
 def rule_text(rows: list[dict]) -> str:  # From `validation_to_test`

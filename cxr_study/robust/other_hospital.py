@@ -15,7 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..calibrate.transfer import is_worse, validation_to_test, validation_to_test_figure
+from cxr_study.calibrate.transfer import (
+    reproduced_count,
+    validation_to_test,
+    validation_to_test_figure,
+)
 from ..core.classes import classes_of, common_classes, in_prose, positive_name
 from ..core.run import Run, StudyError, sha256, upgraded
 from ..core.style import figure, save_figure
@@ -267,8 +271,8 @@ def _write_external(run, stage, table, report):
     report['predictions'] = sha256(run.write(f'{stage}.csv', table))
     run.write(f'{stage}.json', report)
     save_figure(run, f'figures/{stage}', external_figure(report, name))
-    worse = [is_worse(row) for row in report['promises'] if is_worse(row) is not None]
-    finding = f"{name} reproduces {worse.count(False)} of {len(worse)} validation values"
+    reproduced, judged = reproduced_count(report['promises'])
+    finding = f"{name} reproduces {reproduced} of {judged} validation values"
     fig = validation_to_test_figure([report['promises']], finding)
     save_figure(run, f'figures/{stage}-promises', fig)
 
