@@ -332,6 +332,7 @@ REJECTED = {
     'modality is missing': dict(Modality=None),
     'lateral': dict(ViewPosition='LL'),
     'body part is ABDOMEN': dict(BodyPartExamined='ABDOMEN '),
+    'body part is SPINE': dict(BodyPartExamined='C SPINE'),
     'raw data of the detector': dict(PresentationIntentType='FOR PROCESSING'),
     'not square': dict(ImagerPixelSpacing=[0.1, 0.2]),
     'lies on its side': dict(PatientOrientation=['H', 'L']),
@@ -369,9 +370,20 @@ def test_lateral_by_orientation_or_view_code():
 
 
 @pytest.mark.parametrize(
+    'view', ('AP LLD', 'PA_RLD', 'XTABLE LATERAL', 'LLAT', 'L LAT', 'OBLICUA', 'SWIMMERS')
+)
+def test_views_in_other_words_than_the_standards_are_known(view):
+    with pytest.raises(UnsupportedDicom, match='lateral'):
+        decode(to_dicom(stored(8, False), ViewPosition=view))
+
+
+@pytest.mark.parametrize(
     'element',
     [
         dict(BodyPartExamined='Doe^Jane'),  # Unknown words are not judged
+        dict(BodyPartExamined='CHEST ABDOMEN'),
+        dict(ViewPosition='AP_BILATERAL'),
+        dict(ViewPosition='POSTEROANTERIOR'),
         dict(PresentationIntentType='FOR PRESENTATION'),
         dict(PixelAspectRatio=[1, 1], PixelSpacing=[0.143, 0.14], ImagerPixelSpacing=None),
         dict(PatientOrientation=['L', 'F']),
@@ -393,6 +405,70 @@ def test_dicom_without_preamble_or_transfer_syntax():
     at = whole.index(b'\x02\x00\x10\x00UI')
     with pytest.raises(ImageError):
         decode(whole[:at] + whole[at + 8 + whole[at + 6] :])
+
+
+# --- One image, and no more ---
+
+
+@pytest.mark.parametrize('syntax', SYNTAXES[:6])
+@pytest.mark.parametrize('start', ('preamble', 'file meta', 'data set'))
+def test_joined_files_are_rejected(syntax, start):
+    a = stored(12, False)
+    film = in_syntax(a, syntax, 12)
+    other = in_syntax(a[:40, :40].copy(), syntax, 12)
+    is_big_endian = syntax == uid.ExplicitVRBigEndian
+    class_uid = b'\x00\x08\x00\x16' if is_big_endian else b'\x08\x00\x16\x00'
+    at = dict(preamble=0, **{'file meta': 132, 'data set': other.index(class_uid)})[start]
+    with pytest.raises(ImageError, match='joined'):
+        decode(film + other[at:])
+
+
+def test_an_element_that_comes_twice_is_rejected():
+    content = to_dicom(stored(8, False))
+    at = content.index(b'\x28\x00\x10\x00')  # Rows
+    with pytest.raises(UnsupportedDicom, match='twice'):
+        decode(content[:at] + content[at : at + 10] + content[at:])
+
+
+def test_padding_and_signatures_after_the_pixels_are_passed_over():
+    content = to_dicom(stored(8, False))
+    padding = struct.pack('<HH2sHI', 0xFFFC, 0xFFFC, b'OB', 0, 6) + b'filler'
+    for end in (bytes(1), bytes(500), padding):
+        assert (decode(content + end) == decode(content)).all()
+
+
+@pytest.mark.parametrize('offsets', (False, True))
+@pytest.mark.parametrize(
+    'syntax', (uid.JPEGBaseline8Bit, uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.RLELossless)
+)
+def test_several_compressed_frames_are_rejected_whatever_the_header_says(syntax, offsets):
+    a = stored(8, False)
+    if syntax == uid.JPEGBaseline8Bit:
+        frames = [jpeg(a), jpeg(a[::-1].copy())]
+    else:
+        films = [to_dicom(each, syntax) for each in (a, a[::-1].copy())]
+        pixels = [pydicom.dcmread(io.BytesIO(film)).PixelData for film in films]
+        frames = [next(generate_frames(each, number_of_frames=1)) for each in pixels]
+    ds = pydicom.dcmread(io.BytesIO(encapsulated(a, syntax, frames[0])))
+    for count in (None, 1):
+        ds.NumberOfFrames = count
+        ds.PixelData = encapsulate(frames, has_bot=offsets)
+        ds.save_as(buffer := io.BytesIO(), enforce_file_format=True)
+        with pytest.raises(UnsupportedDicom, match='several frames'):
+            decode(buffer.getvalue())
+    ds.PixelData = encapsulate(
+        frames[:1], fragments_per_frame=1 if syntax == uid.RLELossless else 3
+    )
+    ds.save_as(buffer := io.BytesIO(), enforce_file_format=True)
+    assert (decode(buffer.getvalue()) == decode(encapsulated(a, syntax, frames[0]))).all()
+
+
+def test_a_jpeg_of_eight_bits_under_a_header_of_twelve_is_rejected():
+    a = stored(8, False)
+    window = dict(WindowCenter=2048, WindowWidth=4096)
+    film = encapsulated(a.astype(np.uint16), uid.JPEGBaseline8Bit, jpeg(a), BitsStored=12, **window)
+    with pytest.raises(ImageError, match='do not fit'):
+        decode(film)
 
 
 # --- PNG and JPEG ---

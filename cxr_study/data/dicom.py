@@ -21,6 +21,7 @@ import numpy as np
 import pydicom
 from pydicom import uid
 from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_partial
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing, get_decoder
 
 from cxr_study.data.formats import (
@@ -131,20 +132,13 @@ _VIEW_ELEMENTS = [
 ]
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #bce11d04
-_NOT_FRONTAL = {
-    'LL',
-    'RL',
-    'LAT',
-    'LATERAL',
-    'LLD',
-    'RLD',
-    'LLO',
-    'RLO',
-    'LAO',
-    'RAO',
-    'LPO',
-    'RPO',
-}
+_NOT_FRONTAL = frozenset('LL RL LLD RLD LLO RLO LAO RAO LPO RPO'.split())
+_SIDEWAYS = re.compile(r'\bLAT|(?<!BI)LAT(ERAL)?\b|OBL|DECUB|SWIM')
+
+
+def _words(value):  # Of an element
+    "The words of a text in upper case, with one blank between them"
+    return ' '.join(re.split(r'[\W_]+', str(value or '').upper())).strip()
 
 
 def _directions(ds):
@@ -154,13 +148,12 @@ def _directions(ds):
 
 def _is_sideways(ds: pydicom.Dataset) -> bool:
     "Whether view position, view code or patient orientation gives a lateral, oblique or decubitus view"
-    position = str(ds.get('ViewPosition') or '')
-    if position.upper().strip() in _NOT_FRONTAL:
+    position = _words(ds.get('ViewPosition'))
+    if _NOT_FRONTAL & set(position.split()):
         return True
-    for code in ds.get('ViewCodeSequence') or []:
-        meaning = str(code.get('CodeMeaning', '')).lower()
-        if 'lateral' in meaning or 'oblique' in meaning:
-            return True
+    meanings = [_words(code.get('CodeMeaning')) for code in ds.get('ViewCodeSequence') or []]
+    if any(map(_SIDEWAYS.search, [position, *meanings])):
+        return True
     return _directions(ds)[0].startswith(('A', 'P'))  # Anterior or posterior
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #d9b6b3cb
@@ -168,6 +161,7 @@ _OTHER_PARTS = frozenset(
     'ABDOMEN ANKLE ARM BREAST CALCANEUS CSPINE ELBOW EXTREMITY FEMUR FINGER FOOT FOREARM HAND HEAD HIP HUMERUS JAW '
     'KNEE LEG LSPINE NECK PELVIS SHOULDER SKULL SPINE SSPINE THUMB TIBIA TOE TSPINE WRIST'.split()
 )
+_CHEST = frozenset(['CHEST', 'THORAX'])
 _MOST_STRETCHED = 1.05  # Height over width of a pixel, or width over height
 
 
@@ -185,9 +179,10 @@ def _is_stretched(ds):
 
 def _content_problem(ds):
     "Why an image is not a chest as a person sees it, upright and undistorted; None if nothing says so"
-    part = str(ds.get('BodyPartExamined') or '').upper().strip()
-    if part in _OTHER_PARTS:
-        return f"its body part is {part}. Send a radiograph of the chest"
+    parts = _words(ds.get('BodyPartExamined')).split()
+    other = next((part for part in parts if part in _OTHER_PARTS), None)
+    if other and not _CHEST & set(parts):
+        return f"its body part is {other}. Send a radiograph of the chest"
     if str(ds.get('PresentationIntentType') or '').strip().upper() == 'FOR PROCESSING':
         return "it holds raw data of the detector (FOR PROCESSING). Send the image for presentation"
     if _is_stretched(ds):
@@ -602,15 +597,34 @@ def _check_encoding(ds):
             )
 
 
+_FIRST_PIXELS = 0x7FE00008  # The smallest tag of an element that holds pixels
+_PIXEL_DATA = 0x7FE00010
+
+
+def _stop_when(reader, tags):  # A `_BoundedReader`; of the elements that are read
+    "Where `read_partial` stops. It raises `UnsupportedDicom` if one of these comes twice, or any after the pixels"
+    seen = set()
+
+    def stop(tag, vr, length):
+        if tag == 0 and not reader.getvalue()[reader.tell() :].strip(b'\0'):
+            return True
+        if tag in seen or tag < _PIXEL_DATA in seen:
+            raise UnsupportedDicom(
+                "This DICOM object is rejected: an element is there twice or follows the pixels, "
+                "as in files that were joined. Send each image by itself."
+            )
+        if tag in tags:
+            seen.add(tag)
+        return tag >= _FIRST_PIXELS and _PIXEL_DATA not in tags
+
+    return stop
+
+
 def _read_elements(content, names):
     "A pydicom data set that holds these elements alone"
-    with_pixels = 'PixelData' in names
-    longest = len(content) if with_pixels else _LONGEST_ELEMENT
-    ds = pydicom.dcmread(
-        _BoundedReader(content, longest),
-        specific_tags=list(names),
-        stop_before_pixels=not with_pixels,
-    )
+    tags = [pydicom.tag.Tag(name) for name in names]
+    reader = _BoundedReader(content, len(content) if 'PixelData' in names else _LONGEST_ELEMENT)
+    ds = read_partial(reader, _stop_when(reader, tags), specific_tags=tags)
     _check_encoding(ds)
     return ds
 
@@ -657,6 +671,7 @@ def _stored_numbers(ds):
     return numbers
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #406d9981
+_START_OF_FRAME = 4  # Bytes with which each frame of one encoding begins
 _ENCODINGS = {  # Transfer syntax -> markers of the frames that it allows
     uid.JPEGBaseline8Bit: (0xC0, 0xC1, 0xC2),
     uid.JPEGExtended12Bit: (0xC0, 0xC1, 0xC2),
@@ -667,13 +682,24 @@ _ENCODINGS = {  # Transfer syntax -> markers of the frames that it allows
 }
 
 
-def _words(ds):  # Uncompressed or RLE
+def _frame(ds):
+    "The compressed frame. Raises `UnsupportedDicom` if there are several, whatever the header says"
+    frames = list(pydicom.encaps.generate_fragmented_frames(ds.PixelData, number_of_frames=1))
+    fragments = [fragment for fragment in frames[0] if fragment]
+    starts = [fragment[:_START_OF_FRAME] for fragment in fragments]
+    if len(frames) > 1 or starts[0] in starts[1:]:
+        raise UnsupportedDicom(
+            "This DICOM object is rejected: it has several frames. Send a single image."
+        )
+    return b''.join(fragments)
+
+
+def _uncompressed(ds):  # Or RLE
     "The pixels with all their bits, uint8 or uint16 [H, W]"
     syntax = ds.file_meta.TransferSyntaxUID
     pixels = ds.Rows * ds.Columns
     if syntax == uid.RLELossless:
-        frame = next(pydicom.encaps.generate_frames(ds.PixelData, number_of_frames=1))
-        _check_rle(frame, pixels)
+        _check_rle(_frame(ds), pixels)
     else:
         size = pixels * ds.BitsAllocated // 8
         if len(ds.PixelData) not in (size, size + size % 2):
@@ -723,6 +749,7 @@ def _jpeg_numbers(ds, frame):
     _check_frame((height, width) == (ds.Rows, ds.Columns) and bits <= ds.BitsAllocated)
     is_lossy = marker in (0xC0, 0xC1, 0xC2)
     if is_lossy and bits == 8:
+        _check_frame(ds.BitsStored <= 8)  # Else window and padding are those of other numbers
         numbers = decode_jpeg(frame)
         return numbers.view(np.int8) if ds.PixelRepresentation else numbers
     if not frame.rstrip(b'\0').endswith(b'\xff\xd9'):
@@ -744,7 +771,7 @@ def _compressed_numbers(ds):
             "Its pixels are compressed and HighBit is not the last of BitsStored, so it is not known "
             "which bits hold the image. Export it uncompressed."
         )
-    frame = next(pydicom.encaps.generate_frames(ds.PixelData, number_of_frames=1))
+    frame = _frame(ds)
     if ds.file_meta.TransferSyntaxUID in _ENCODINGS:
         return _jpeg_numbers(ds, frame)
     start = frame[:4096].find(_JPEG_2000_SIZE)  # What a JP2 file has before it is not read
@@ -762,7 +789,7 @@ def _pixels(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
     "(words, uint8 or uint16 [H, W]; the number of every possible word, int64) of a radiograph"
     syntax = ds.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated or syntax == uid.RLELossless:
-        return _words(ds), _stored_numbers(ds)
+        return _uncompressed(ds), _stored_numbers(ds)
     numbers = _compressed_numbers(ds)
     if numbers.ndim != 2 or numbers.dtype.itemsize > 2:
         raise CorruptImage("The compressed pixels are not one image of up to 16 bits.")
