@@ -34,6 +34,7 @@ from cxr_study.data.formats import (
     UnsupportedDicom,
     UnsupportedFormat,
     WrongShape,
+    jpeg_segments,
 )
 from cxr_study.data.images import Preprocess, decode, dimensions, read_image, resize
 from cxr_study.data.sets import load_dataset
@@ -503,6 +504,34 @@ def test_sixteen_bit_colour_png_is_rejected():
     content[29:33] = struct.pack('>I', zlib.crc32(bytes(content[12:29])))
     with pytest.raises(UnsupportedFormat, match='16 bits and colour'):
         decode(bytes(content))
+
+
+def test_sixteen_bit_grey_png_with_a_transparent_value_is_rejected():
+    a = stored(16, False)
+    a[:10] = 65535
+    buffer = io.BytesIO()
+    Image.fromarray(a).save(buffer, 'PNG', transparency=65535)
+    assert b'tRNS' in buffer.getvalue()
+    with pytest.raises(UnsupportedFormat, match='transparency'):
+        decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize('kind', ('L', 'RGB', 'DICOM'))
+def test_a_progressive_jpeg_that_lacks_scans_is_rejected(kind):
+    a = stored(8, False)
+    image = Image.fromarray(a).convert('RGB' if kind == 'RGB' else 'L')
+    content = saved(image, 'JPEG', progressive=True)
+
+    def in_file(stream):
+        return encapsulated(a, uid.JPEGBaseline8Bit, stream) if kind == 'DICOM' else stream
+
+    starts = [start for marker, start, _ in jpeg_segments(content) if marker == 0xDA]
+    tables = [content.rindex(b'\xff\xc4', 0, start) for start in starts]
+    assert len(starts) > 4
+    for at in (*tables[1:], tables[-1] + 2, tables[-1] + 9):
+        with pytest.raises(CorruptImage):
+            decode(in_file(content[:at] + b'\xff\xd9'))
+    decode(in_file(content))
 
 
 def test_exif_orientation_turns_to_the_right():

@@ -393,6 +393,24 @@ def _has_hole(stream):
                 return True
     return False
 
+# %% ../../nbs/lib/data/01_formats.ipynb #1b28a225
+_PROGRESSIVE_FRAME = 0xC2
+
+
+def _lacks_scans(stream):
+    "Whether a progressive JPEG ends before the last bits of all its frequencies"
+    missing = {}  # Component -> frequencies
+    for marker, start, end in jpeg_segments(stream):
+        content = stream[start:end]
+        if marker == _PROGRESSIVE_FRAME:
+            missing = {number: set(range(64)) for number in content[6::3]}
+        elif marker == _START_OF_SCAN and missing:
+            components = content[1 : 1 + 2 * content[0] : 2]
+            first, last, bits = content[-3:]
+            for number in components if bits & 15 == 0 else ():  # Else more bits follow
+                missing[number] -= set(range(first, last + 1))
+    return any(missing.values())
+
 # %% ../../nbs/lib/data/01_formats.ipynb #e30a0930
 def _reduction(height, width, at_least):
     "By how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8"
@@ -411,7 +429,7 @@ def decode_jpeg(
     colours: str = 'GRAY',  # Or `RGB`
     at_least: int | None = None,  # Smallest side, pixels; None: full size
 ) -> np.ndarray:  # uint8 [H, W], or [H, W, 3] in colour
-    """Pixels of a JPEG. Raises `CorruptImage` if the decoder warns or zero bytes are in place of pixels,
+    """Pixels of a JPEG. Raises `CorruptImage` if the decoder warns, pixels are zero bytes or scans are missing,
     `TooLarge` for too many scans. Wrong bytes that are the stream of another image cannot be recognised."""
     check_scans(stream)
     try:
@@ -420,6 +438,7 @@ def decode_jpeg(
         size = dict(min_height=-(-height // factor), min_width=-(-width // factor))  # Rounded up
         pixels = simplejpeg.decode_jpeg(stream, colours, strict=True, **size)
         has_hole = _has_hole(stream)
+        lacks_scans = _lacks_scans(stream)
     except Exception as error:
         if 'subsampling' in str(error):
             raise UnsupportedFormat(
@@ -428,4 +447,6 @@ def decode_jpeg(
         raise _damaged_jpeg(error) from None
     if has_hole:
         raise _damaged_jpeg("zeros in place of pixels")
+    if lacks_scans:
+        raise _damaged_jpeg("scans are missing")
     return pixels[..., 0] if colours == 'GRAY' else pixels

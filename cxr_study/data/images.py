@@ -113,7 +113,8 @@ def _is_deep_colour_png(opened, content):
     "Whether a PNG has 16 bits and colour or transparency"
     if opened.format != 'PNG':
         return False
-    return content[_PNG_DEPTH] == 16 and content[_PNG_COLOUR_TYPE] != 0
+    is_plain = content[_PNG_COLOUR_TYPE] == 0 and 'transparency' not in opened.info
+    return content[_PNG_DEPTH] == 16 and not is_plain
 
 
 def _kind_problem(opened, content):  # Opened by Pillow; the bytes of the file
