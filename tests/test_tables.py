@@ -47,6 +47,15 @@ def write(path, table, **how):
 # --- Encodings, separators, numbers ---
 
 
+@pytest.mark.parametrize('separator', [',', ';'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+@pytest.mark.parametrize('declared', [False, True])
+def test_line_ends_of_every_system_are_known(tmp_path, separator, end, declared):
+    text = foreign().to_csv(index=False, sep=separator, lineterminator=end)
+    (tmp_path / 't.csv').write_bytes((f'sep={separator}{end}' * declared + text).encode())
+    assert list(read_any(tmp_path / 't.csv').image_id) == list(foreign().image_id)
+
+
 @pytest.mark.parametrize(
     'encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32', 'latin-1', 'cp1252']
 )
@@ -322,3 +331,35 @@ def test_blank_patients_and_decisions_in_place_of_probabilities_are_mentioned(tm
     assert 'without a patient: 2' in patients and '0 or 1, as decisions are' in decisions
     path.write_text('image_id,label,probability,patient_id\na,0,0,p\nb,1,0.9,q\nc,1,0.4,r\n')
     assert csv_tables.read_csv(path).attrs['notes'] == []
+
+
+# --- Tables of others with all columns of ours ---
+
+
+@pytest.mark.parametrize('name', ['predictions.csv', 'theirs.csv'])
+def test_a_table_with_all_our_columns_is_read_as_a_foreign_one(tmp_path, name):
+    table = simulate(patients=30, seed=1)
+    number = pd.factorize(table.patient_id)[0]
+    written = [f'{n}.0' if i % 2 else f'{n} ' for i, n in enumerate(number)]
+    read = read_any(write(tmp_path / name, table.assign(patient_id=written)))
+    assert read.patient_id.nunique() == table.patient_id.nunique()
+    for twice in ('label', 'logit'):
+        header, rest = table.assign(other=0).to_csv(index=False).split('\n', 1)
+        (tmp_path / name).write_text(header.replace('other', twice) + '\n' + rest)
+        with pytest.raises(StudyError, match=f'two columns {twice}'):
+            read_any(tmp_path / name)
+    blank = read_any(write(tmp_path / name, table.assign(patient_id='')))
+    assert 'without a patient' in blank.attrs['notes'][0]
+
+
+def test_patients_as_whole_and_decimal_numbers_are_the_same():
+    table = pd.DataFrame(dict(image_id=['a', 'b', 'c', 'd'], patient_id=[7, 7.0, '7', '007']))
+    assert list(patient_numbers(table.astype(object))) == [1, 1, 1, 0]
+
+
+def test_probabilities_in_the_column_of_logits_are_mentioned(tmp_path):
+    table = foreign().rename(columns=dict(probability='logit'))
+    read = read_any(write(tmp_path / 't.csv', table))
+    assert 'between 0 and 1' in read.attrs['notes'][0]
+    read = read_any(write(tmp_path / 't.csv', table.assign(logit=simulate(60, images=1).logit)))
+    assert read.attrs['notes'] == []

@@ -165,6 +165,11 @@ def _table_notes(table, source):
             f"{source}: all probabilities are 0 or 1, as decisions are. ROC-AUC, Brier score, log loss "
             "and calibration are those of decisions."
         )
+    if 'logit' in table and table.logit.between(0, 1).all():
+        notes.append(
+            f"{source}: all logits lie between 0 and 1. If they are probabilities, name the column "
+            "with --probability-column."
+        )
     return notes
 
 
@@ -359,7 +364,7 @@ def read_any(
         return read_csv(path, **columns)
     if _MEDMNIST.match(path.name):
         return read_medmnist(path)
-    if path.suffix.lower() == '.csv':
+    if (path.parent / 'manifest.json').is_file():  # A run's own
         with contextlib.suppress(StudyError, OSError):  # `read_csv` says what is wrong
             return read_predictions(path)
     return read_csv(path)
