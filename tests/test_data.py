@@ -206,6 +206,24 @@ def test_csv_with_patients_and_split(tmp_path):
     assert list(table.age) == [4, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    'name,columns,missing',
+    [
+        (
+            'Data_Entry_2017.csv',
+            'Image Index,Finding Labels,Patient ID,Patient Age',
+            'View Position',
+        ),
+        ('train.csv', 'Path,Frontal/Lateral,AP/PA,Age,Sex,No Finding', 'Pneumonia'),
+    ],
+)
+def test_an_official_list_without_a_column_is_a_sentence(tmp_path, name, columns, missing):
+    (tmp_path / 'train').mkdir()
+    (tmp_path / name).write_text(f"{columns}\n{','.join('1' for _ in columns.split(','))}\n")
+    with pytest.raises(DataError, match=f'lacks the column {missing}'):
+        load_dataset(tmp_path)
+
+
 def test_nih_official_test_list(tmp_path):
     names = [f'0000000{i}_00{j}.png' for i in range(1, 4) for j in range(2)]
     for k, n in enumerate(names):

@@ -246,6 +246,23 @@ def test_folders_of_patients_at_any_depth(tmp_path, names, recognised):
     assert image_set.table.patient_id.nunique() == 12
 
 
+@pytest.mark.parametrize('beside', (None, 'images'))
+def test_folders_of_masks_below_the_classes_are_named(tmp_path, beside):
+    own = class_folders(tmp_path / 'own')
+    for name in ('NORMAL', 'PNEUMONIA'):
+        if beside:
+            files = list((own / name).iterdir())
+            (own / name / beside).mkdir()
+            for file in files:
+                file.rename(own / name / beside / file.name)
+        for i in range(3):
+            write_image(own / name / 'masks' / f'{i}.png', i)
+    image_set = load_dataset(own)
+    assert len(image_set) == 22
+    assert "'masks' (6)" in notes(image_set) and not image_set.patients_known
+    assert notes(load_dataset(class_folders(tmp_path / 'plain'))) == ''
+
+
 def test_folders_that_are_no_patients_are_mentioned(tmp_path):
     own = tmp_path / 'own'
     for c, name in enumerate(('NORMAL', 'PNEUMONIA')):
@@ -257,6 +274,7 @@ def test_folders_that_are_no_patients_are_mentioned(tmp_path):
     assert load_dataset(own, patients='folders').table.patient_id.nunique() == 2
     write_image(own / 'NORMAL' / 'loose.png', 77)
     assert not load_dataset(own).patients_known
+    assert "'AP' (8), 'PA' (8)" in notes(load_dataset(own))
     with pytest.raises(DataError, match='cannot be the patients'):
         load_dataset(own, patients='folders')
 

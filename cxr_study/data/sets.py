@@ -387,6 +387,23 @@ def _look_like_patients(folders, labels):  # Folder and label of each image
     return not (of_class[0] & of_class[1]) and min(map(len, of_class)) >= 3
 
 # %% ../../nbs/lib/data/05_sets.ipynb #0850311b
+_MOST_FOLDERS = 5  # That a sentence names
+
+
+def _folders_note(table):  # From `_list_folder`
+    "A sentence that counts the images in folders below the classes; None if all lie alike"
+    names = table.inside.map('/'.join)
+    if names.nunique() == 1:
+        return None
+    counts = names[names != ''].value_counts()
+    named = [f"{file_text(name)!r} ({n:,})" for name, n in counts[:_MOST_FOLDERS].items()]
+    more = " and others" if len(counts) > len(named) else ""
+    return (
+        f"Images in folders below the classes belong to their class: {', '.join(named)}{more}. "
+        "Take out what is no film, such as masks."
+    )
+
+
 def _patients_of_folders(table, patients):  # `patients`: the option
     "(patient of each image or None, sentence or None) from the folders below the classes"
     folders = _folders_as_patients(table)
@@ -396,15 +413,14 @@ def _patients_of_folders(table, patients):  # `patients`: the option
                 "Some images lie directly in a class folder, so folders cannot be the patients. "
                 "Use --patients auto."
             )
-        return None, None
+        return None, _folders_note(table)
     if patients == 'folders' or _look_like_patients(folders, table.label):
         return folders, (
             f"The folders below the classes are taken for patients ({folders.nunique():,}), and no patient "
             "is in two splits. If they are not patients, use --patients unknown."
         )
     return None, (
-        f"There are folders below the classes, such as {folders.iloc[0]!r}. They are not taken for patients. "
-        "If they are, use --patients folders."
+        f"{_folders_note(table)} They are not taken for patients. If they are, use --patients folders."
     )
 
 # %% ../../nbs/lib/data/05_sets.ipynb #c9c467ed
@@ -887,13 +903,26 @@ def _nih_label(findings):  # `No Finding`, or findings with | between them
     return 0 if findings == 'No Finding' else None
 
 # %% ../../nbs/lib/data/05_sets.ipynb #9fb33021
+def _with_columns(table, path, *names):
+    "The table. Raises `DataError` if it lacks one of these columns"
+    lacking = [name for name in names if name not in table]
+    if lacking:
+        raise DataError(
+            f"{path} lacks the column {', '.join(lacking)} of the official list; "
+            f"it has {', '.join(table.columns)}."
+        )
+    return table
+
+
 _NIH = dict(publisher="NIH Clinical Center (Wang et al. 2017)", licence="free use with attribution")
 
 
 def _nih_entries(folder):
     "Table of `Data_Entry_2017*.csv`"
     path = next(folder.glob('Data_Entry_2017*.csv'))
-    return read_table(path, {'Image Index': str, 'Finding Labels': str, 'Patient ID': str})
+    table = read_table(path, {'Image Index': str, 'Finding Labels': str, 'Patient ID': str})
+    table = table.rename(columns={'Patient Gender': 'Patient Sex'})
+    return _with_columns(table, path, 'View Position', 'Patient Age', 'Patient Sex')
 
 
 def _nih_files(folder):
@@ -917,7 +946,6 @@ def _nih_official(folder):
     "NIH ChestX-ray14 in its official layout"
     entries = _nih_entries(folder)
     images = entries['Image Index']
-    sex = 'Patient Gender' if 'Patient Gender' in entries else 'Patient Sex'
     table = pd.DataFrame(
         dict(
             file=images.map(_nih_files(folder)),
@@ -926,7 +954,7 @@ def _nih_official(folder):
             official=_nih_splits(folder, images),
             view=entries['View Position'],
             age=entries['Patient Age'],
-            sex=entries[sex],
+            sex=entries['Patient Sex'],
         )
     )
     problem = np.select(
@@ -1004,6 +1032,7 @@ def _chexpert_rows(folder):
         path = folder / name
         if path.exists():
             rows = read_table(path, {'Path': str, 'Frontal/Lateral': str})
+            _with_columns(rows, path, 'Pneumonia', 'No Finding', 'AP/PA', 'Age', 'Sex')
             tables.append(rows.assign(official=split))
     return pd.concat(tables, ignore_index=True)
 
