@@ -514,6 +514,58 @@ def test_head_is_answered_as_get_without_a_body(service):
     assert asked(service, "HEAD", "/predict")[0] == 405
 
 
+def raw_answers(service, *parts):
+    "The statuses that one connection answers to these bytes, sent one part after the other"
+    port = int(service.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(0.05)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3})", received)]
+
+
+def upload(*lines):
+    "A request to /predict with these lines in its header"
+    content = encode(RAMP)
+    length = f"Content-Length: {len(content)}"
+    header = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: image/jpeg", length]
+    return "\r\n".join([*header, *lines, "", ""]).encode(), content
+
+
+def test_an_offer_of_another_protocol_costs_neither_body_nor_connection(service):
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    for protocol in ("h2c", "websocket", "TLS/1.3"):
+        offer = ["Connection: Upgrade, HTTP2-Settings", f"UPGRADE: {protocol}", "HTTP2-Settings: A"]
+        header, content = upload(*offer)
+        get = "\r\n".join(["GET /model HTTP/1.1", "Host: localhost", *offer, "", ""]).encode()
+        assert raw_answers(service, header + content, last) == [200, 200]
+        assert raw_answers(service, header, content, last) == [200, 200]
+        assert raw_answers(service, get, header + content, last) == [200, 200, 200]
+        assert raw_answers(service, get + last) == [200, 200]
+
+
+def test_a_body_that_looks_like_a_header_arrives_unchanged(service):
+    content = encode(RAMP) + b"\r\nUpgrade: h2c\r\n\r\nUpgrade: h2c\r\n\r\n"
+    sent = json.loads(post(service.url + "/predict", content)[1])["image"]
+    assert sent["sha256"] == sha256(content)
+
+
+def test_old_clients_may_leave_out_the_name_of_the_service(service):
+    for path in ("/livez", "/model"):
+        assert raw_answers(service, f"GET {path} HTTP/1.0\r\n\r\n".encode()) == [200]
+        other = f"GET {path} HTTP/1.0\r\nHost: rebound.example\r\n\r\n".encode()
+        assert raw_answers(service, other) == [421]
+    assert raw_answers(service, b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n") == [421]
+
+
+def test_dicom_json_is_not_taken_for_dicom(service):
+    film = in_study()
+    for accept in ("application/dicom+json", "application/dicom+xml, */*"):
+        answer = post(service.url + "/predict", film, "application/dicom", Accept=accept.encode())
+        assert answer[0] == 200 and json.loads(answer[1])["image"]["format"] == "DICOM"
+
+
 def test_compressed_requests_and_long_headers_are_refused(service):
     compressed = dict(content_encoding="gzip", content_type="image/jpeg")
     status, headers, _ = asked(service, "POST", "/predict", b"x", **compressed)

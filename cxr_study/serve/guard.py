@@ -354,7 +354,8 @@ def check_headers(self: _Call) -> None:
 def check_sender(self: _Call) -> None:
     "Raise a `Problem` if the request is for another name, from another site, or without the token"
     host = self.headers.get(b'host', b'').decode('latin-1')
-    if not _is_own_host(host, self.settings):
+    needs_host = b'host' in self.headers or self.scope['http_version'] != '1.0'
+    if needs_host and not _is_own_host(host, self.settings):
         raise Problem(
             421,
             "The service does not answer to this name. Use its address, "

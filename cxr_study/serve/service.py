@@ -21,6 +21,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import socket
 import sys
 import time
@@ -264,8 +265,9 @@ async def _read_image(request: Request) -> bytes:
 
 
 def _accepts(request: Request, media_type: str) -> bool:
-    "Whether the client names this media type in its Accept header"
-    return media_type in request.headers.get('accept', '')
+    "Whether the client names this media type in its Accept header, and not one such as `application/dicom+json`"
+    accepted = request.headers.get('accept', '')
+    return re.search(rf'{re.escape(media_type)}(?![+\w.-])', accepted) is not None
 
 # %% ../../nbs/lib/serve/05_service.ipynb #89ef30a9
 def _image_problem(error: ImageError) -> Problem:
@@ -1204,6 +1206,7 @@ def create_app(
 # %% ../../nbs/lib/serve/05_service.ipynb #6f62430c
 _FIRST_GRACE_SECONDS = 0.05  # For a first request, when there is no room for others
 _GRACE_SECONDS = 1.0  # For a further one
+_UPGRADE = re.compile(rb'\r\nupgrade:[^\r\n]*(?=\r\n)', re.IGNORECASE)
 
 
 class _Connection(HttpToolsProtocol):
@@ -1260,6 +1263,9 @@ class _Connection(HttpToolsProtocol):
         if self.in_header and self.timer is None:
             self.start_timer()
         before = (self.in_header, self.requests)
+        if self.in_header:
+            header, end, body = data.partition(b'\r\n\r\n')
+            data = _UPGRADE.sub(b'', header + end) + body
         super().data_received(data)
         if before != (True, self.requests) or not self.in_header:
             return
