@@ -476,15 +476,15 @@ def test_sentences_are_derived_from_figures():
     reports = dict(
         a=dict(
             promises=[
-                dict(kept=True, metric="sensitivity"),
-                dict(kept=False, metric="ece"),
-                dict(kept=None, metric="npv"),
+                dict(point="half", metric="sensitivity", kept=True, worse=True),
+                dict(point="half", metric="specificity", kept=False, worse=False),
+                dict(point="in use", metric="accuracy", kept=False, worse=None),
             ]
         )
     )
     assert (
         other.promise_sentence(reports["a"])
-        == "1 of 2 validation values are reproduced (sensitivity)."
+        == "1 of 2 validation values are reproduced (specificity at half)."
     )
     assert (
         "NOT met by all" in corrupted.verdict_sentence([0.9, 1.1], 1.0)

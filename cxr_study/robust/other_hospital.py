@@ -308,9 +308,9 @@ def external(
     run_path: str | Path,  # Folder of a run
     dataset,  # Name of a data set, path of a folder or csv, or an `ImageSet`
     positive: str = '',  # Positive class of your own data; '' takes that of the run
-    replicates: int = 1000,
+    replicates: int = 1000,  # Bootstrap replicates of patients
     patients: str = 'auto',  # Patients of your own folder, one of `PATIENTS`
-    cache: str | Path | None = None,
+    cache: str | Path | None = None,  # Folder of decoded images, as in `decoded`
 ) -> dict:  # From `external_report`
     "Test a run's network on another data set and write the results into the run"
     run = Run(run_path)
