@@ -19,6 +19,7 @@ from write_four_sets import (
     shape_figures,
 )
 
+from cxr_study.core.options import POINTS
 from cxr_study.data.match import test_part as part_of
 from cxr_study.data.sets import pneumoniamnist_matches
 from cxr_study.predict.decision import Calibration
@@ -156,3 +157,12 @@ def test_an_ensemble_is_said_to_have_all_its_members():
         assert rows[f"{dataset}-together", "ensemble"] == members.sum()
         for name, number in members.items():
             assert rows[name, "ensemble"] == number
+
+
+def test_the_shipped_network_is_compared_by_its_own_chances():
+    shipped = SUMMARY.shipped()
+    assert shipped
+    for run in shipped.values():
+        own = json.loads((run.folder / "calibration.json").read_text())["promised_and_got"]
+        assert SUMMARY.compared_rows(run) == own
+        assert all("p_corrected" in row for row in own if row["point"] in POINTS)
