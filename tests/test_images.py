@@ -801,6 +801,14 @@ def test_deflated_dicom_is_rejected():
         decode(to_dicom(np.zeros((2000, 2000), np.uint8), uid.DeflatedExplicitVRLittleEndian))
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'film.png')
+    (tmp_path / 'link.png').symlink_to(tmp_path / 'film.png')
+    for path in (tmp_path / 'film.png', tmp_path / 'link.png', Path('/dev/zero')):
+        with pytest.raises(ImageError, match='pipe or a device'):
+            decode(path)
+
+
 def test_too_many_bytes(tmp_path):
     (tmp_path / 'big').write_bytes(bytes(2000))
     for source in (bytes(2000), tmp_path / 'big'):

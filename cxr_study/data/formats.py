@@ -100,8 +100,12 @@ def read_bytes(
         return bytes(source)
     path = Path(source)
     try:
-        size = path.stat().st_size
-        limits.check_bytes(size)
+        facts = path.stat()
+        if not (
+            stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
+        ):  # It could wait for ever
+            raise ImageError("This is a pipe or a device. Save the image in a file first.")
+        limits.check_bytes(facts.st_size)
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"The file cannot be read: {error.strerror}.") from None
