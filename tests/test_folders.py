@@ -352,6 +352,15 @@ def test_patients_of_a_list(tmp_path):
     assert list(only.table.patient_id) == ['7', '7', '2.png', '3.png'] and only.patients_known
 
 
+@pytest.mark.parametrize('name', ['PatientID', 'Patient ID', 'subject_id'])
+def test_a_column_that_is_called_like_patients_is_no_subgroup(tmp_path, name):
+    own = tmp_path / 'own'
+    names = [write_image(own / f'{i}.png', i).name for i in range(4)]
+    image_set = load_dataset(listed(own, names, **{name: [7, 7, 8, 9]}))
+    assert list(image_set.table.patient_id) == ['7', '7', '8', '9'] and image_set.patients_known
+    assert name not in image_set.table and f'{name} is taken for the patients' in notes(image_set)
+
+
 @pytest.mark.parametrize('encoding', ['utf-16', 'latin-1', 'utf-8-sig'])
 @pytest.mark.parametrize('disk', ['utf-8', 'latin-1'])
 def test_a_list_in_another_encoding_finds_its_files(tmp_path, encoding, disk):

@@ -363,3 +363,14 @@ def test_probabilities_in_the_column_of_logits_are_mentioned(tmp_path):
     assert 'between 0 and 1' in read.attrs['notes'][0]
     read = read_any(write(tmp_path / 't.csv', table.assign(logit=simulate(60, images=1).logit)))
     assert read.attrs['notes'] == []
+
+
+@pytest.mark.parametrize('name', ['patient', 'Patient ID', 'PatientID', 'subject_id'])
+def test_a_column_that_is_called_patient_is_used(tmp_path, name):
+    table = foreign()
+    theirs = table.assign(**{name: np.arange(len(table)) // 2})
+    read = read_any(write(tmp_path / 't.csv', theirs))
+    assert read.patient_id.nunique() == len(table) // 2
+    assert f'{name} is taken for the patients' in read.attrs['notes'][0]
+    both = read_any(write(tmp_path / 't.csv', theirs.assign(patient_id=table.image_id)))
+    assert both.patient_id.nunique() == len(table) and not both.attrs['notes']

@@ -6,8 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/core/tables.html.md"""
 
 # %% auto #0
 __all__ = ['TableError', 'is_missing', 'label_text', 'known_patients', 'with_known_patients', 'patient_numbers', 'file_text',
-           'complete_records', 'csv_record', 'read_cells', 'read_foreign', 'column_of', 'as_numbers', 'typed',
-           'sounds_negative', 'Labels', 'option_text', 'left_out_text', 'which_is_positive', 'class_numbers',
+           'complete_records', 'csv_record', 'read_cells', 'read_foreign', 'column_of', 'patient_column', 'as_numbers',
+           'typed', 'sounds_negative', 'Labels', 'option_text', 'left_out_text', 'which_is_positive', 'class_numbers',
            'positive_notes', 'read_labels']
 
 # %% ../../nbs/lib/core/06_tables.ipynb #25762630
@@ -313,6 +313,17 @@ def column_of(
     if len(same) > 1 or f"{same[0]} (again)" in table:
         raise TableError(f"{source} has two columns {name}. Rename one of them.")
     return same[0]
+
+
+_PATIENT = re.compile(r'(patient|subject)[ _-]?(id)?', re.IGNORECASE)
+
+
+def patient_column(
+    table: 'pd.DataFrame',  # From `read_foreign`
+) -> str | None:
+    "The column that is called patient, subject ID or the like; None if there is none, or several"
+    alike = [name for name in table if _PATIENT.fullmatch(name)]
+    return alike[0] if len(alike) == 1 else None
 
 # %% ../../nbs/lib/core/06_tables.ipynb #aa2cb436
 _DECIMAL_COMMA = re.compile(r'[+-]?\d*,\d+(e[+-]?\d+)?$', re.IGNORECASE)

@@ -49,6 +49,7 @@ from cxr_study.core.tables import (
     known_patients,
     label_text,
     left_out_text,
+    patient_column,
     positive_notes,
     read_foreign,
     read_labels,
@@ -488,13 +489,15 @@ def _read_labels(path, positive=''):
 
 def _label_columns(raw, columns, notes):
     "`file`, and if they are there `patient_id`, `split` and subgroups"
-    others = [name for name in raw if name.lower() not in _RESERVED]
+    patient = columns['patient'] or columns['patient_id'] or patient_column(raw)
+    others = [name for name in raw if name.lower() not in _RESERVED and name != patient]
     table = raw[others].apply(typed).assign(file=raw[columns['file']])
-    patient = columns['patient'] or columns['patient_id']
     if patient:
         table['patient_id'] = raw[patient].map(label_text)  # 7 and 7.0 are one patient
     if columns['patient'] and columns['patient_id']:
         notes.append("There are columns patient and patient_id; patient is used.")
+    elif patient and not (columns['patient'] or columns['patient_id']):
+        notes.append(f"The column {patient} is taken for the patients.")
     if columns['split']:
         table['split'] = raw[columns['split']]
     return table

@@ -28,6 +28,7 @@ from cxr_study.core.tables import (
     column_of,
     is_missing,
     label_text,
+    patient_column,
     read_cells,
     read_foreign,
     read_labels,
@@ -210,6 +211,9 @@ def read_csv(
     try:
         raw = read_foreign(path)
         ours = _named_columns(path, raw, columns)
+        guessed = None if 'patient_id' in ours else patient_column(raw)
+        if guessed:
+            ours['patient_id'] = guessed
         used = set(ours.values())
         others = [name for name in raw if name not in used and name not in _OURS]
         table = raw[others].apply(typed)
@@ -223,7 +227,10 @@ def read_csv(
         raise PredictionError(str(error)) from None
     if 'split' in table:
         table['split'] = _split_names(table.split)
-    return _complete(table, str(path), columns.positive)
+    table = _complete(table, str(path), columns.positive)
+    if guessed:
+        table.attrs['notes'].append(f"{path}: the column {guessed} is taken for the patients.")
+    return table
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d858e755
 _MEDMNIST = re.compile(
