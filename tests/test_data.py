@@ -206,6 +206,19 @@ def test_csv_with_patients_and_split(tmp_path):
     assert list(table.age) == [4, 4, 5, 6]
 
 
+@pytest.mark.parametrize('training', ((), ('NORMAL',)))
+def test_a_test_without_training_images_of_each_class_is_a_sentence(training):
+    def row(split, label, i):
+        name = f'{split}{label}{i}'
+        return dict(image_id=name, patient_id=name, label=label, official=split)
+
+    labels = [('test', 0), ('test', 1), *(('train', 0) for _ in training)]
+    table = pd.DataFrame([row(*each, i) for each in labels for i in range(9)])
+    image_set = data.ImageSet('own', table, None, {})
+    with pytest.raises(DataError, match='smaller class has 0'):
+        make_split(image_set, [str(i) for i in range(len(table))])
+
+
 @pytest.mark.parametrize(
     'name,columns,missing',
     [

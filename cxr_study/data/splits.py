@@ -103,10 +103,11 @@ def _check_folds(table, groups, k):
     if k < 2:
         raise DataError(f"val_folds is {k}; it must be 2 or more.")
     groups_by_class = pd.Series(groups).groupby(table.label.to_numpy()).nunique()
-    fewest = groups_by_class.min()
+    fewest = groups_by_class.reindex([0, 1], fill_value=0).min()
     if fewest < k:
         raise DataError(
-            f"{k} folds need at least {k} patients in each class; the smaller class has {fewest}."
+            f"{k} folds need at least {k} patients in each class; the smaller class has {fewest}. "
+            "Images of the test and of its patients do not count."
         )
 
 
