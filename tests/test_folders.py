@@ -390,3 +390,31 @@ def test_a_table_with_returns_in_names_reads_back(tmp_path):
     run = Run(tmp_path / 'run').begin('01_data')
     run.write('t.csv', pd.DataFrame(dict(name=['a\r', 'b'], x=[0.1, 2.0])))
     assert list(read_table(tmp_path / 'run/t.csv', dict(name=str)).name) == ['a\r', 'b']
+
+
+# --- A bundle on images of one's own ---
+
+
+def test_a_bundle_is_evaluated_on_all_test_images_or_says_how_many_were_drawn(tmp_path):
+    pytest.importorskip('onnx')
+    from cxr_study.pipeline.bundle_evaluation import evaluate_bundle
+    from cxr_study.serve.bundle import example_bundle
+
+    bundle = example_bundle(tmp_path / 'bundle', size=32)
+    out = tmp_path / 'out'
+
+    def evaluated(own):
+        _, said = evaluate_bundle(bundle, out, own, replicates=50)
+        return len(pd.read_csv(out / 'predictions.csv')), ' '.join(said)
+
+    few = class_folders(tmp_path / 'few', 3)
+    with pytest.raises(StudyError, match='5 folds .* put them into a folder `test`'):
+        evaluated(few)
+    only = tmp_path / 'only'
+    class_folders(only / 'test', 3)
+    assert evaluated(only)[0] == 6
+    class_folders(only / 'train', 2)
+    count, said = evaluated(only)
+    assert count == 6 and 'drawn' not in said
+    count, said = evaluated(class_folders(tmp_path / 'plain', 20))
+    assert 0 < count < 40 and f'{count} of its 40 images were drawn' in said

@@ -22,7 +22,7 @@ import pandas as pd
 from ..core.classes import common_classes, positive_name
 from ..core.run import Run, StudyError
 from ..data.cache import cache_path, decoded
-from ..data.sets import ImageSet, load_dataset, sample_patients
+from ..data.sets import DataError, ImageSet, load_dataset, sample_patients
 from ..data.splits import make_split
 from ..evaluate.csv_tables import evaluate
 from ..serve.bundle import Bundle, find_bundle, load_bundle
@@ -37,6 +37,31 @@ class _TestData:
     images: np.ndarray  # All images of the set, uint8 [N, H, W]
     table: pd.DataFrame  # One row per test image; `row` is its number in `images`
     facts: dict  # Content of the run's `data.json`
+    notes: list  # Sentences
+
+
+_ALL_OF_THEM = (
+    "To evaluate all images, put them into a folder `test`, or write test into a column `split`."
+)
+
+
+def _test_table(image_set, hashes):
+    "(rows of the test with `split`, `row`, `image_hash`; sentences), the publisher's or a part that is drawn"
+    is_test = image_set.table.official == 'test'
+    if is_test.any():
+        table = image_set.table.assign(
+            split='test', row=range(len(image_set)), image_hash=[full[:16] for full in hashes]
+        )
+        return table[is_test].drop(columns='official'), []
+    try:
+        split, _ = make_split(image_set, hashes)
+    except DataError as error:
+        raise DataError(f"{error} {_ALL_OF_THEM}") from None
+    table = split[split.split == 'test'].drop(columns=['official', 'excluded'])
+    return table, [
+        f"{image_set.name} names no test images, so {len(table):,} of its {len(image_set):,} images were drawn. "
+        + _ALL_OF_THEM
+    ]
 
 
 def _test_data(
@@ -51,16 +76,15 @@ def _test_data(
     common_classes({f"The bundle {bundle.name}": bundle.classes, image_set.name: image_set.classes})
     image_set = sample_patients(image_set, limit)
     images, index, cache = decoded(image_set, bundle.spec)
-    split, tolerated = make_split(image_set, index.sha256)
-    table = split[split.split == 'test'].drop(columns=['official', 'excluded'])
+    table, notes = _test_table(image_set, index.sha256)
     if not len(table):
         raise StudyError(f"{image_set.name} has no test images. Name another data set.")
     facts = dict(
         cache=cache_path(image_set, bundle.spec).name,
         cache_sha256=cache['images_sha256'],
-        tolerated=tolerated,
+        tolerated={},
     )
-    return _TestData(image_set, images, table.reset_index(drop=True), facts)
+    return _TestData(image_set, images, table.reset_index(drop=True), facts, notes)
 
 # %% ../../nbs/lib/pipeline/09_bundle_evaluation.ipynb #bdc0808e
 def _predict_all(
@@ -140,4 +164,4 @@ def evaluate_bundle(
         evaluation = Path(folder) / 'evaluation'
         shown, notes = evaluate([run.folder], evaluation, split='test', replicates=replicates)
         _copy_results(evaluation, run.path('predictions.csv'), Path(out))
-    return shown, notes
+    return shown, [*data.notes, *notes]
