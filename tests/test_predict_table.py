@@ -119,6 +119,29 @@ def test_failed_files_are_tried_again(predictor, tmp_path):
     assert len(rows_of(out)) == 3 and not any(row['error'] for row in rows_of(out))
 
 
+def test_another_image_under_the_same_name_is_predicted_anew(predictor, tmp_path, monkeypatch):
+    folder = films(tmp_path / 'in', ['a.png', 'b.png', 'c.png'])
+    out = tmp_path / 'out.csv'
+    predict_files([folder], out, predictor, say=str)
+    stamp = (folder / 'a.png').stat()
+    first = {row['file']: row for row in rows_of(out)}
+    (folder / 'a.png').write_bytes(encoded(255 - RAMP))
+    os.utime(folder / 'a.png', ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    (folder / 'b.png').write_bytes(b'')
+    counts = predict_files([folder], out, predictor, say=str)
+    assert counts['before'] == 1 and counts['failed'] == 1
+    rows = {row['file']: row for row in rows_of(out)}
+    a, b, c = sorted(rows)
+    assert len(rows_of(out)) == 3 and rows[c] == first[c] and rows[b]['error']
+    assert rows[a]['logit'] != first[a]['logit'] and rows[a]['sha256'] != first[a]['sha256']
+    elsewhere = films(tmp_path / 'elsewhere', ['a.png', 'b.png'])
+    table = tmp_path / 'relative.csv'
+    for place, before in ((elsewhere, 0), (elsewhere, 2), (folder, 0)):
+        monkeypatch.chdir(place)  # The same relative names, of other files
+        paths = ['a.png', 'b.png'] if place == elsewhere else ['a.png']
+        assert predict_files(paths, table, predictor, say=str)['before'] == before
+
+
 @pytest.mark.parametrize('levels, unfamiliar', [(2, True), (16, True), (32, None), (256, None)])
 def test_an_image_of_few_grey_levels_is_unfamiliar(predictor, levels, unfamiliar):
     answer = predictor(encoded(RAMP // (256 // levels)))

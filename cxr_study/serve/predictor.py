@@ -534,6 +534,14 @@ def _counts(rows: list[dict]) -> dict[str, int]:
     return counts
 
 # %% ../../nbs/lib/serve/02_predictor.ipynb #05c7339a
+def _is_current(row: dict, path: Path) -> bool:
+    "Whether a row is the answer for what a file holds now"
+    try:
+        return not row['error'] and row['sha256'] == sha256(path)
+    except OSError:
+        return False
+
+
 def predict_files(
     paths: list,  # Files and folders
     out: Path | str,  # Table to write, csv
@@ -557,7 +565,11 @@ def predict_files(
     with locked(out.with_name(f".{out.name}.lock"), waiting, say):
         earlier = _earlier_rows(out, settings)
         names = {file_text(path): path for path in files}
-        kept = [row for row in earlier if not (row['error'] and row['file'] in names)]
+        kept = []
+        for row in earlier:
+            path = names.get(row['file'])
+            if path is None or _is_current(row, path):
+                kept.append(row)
         finished = [row for row in kept if row['file'] in names]
         done = {row['file'] for row in finished}
         remaining = [path for name, path in names.items() if name not in done]
