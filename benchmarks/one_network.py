@@ -5,7 +5,8 @@ one_network.json is written, name -> entry, in the form that texts quote:
                                         the six teachers' calibrated logits), plain (ResNet-18, mean over its seeds)
   curve.PERCENT.METRIC                  learning curve at 64 px over PERCENT of the training children, validation alone
   small.WHO.val.METRIC, small.WHO.SET.METRIC, small.teacher_auc, small.auc_below_teacher
-                                        five distilled ResNet-18s and five plain ones at 64 px (H7)
+                                        five distilled ResNet-18s and five plain ones at 64 px
+  large.WHO...                          the same at 224 px (H7), beside ten plain ones
 Nothing is trained or chosen.
 
 usage: one_network.py [--out FILE] [--replicates 2000]
@@ -27,12 +28,13 @@ from second_edition_findings import (
     over_seeds,
     share,
     table_of,
+    teachers_of,
     threshold_in_use,
+    validation_auc,
 )
 from second_edition_findings import auc as weighted_auc
 from second_edition_tables import films_of, read
 from shape_findings import calls, prefixed
-from sklearn.metrics import roc_auc_score
 
 from cxr_study.core.run import atomic_write, root, to_json
 from cxr_study.data.match import test_part
@@ -93,28 +95,44 @@ def figures_of_teacher(members, replicates):  # A `Network` a teacher
 
 
 def network_figures(replicates):
-    "Figures of the shipped network and those beside it"
+    "Figures of the shipped network, of those beside it and of five distillations"
     facts, logits = read(*sorted(EDITION.glob('call*')))
     films = chest_films(facts)
 
     def of_jobs(jobs):
         return Network('chest_xray', jobs, logits, films)
 
-    by_key = {job['key']: job for job in facts['jobs']}
-    (distilled,) = [job for job in facts['jobs'] if job['job']['part'] == 'distil']
-    teachers = [by_key[Job(**teacher['job']).key] for teacher in distilled['job']['teachers']]
+    by_seed = {
+        entry['job']['seed']: entry for entry in facts['jobs'] if entry['job']['part'] == 'distil'
+    }
+    distilled = of_jobs([by_seed.pop(0)])  # The GPU's
+    teachers = teachers_of(distilled, 0, facts)
     plain = networks_of(
         facts, logits, dict.fromkeys(['chest_xray', 'pneumoniamnist'], films), 'seeds'
     )
     plain = plain['chest_xray', 'resnet18', 'wide']
-    found = prefixed('shipped', figures_of(of_jobs([by_key[SHIPPED]]), replicates))
-    found |= prefixed('distilled', figures_of(of_jobs([distilled]), replicates))
+    (shipped,) = [entry for entry in facts['jobs'] if entry['key'] == SHIPPED]
+    found = prefixed('shipped', figures_of(of_jobs([shipped]), replicates))
+    found |= prefixed('distilled', figures_of(distilled, replicates))
     found |= prefixed('plain', figures_of(plain, replicates))
-    members = [of_jobs([job]) for job in teachers]
-    return found | prefixed('teacher', figures_of_teacher(members, replicates))
+    found |= prefixed('teacher', figures_of_teacher(teachers, replicates))
+    if by_seed:
+        five = of_jobs([by_seed[seed] for seed in sorted(by_seed)])
+        found |= prefixed('large', distillations(teachers_of(five, 0, facts), five, replicates))
+    return found
 
 
-# --- Five distillations at 64 px ---
+# --- Five distillations ---
+
+
+def distillations(teachers, distilled, replicates):  # A `Network` a teacher; `Network`
+    "Figures of distilled networks with the same teachers, and their distance from these on validation"
+    teacher = validation_auc(teachers)
+    below = np.array([teacher - job['valid_auc'] for job in distilled.jobs])
+    return prefixed('distilled', figures_of(distilled, replicates)) | dict(
+        teacher_auc=dict(value=teacher, lower=None, upper=None),
+        auc_below_teacher=entry(below.mean(), below[:0], below),
+    )
 
 
 def small_networks():
@@ -139,16 +157,10 @@ def small_networks():
 
 
 def small_figures(replicates):
-    "Figures of five distilled and five plain networks, and the distance from the teacher"
+    "The same at 64 px, and figures of five plain networks"
     teachers, distilled, plain = small_networks()
-    found = prefixed('small.distilled', figures_of(distilled, replicates))
-    found |= prefixed('small.plain', figures_of(plain, replicates))
-    val = teachers[0].val(0)
-    z = np.mean([network.calibrated(0, 'val/plain') for network in teachers], 0)
-    teacher = roc_auc_score(val.label, z)
-    below = np.array([teacher - job['valid_auc'] for job in distilled.jobs])
-    found['small.teacher_auc'] = dict(value=float(teacher), lower=None, upper=None)
-    return found | {'small.auc_below_teacher': entry(below.mean(), below[:0], below)}
+    found = distillations(teachers, distilled, replicates)
+    return prefixed('small', found | prefixed('plain', figures_of(plain, replicates)))
 
 
 # --- Learning curve ---

@@ -36,7 +36,7 @@ import torch
 from fastai.vision.all import Callback, default_device
 from safetensors.torch import save_file
 from second_edition_films import SHAPES, VERSIONS, Films, independent, marked, seven, shaped
-from second_edition_rule import choose, criterion, platt_line, wide_specificity
+from second_edition_rule import NEAR, choose, criterion, platt_line, wide_specificity
 from sklearn.metrics import roc_auc_score
 
 from cxr_study.core.run import atomic_write, git_state, hardware, to_json, versions
@@ -49,7 +49,6 @@ from cxr_study.train.recipe import Keeper, Recipe, fit_learner
 from cxr_study.train.training import Training, TrainingData, learner, predict_logits, train
 
 REPEATS = 3  # Copies of the training films in a table that is drawn or overlaid
-NEAR = 0.002  # Validation AUC that a distilled network may lose
 ROUNDS = 20  # Seeds of each network, at most
 TEACHERS = 3  # Seeds of each of two networks
 FILE_BYTES, ALL_BYTES = (

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 from second_edition_films import SHAPES, VERSIONS, WIDE
-from second_edition_rule import platt_line
+from second_edition_rule import NEAR, platt_line
 from second_edition_tables import TEST, films_of, read
 
 from cxr_study.calibrate.measures import ece_debiased
@@ -393,26 +393,46 @@ def perturbed_against_plain(network, name, replicates):
     )
 
 
-def distilled_against(distilled, teachers, plain):
-    "H7: validation AUC beside the teacher's, SD of specificity beside plain seeds'"
-    val = distilled.val(0)
-    y, w = val.label.to_numpy(), np.ones((1, len(val)))
-    jobs = [(n, i) for n in teachers for i in range(min(3, len(n)))]
-    teacher = auc(np.mean([n.calibrated(i, 'val/plain') for n, i in jobs], 0), y, w)[0]
-    one = np.ones((1, len(distilled.test)))
+def teachers_of(distilled, i, facts):
+    "A `Network` for each teacher of a distilled network"
+    jobs = [teacher['job'] for teacher in distilled.jobs[i]['job']['teachers']]
+    entries = [entry for job in jobs for entry in facts['jobs'] if entry['job'] == job]
+    return [Network('chest_xray', [e], distilled.logits, distilled.films) for e in entries]
 
-    def spread(n):
-        each = [specificity(n, i, n.rows('all'), one)[0] for i in range(len(n))]
+
+def validation_auc(networks):  # A `Network` each
+    "Validation AUC of the mean calibrated logit of their first trainings"
+    val = networks[0].val(0)
+    z = np.mean([network.calibrated(0, 'val/plain') for network in networks], 0)
+    return float(auc(z, val.label.to_numpy(), np.ones((1, len(val))))[0])
+
+
+def taught_alike(distilled):
+    "The largest group of distilled networks that have the same teachers"
+    groups = {}
+    for job in distilled.jobs:
+        groups.setdefault(str(job['job']['teachers']), []).append(job)
+    jobs = max(groups.values(), key=len)
+    return Network('chest_xray', jobs, distilled.logits, distilled.films)
+
+
+def distilled_against(distilled, plain, facts):
+    "H7: validation AUC beside the teachers', SD of specificity beside plain seeds'"
+
+    def spread(network):
+        every = network.rows('all'), np.ones((1, len(network.test)))
+        each = [specificity(network, i, *every)[0] for i in range(len(network))]
         return float(np.std(each, ddof=1)) if len(each) > 1 else None
 
+    each = []
+    for i, job in enumerate(distilled.jobs):
+        teacher = validation_auc(teachers_of(distilled, i, facts))
+        near = job['valid_auc'] >= teacher - NEAR
+        names = ('key', 'criterion', 'valid_auc')
+        each.append({name: job[name] for name in names} | dict(teacher_auc=teacher, near=near))
+    alike = taught_alike(distilled)
     return dict(
-        teacher_auc=float(teacher),
-        distilled_auc=[
-            float(auc(distilled.raw(i, 'val/plain'), y, w)[0]) for i in range(len(distilled))
-        ],
-        sd_distilled=spread(distilled),
-        sd_plain=spread(plain),
-        distillations=len(distilled),
+        each=each, sd_distilled=spread(alike), distillations=len(alike), sd_plain=spread(plain)
     )
 
 
@@ -504,8 +524,7 @@ def hypotheses(facts, seeds, grid, tried, distilled, replicates):
     }
     plain = next((n for a, n in chest.items() if 'efficientnet' not in a), None)
     if distilled and plain:
-        teachers = [n for a, n in chest.items() if a != 'resnet50']
-        found['H7'] = distilled_against(next(iter(distilled.values())), teachers, plain)
+        found['H7'] = distilled_against(next(iter(distilled.values())), plain, facts)
     nih = films_of(facts, 'nih_chestxray14')
     found['H8'] = {f'{d} {a}': elsewhere(n, nih, replicates) for (d, a, _), n in seeds.items()}
     return found

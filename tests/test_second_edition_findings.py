@@ -122,7 +122,10 @@ def returned(folder, lost=2.0):
         jobs += [Job('candidates', data, name, 0) for name in ('stretch', 'wide', 'wide_crop')] + [
             Job('grid', data, c, s) for c in cells for s in range(2)
         ]
-        jobs += [Job('distil', data, 'wide', s) for s in range(2)] if data == 'chest_xray' else []
+        if data == 'chest_xray':
+            taught = dict(teachers=tuple(dict(job=vars(job)) for job in jobs[:6]))
+            jobs += [Job('distil', data, 'wide', s, **taught) for s in range(2)]
+            jobs.append(Job('distil', data, 'wide', 2, teachers=(dict(job=vars(jobs[0])),)))
         for job in jobs:
             place = logits['search' if job.part in ('candidates', 'grid') else 'seeds']
 
@@ -169,6 +172,10 @@ def test_findings_recover_what_was_put_in(tmp_path):
     )  # Drawn alike on the test
     assert told['H3']['lower'] > 0.3  # `equalise` loses when normals are wider
     assert set(told) == {f'H{i}' for i in range(1, 9)}
+    assert [one['key'][-5:] for one in told['H7']['each']] == ['seed0', 'seed1', 'seed2']
+    teachers = [one['teacher_auc'] for one in told['H7']['each']]
+    assert teachers[0] == teachers[1] > teachers[2]  # Six, six and one
+    assert told['H7']['distillations'] == 2  # Those with the same teachers
     tables = found['tables']
     one, together = tables['chest_xray: resnet18'], tables['chest_xray: all networks, ensemble']
     assert together['common']['auc']['members'] == 6
