@@ -56,6 +56,10 @@ WEIGHTS_NOTE = (
     "Weights were stored in half precision after the training, but for small tensors. The predictions here were "
     "computed with the stored weights on a CPU in float32."
 )
+CHOICE = (
+    "This network was named as the one to ship when its figures on this test were known. The plan's own rule ships a "
+    "network whose weights are lost (`ANALYSIS_PLAN.md`, section 9)."
+)
 ELSEWHERE = "nih_chestxray14"  # The other hospital
 FILES = (
     *PUBLISHED_FILES,
@@ -147,6 +151,7 @@ def training_facts(network: Network, predictions: pd.DataFrame) -> dict:
         criterion_c=entry["criterion"],
         valid_auc=entry["valid_auc"],
         teachers=teachers,
+        choice=CHOICE,
         weights=WEIGHTS_NOTE,
         from_gpu=differences(network, predictions),
     )

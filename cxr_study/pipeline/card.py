@@ -238,7 +238,8 @@ def _performance_note(run: Run, report: dict, split: str) -> str:
     method = report['figures'][f'{split}.auc']['method']
     sentences = [
         f"Values in brackets are 95 % intervals ({method}).",
-        f"In this table, sensitivity and other decision metrics are at a threshold of 0.5; n is that of the {split}.",
+        "This table judges the network's own probabilities, before any calibrator, and decisions at a threshold of "
+        f"0.5; n is that of the {split}.",
     ]
     size = report.get('splits', {}).get(split)
     if size and size['patients_known']:
@@ -263,7 +264,8 @@ def _performance(run: Run) -> str:
     splits, results = results_rows(figures)
     rows = [[*cells, n] for cells, n in zip(results, images)]
     table = _markdown_table(('', *splits, 'n'), rows)
-    parts = [_in_use(run), table, _performance_note(run, report, split)]
+    choice = run.manifest.get('training', {}).get('choice')  # How the network was chosen
+    parts = [_in_use(run), choice, table, _performance_note(run, report, split)]
     return _paragraphs(*filter(None, parts))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #0577cc54
@@ -313,6 +315,8 @@ def _operating_points(run: Run) -> str:
         return _not_here('calibration.json')
     rule = rule_text(calibration.get('promised_and_got', []))
     in_use = f"The operating point in use is `{calibration['operating_point']}`. {rule}"
+    if calibration['calibrator']['kind'] != 'none':
+        in_use += " Thresholds are those of the calibrated probability."
     return _paragraphs(in_use, _points_table(calibration))
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #8bc06ca8
