@@ -36,7 +36,15 @@ from cxr_study.data.formats import (
     WrongShape,
     jpeg_segments,
 )
-from cxr_study.data.images import Preprocess, decode, dimensions, read_image, resize
+from cxr_study.data.images import (
+    _INTERLACED,
+    Preprocess,
+    _chunks,
+    decode,
+    dimensions,
+    read_image,
+    resize,
+)
 from cxr_study.data.sets import load_dataset
 
 H, W = 48, 56
@@ -532,6 +540,51 @@ def test_a_progressive_jpeg_that_lacks_scans_is_rejected(kind):
         with pytest.raises(CorruptImage):
             decode(in_file(content[:at] + b'\xff\xd9'))
     decode(in_file(content))
+
+
+def rows_of_png(content, change):
+    "A PNG whose unpacked rows are changed; its checksums are right"
+    parts = {}
+    for name, start, stop in _chunks(content):
+        parts[name] = parts.get(name, b'') + content[start + 8 : stop - 4]
+    parts[b'IDAT'] = zlib.compress(change(zlib.decompress(parts[b'IDAT'])))
+    chunks = [
+        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        for name, data in parts.items()
+    ]
+    return content[:8] + b''.join(chunks)
+
+
+@pytest.mark.parametrize('mode', ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'))
+@pytest.mark.parametrize('size', ((56, 48), (33, 17)))
+def test_a_png_with_fewer_rows_than_it_announces_is_rejected(mode, size):
+    image = Image.fromarray(stored(8, False)).resize(size)
+    if mode == 'I;16':
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 16)
+    else:
+        image = image.convert(mode)
+    content = saved(image, 'PNG')
+    same = rows_of_png(content, lambda rows: rows)
+    assert (decode(same) == decode(content)).all()
+    for change in (lambda rows: rows[: len(rows) // 2], lambda rows: rows[:-1], lambda rows: b''):
+        with pytest.raises(CorruptImage, match='truncated or damaged'):
+            decode(rows_of_png(content, change))
+
+
+@pytest.mark.parametrize('size', ((56, 48), (33, 17), (17, 18)))
+def test_rows_of_an_interlaced_png_are_counted(size):
+    width, height = size
+    pixels = np.asarray(Image.fromarray(stored(8, False)).resize(size))
+    passes = [pixels[y::dy, x::dx] for x, y, dx, dy in _INTERLACED]
+    rows = b''.join(b'\0' + row.tobytes() for part in passes for row in part if len(row))
+    plain = saved(Image.fromarray(pixels), 'PNG')
+    header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 1)
+    chunk = b'IHDR' + header
+    start = plain[:8] + struct.pack('>I', 13) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    interlaced = rows_of_png(start + plain[33:], lambda _: rows)
+    assert (decode(interlaced) == pixels).all()
+    with pytest.raises(CorruptImage):
+        decode(rows_of_png(interlaced, lambda rows: rows[:-1]))
 
 
 def test_exif_orientation_turns_to_the_right():

@@ -10,6 +10,7 @@ __all__ = ['DecodedImage', 'read_image', 'decode', 'dimensions', 'Preprocess', '
 # %% ../../nbs/lib/data/03_images.ipynb #b1d0a472
 import dataclasses
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,45 @@ def _load(opened: Image.Image) -> Image.Image:
         raise CorruptImage(_DAMAGED_PNG) from None
 
 
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By colour type
+_WHOLE = ((0, 0, 1, 1),)
+_INTERLACED = (  # First column and row of each pass, and its steps
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+_PART = 2**20  # Bytes that are unpacked at a time
+
+
+def _unpacked_size(content):
+    "Bytes of all rows of a PNG, each with the byte of its filter"
+    width, height, depth, colour, _, _, interlaced = struct.unpack('>IIBBBBB', content[16:29])
+    size = 0
+    for left, top, column_step, row_step in _INTERLACED if interlaced else _WHOLE:
+        columns = -(-(width - left) // column_step)
+        rows = -(-(height - top) // row_step)
+        if columns > 0 and rows > 0:
+            size += rows * (1 + -(-columns * depth * _CHANNELS[colour] // 8))
+    return size
+
+
+def _check_rows(content):
+    "Raise `CorruptImage` if a PNG holds fewer rows than it announces; Pillow makes them black"
+    missing = _unpacked_size(content)
+    unpack = zlib.decompressobj()
+    for name, start, stop in _chunks(content):
+        packed = content[start + 8 : stop - 4] if name == b'IDAT' else b''
+        while packed and missing > 0:
+            missing -= len(unpack.decompress(packed, _PART))
+            packed = unpack.unconsumed_tail
+    if missing > 0:
+        raise CorruptImage(_DAMAGED_PNG)
+
+
 def _deep_to_grey(image):
     "Grey levels of an image with 16 bits"
     values = np.asarray(image).astype(np.uint16)
@@ -268,11 +308,15 @@ def _in_colour(opened, content):  # After its grey levels were decoded; the byte
 
 def _decode_grey(opened, content, at_least):
     "Upright grey levels of a JPEG or PNG"
+    if opened.format == 'PNG':
+        _load(opened)  # First: Pillow looks for EXIF behind the pixels, too
     orientation = _orientation(opened)
     if opened.format == 'JPEG':
         grey = decode_jpeg(content, at_least=at_least)
     else:
         grey = _decode_png(opened)
+        if grey[-1, -1] == 0 or opened.mode == 'P' or opened.info.get('interlace'):
+            _check_rows(content)
     return _upright(grey, orientation)
 
 # %% ../../nbs/lib/data/03_images.ipynb #490e8275
