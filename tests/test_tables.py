@@ -374,3 +374,15 @@ def test_a_column_that_is_called_patient_is_used(tmp_path, name):
     assert f'{name} is taken for the patients' in read.attrs['notes'][0]
     both = read_any(write(tmp_path / 't.csv', theirs.assign(patient_id=table.image_id)))
     assert both.patient_id.nunique() == len(table) and not both.attrs['notes']
+
+
+def test_a_probability_that_differs_from_the_logit_is_mentioned(tmp_path):
+    table = foreign().assign(logit=lambda t: np.log(t.probability / (1 - t.probability)))
+    assert read_any(write(tmp_path / 't.csv', table)).attrs['notes'] == []
+    table['probability'] = table.probability**2
+    read = read_any(write(tmp_path / 't.csv', table))
+    assert 'the logit is used' in read.attrs['notes'][0]
+    assert np.allclose(read.logit, table.logit)
+    named = read_any(tmp_path / 't.csv', probability='probability')
+    assert np.allclose(1 / (1 + np.exp(-named.logit)), table.probability)
+    assert named.attrs['notes'] == []

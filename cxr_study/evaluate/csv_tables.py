@@ -153,6 +153,9 @@ _NO_PROBABILITIES = (
 )
 
 
+_SAME_PROBABILITY = 0.01  # Largest difference, for rounding
+
+
 def _table_notes(table, source):
     "What a reader of the metrics has to know of patients and probabilities"
     notes = []
@@ -171,6 +174,13 @@ def _table_notes(table, source):
             f"{source}: all logits lie between 0 and 1. If they are probabilities, name the column "
             "with --probability-column."
         )
+    if {'logit', 'probability'} <= set(table):
+        differ = (sigmoid(table.logit) - table.probability).abs() > _SAME_PROBABILITY
+        if differ.any():
+            notes.append(
+                f"{source}: the logit is used, and the column of probabilities differs from it in "
+                f"{differ.sum():,} rows, as after a calibration. Name it with --probability-column to use it."
+            )
     return notes
 
 
