@@ -606,9 +606,10 @@ def _stop_when(reader, tags):  # A `_BoundedReader`; of the elements that are re
     seen = set()
 
     def stop(tag, vr, length):
-        if tag == 0 and not reader.getvalue()[reader.tell() :].strip(b'\0'):
+        follows = tag < _PIXEL_DATA in seen
+        if follows and tag == 0 and not reader.getvalue()[reader.tell() :].strip(b'\0'):
             return True
-        if tag in seen or tag < _PIXEL_DATA in seen:
+        if tag in seen or follows:
             raise UnsupportedDicom(
                 "This DICOM object is rejected: an element is there twice or follows the pixels, "
                 "as in files that were joined. Send each image by itself."
