@@ -320,20 +320,35 @@ def test_a_voi_lut_of_eight_bits_with_many_entries_does_not_wrap():
     assert np.abs(got - table[a]).max() <= 1
 
 
-def test_presentation_inverse_inverts_once():
+def test_blanks_and_small_letters_of_a_modality_do_not_matter():
     a = stored(12, False)
-    plain = decode(to_dicom(a, BitsStored=12))
-    inverse = decode(to_dicom(a, BitsStored=12, PresentationLUTShape='INVERSE'))
-    both = decode(
-        to_dicom(
-            a,
-            BitsStored=12,
-            PresentationLUTShape='INVERSE',
-            PhotometricInterpretation='MONOCHROME1',
-        )
-    )
-    assert (inverse == both).all()
-    assert np.abs(255 - plain.astype(int) - inverse).max() <= 1
+    want = decode(to_dicom(a, BitsStored=12))
+    assert (decode(to_dicom(a, BitsStored=12, Modality=' dx')) == want).all()
+
+
+@pytest.mark.parametrize('kind', ['MONOCHROME1', 'MONOCHROME2'])
+@pytest.mark.parametrize('shape', ['IDENTITY', ' inverse ', ''])
+def test_a_presentation_shape_inverts_once_and_must_agree_with_the_interpretation(kind, shape):
+    a = stored(12, False)
+    header = dict(BitsStored=12, PhotometricInterpretation=kind)
+    film = to_dicom(a, **header, PresentationLUTShape=shape)
+    fits = 'MONOCHROME2' if shape == 'IDENTITY' else 'MONOCHROME1'
+    if shape and kind != fits:
+        with pytest.raises(UnsupportedDicom, match='contradict each other'):
+            decode(film)
+    else:
+        assert (decode(film) == decode(to_dicom(a, **header))).all()
+
+
+def test_an_enhanced_object_is_rejected():
+    window = pydicom.Dataset()
+    window.WindowCenter, window.WindowWidth = '500', '200'
+    shared = pydicom.Dataset()
+    shared.FrameVOILUTSequence = [window]
+    film = to_dicom(stored(12, False), BitsStored=12, SharedFunctionalGroupsSequence=[shared])
+    for read in (decode, dimensions):
+        with pytest.raises(UnsupportedDicom, match='enhanced'):
+            read(film)
 
 
 REJECTED = {
@@ -347,6 +362,7 @@ REJECTED = {
     'lies on its side': dict(PatientOrientation=['H', 'L']),
     'several frames': dict(NumberOfFrames=2),
     'no pixel data': dict(PixelData=None),
+    'modality is OT': dict(Modality=' ot '),
     'not a greyscale image': dict(PhotometricInterpretation='PALETTE COLOR'),
     'display window is not valid': dict(WindowCenter=1, WindowWidth=0),
 }
@@ -1198,6 +1214,21 @@ def test_pixels_that_end_early_or_have_a_hole_are_rejected(kind):
         for content in damaged(kind, rng):
             with pytest.raises(ImageError):
                 decode(wrap(content))
+
+
+@pytest.mark.parametrize('kind', ['lossless', 'ls', 'extended'])
+def test_a_whole_jpeg_of_an_unusual_encoding_is_not_called_damaged(kind):
+    stream, _ = compressed(kind)
+    with pytest.raises(UnsupportedFormat, match='lossless, JPEG-LS or has more than 8 bits'):
+        decode(stream)
+
+
+@pytest.mark.parametrize('filler', [b'\0', b'\xff', b'\xff\xff\xff', bytes(1000)])
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'rle'])
+def test_bytes_that_fill_up_a_frame_after_its_end_do_not_matter(kind, filler):
+    stream, wrap = compressed(kind)
+    stream = stream.rstrip(b'\0')
+    assert (decode(wrap(stream + filler)) == decode(wrap(stream))).all()
 
 
 def test_restart_intervals_of_a_lossless_jpeg_are_checked_one_by_one():

@@ -128,6 +128,7 @@ _VIEW_ELEMENTS = [
     'ViewPosition',
     'ViewCodeSequence',
     'PatientOrientation',
+    'SharedFunctionalGroupsSequence',
     *_SPACINGS,
 ]
 
@@ -185,6 +186,8 @@ def _content_problem(ds):
         return f"its body part is {other}. Send a radiograph of the chest"
     if str(ds.get('PresentationIntentType') or '').strip().upper() == 'FOR PROCESSING':
         return "it holds raw data of the detector (FOR PROCESSING). Send the image for presentation"
+    if 'SharedFunctionalGroupsSequence' in ds:
+        return "it is an enhanced object, whose display steps are not read. Send the plain image"
     if _is_stretched(ds):
         return "its pixels are not square. Export it with square ones"
     rows, columns = _directions(ds)[:2]
@@ -249,7 +252,7 @@ def _depth_problem(ds):
 # %% ../../nbs/lib/data/02_dicom.ipynb #0684764d
 def _dicom_problem(ds: pydicom.Dataset) -> str | None:
     "Why a DICOM header does not describe a single frontal greyscale radiograph; None if it does"
-    modality = str(ds.get('Modality') or '')
+    modality = str(ds.get('Modality') or '').strip().upper()
     if modality not in _MODALITIES:
         return _modality_problem(modality)
     if problem := _number_problem(ds):
@@ -753,7 +756,7 @@ def _jpeg_numbers(ds, frame):
         _check_frame(ds.BitsStored <= 8)  # Else window and padding are those of other numbers
         numbers = decode_jpeg(frame)
         return numbers.view(np.int8) if ds.PixelRepresentation else numbers
-    if not frame.rstrip(b'\0').endswith(b'\xff\xd9'):
+    if not frame.rstrip(b'\0\xff').endswith(b'\xff\xd9'):
         raise CorruptImage("The compressed pixels have no end. Export the image again.")
     if marker == 0xF7:
         return _jpeg_ls_numbers(ds, frame, bits)
@@ -988,10 +991,16 @@ def _padding(numbers, ds):  # The stored number of every word, int64; data set
 # %% ../../nbs/lib/data/02_dicom.ipynb #128c5f89
 def _is_inverted(ds):
     "Whether the smallest value is white"
-    shape = str(ds.get('PresentationLUTShape') or 'IDENTITY').strip().upper()
-    if shape not in ('IDENTITY', 'INVERSE') or ds.get('PresentationLUTSequence'):
+    is_inverted = ds.PhotometricInterpretation == 'MONOCHROME1'
+    shape = str(ds.get('PresentationLUTShape') or '').strip().upper()
+    if shape not in ('', 'IDENTITY', 'INVERSE') or ds.get('PresentationLUTSequence'):
         raise _reject("Its presentation lookup table, unknown to this program, is")
-    return ds.PhotometricInterpretation == 'MONOCHROME1' or shape == 'INVERSE'
+    if shape and is_inverted != (shape == 'INVERSE'):
+        raise UnsupportedDicom(
+            "PhotometricInterpretation and PresentationLUTShape contradict each other, so it is not known "
+            "whether small values are black or white. Export the image again with one of them corrected."
+        )
+    return is_inverted
 
 
 def _grey_of_every_word(words, numbers, ds):

@@ -28,9 +28,11 @@ from cxr_study.data.formats import (
     TooLarge,
     UnsupportedFormat,
     decode_jpeg,
+    jpeg_segments,
     look_up,
     read_bytes,
     sniff,
+    starts_frame,
     to_grey,
     values_present,
 )
@@ -136,6 +138,16 @@ def _kind_problem(opened, content):  # Opened by Pillow; the bytes of the file
     return None
 
 # %% ../../nbs/lib/data/03_images.ipynb #ffeb23f1
+def _is_unusual_jpeg(content):
+    "Whether a JPEG is encoded in a way that only DICOM viewers read"
+    frames = (
+        (marker, content[start])
+        for marker, start, end in jpeg_segments(content)
+        if starts_frame(marker) and start < len(content)
+    )
+    return next(((marker > 0xC2 or bits != 8) for marker, bits in frames), False)
+
+
 def _open_header(content: bytes, format: str, limits: Limits) -> Image.Image:
     "A JPEG or PNG opened by Pillow: its header is read and checked, its pixels are not decoded yet"
     if format == 'PNG':
@@ -148,6 +160,10 @@ def _open_header(content: bytes, format: str, limits: Limits) -> Image.Image:
         if 'too large' in str(error) or 'MAX_TEXT' in str(error):
             raise TooLarge(
                 f"The text of the {format} is too large unpacked. Save the image without metadata."
+            ) from None
+        if format == 'JPEG' and _is_unusual_jpeg(content):
+            raise UnsupportedFormat(
+                "This JPEG is lossless, JPEG-LS or has more than 8 bits. Save it as 16-bit grey PNG."
             ) from None
         raise CorruptImage(f"The {format} header is damaged. Export the image again.") from None
     limits.check_size(*opened.size)
