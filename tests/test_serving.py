@@ -27,6 +27,7 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+import pydicom
 import pytest
 import uvloop
 from conftest import COMMAND, ROOT
@@ -545,6 +546,24 @@ def test_an_offer_of_another_protocol_costs_neither_body_nor_connection(service)
         assert raw_answers(service, get + last) == [200, 200]
 
 
+def test_an_offer_of_another_protocol_may_arrive_in_parts(service):
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    header, content = upload("Connection: Upgrade", "Upgrade: h2c")
+    near = header.index(b"Upgrade: h2c")
+    ends = range(len(header) - 4, len(header) + 1)
+    for at in (header.index(b"\n"), near - 1, near, near + 3, near + 8, near + 10, *ends):
+        assert raw_answers(service, header[:at], header[at:] + content, last) == [200, 200]
+    small = [header[i : i + 7] for i in range(0, len(header), 7)]
+    assert raw_answers(service, *small, content, last) == [200, 200]
+
+
+def test_a_request_has_one_host(service):
+    for hosts in (("localhost", "rebound.example"), ("rebound.example", "localhost")):
+        lines = [f"Host: {host}" for host in hosts]
+        request = "\r\n".join(["GET /livez HTTP/1.1", *lines, "Connection: close", "", ""])
+        assert raw_answers(service, request.encode()) == [400]
+
+
 def test_a_body_that_looks_like_a_header_arrives_unchanged(service):
     content = encode(RAMP) + b"\r\nUpgrade: h2c\r\n\r\nUpgrade: h2c\r\n\r\n"
     sent = json.loads(post(service.url + "/predict", content)[1])["image"]
@@ -719,6 +738,24 @@ def test_large_uploads_stay_within_their_memory(brightness):
         assert peak - before < 150
 
 
+def test_a_client_that_does_not_read_its_answers_is_cut_off(brightness):
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with (
+        running(brightness, receive_seconds=1.0, drain_seconds=0.1) as s,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(10)
+        client.connect(("127.0.0.1", int(s.url.rsplit(":", 1)[1])))
+        client.sendall(request * 900)
+        time.sleep(3)
+        with pytest.raises(ConnectionError):
+            while True:
+                client.sendall(request)
+                time.sleep(0.01)
+        assert asked(s, "GET", "/livez")[0] == 200
+
+
 def test_a_structured_report_of_an_odd_header_is_never_a_failure(service):
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -726,6 +763,17 @@ def test_a_structured_report_of_an_odd_header_is_never_a_failure(service):
         kind = "application/dicom"
         status, body = post(service.url + "/predict", content, kind, Accept=kind)
         assert status in (200, 422), (status, body)
+
+
+@pytest.mark.parametrize("name", ["Doe^Jane^^^^^L", "Doe^Jane^^^^^^", "Doe^Jane"])
+def test_a_report_takes_names_of_hl7_and_the_issuer_of_the_patients_number(service, name):
+    elements = dict(PatientName=name, ReferringPhysicianName=name, IssuerOfPatientID="Ward 7")
+    film = in_study(PatientID="4711", **elements)
+    kind = "application/dicom"
+    status, body = post(service.url + "/predict", film, kind, Accept=kind)
+    report = pydicom.dcmread(io.BytesIO(body))
+    assert status == 200 and report.IssuerOfPatientID == "Ward 7" and report.PatientID == "4711"
+    assert report.PatientName == report.ReferringPhysicianName == "Doe^Jane"
 
 
 def test_serve_says_in_a_sentence_why_it_cannot_start(cli, brightness):

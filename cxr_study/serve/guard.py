@@ -102,7 +102,7 @@ class Settings:
     max_bytes: int = 45_000_000  # Of one request; the largest detectors give 40 million bytes
     buffered: int = 400_000_000  # Memory for all requests that are arriving, bytes
     slow_bytes: int = 50_000  # A second; slower uploads give way when the service is full
-    receive_seconds: float = 20.0  # For a request to arrive
+    receive_seconds: float = 20.0  # For a request to arrive, and for a client to read on
     answer_seconds: float = 30.0  # For an answer, waiting included
     queue: int = 62  # Images that may wait
     workers: int = 0  # Networks at the same time; 0: one a core
@@ -353,6 +353,8 @@ def check_headers(self: _Call) -> None:
 @patch
 def check_sender(self: _Call) -> None:
     "Raise a `Problem` if the request is for another name, from another site, or without the token"
+    if [name for name, _ in self.scope['headers']].count(b'host') > 1:
+        raise Problem(400, "The request has several Host headers.")
     host = self.headers.get(b'host', b'').decode('latin-1')
     needs_host = b'host' in self.headers or self.scope['http_version'] != '1.0'
     if needs_host and not _is_own_host(host, self.settings):

@@ -1206,7 +1206,7 @@ def create_app(
 # %% ../../nbs/lib/serve/05_service.ipynb #6f62430c
 _FIRST_GRACE_SECONDS = 0.05  # For a first request, when there is no room for others
 _GRACE_SECONDS = 1.0  # For a further one
-_UPGRADE = re.compile(rb'\r\nupgrade:[^\r\n]*(?=\r\n)', re.IGNORECASE)
+_UPGRADE = re.compile(rb'\r\nupgrade:[^\r\n]*(?=\r\n|\Z)', re.IGNORECASE)
 
 
 class _Connection(HttpToolsProtocol):
@@ -1219,12 +1219,14 @@ class _Connection(HttpToolsProtocol):
         self.header_size = 0  # Bytes of the lines of the header that has begun
         self.unparsed = 0  # Bytes that came without completing a header
         self.in_header = True  # The next bytes belong to a header
+        self.kept = b''  # The line of it that has begun
         self.waits_since = self.loop.time()  # For a request; None: one is in progress
         self.body_since = 0.0  # When the last header was complete
         self.body_size = 0  # Bytes of the body after it
         self.timer = None  # Closes the connection if the client takes too long
         self.refused = None  # The 429 that answered the request whose body is arriving
         self.closes = False  # After that request
+        self.unread = None  # Timer: closes the connection if the client does not read its answer
         super().connection_made(transport)
         self.start_timer()
 
@@ -1254,7 +1256,17 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
+        if self.unread:
+            self.unread.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:  # What is to be sent is full
+        super().pause_writing()
+        self.unread = self.loop.call_later(self.settings.receive_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.unread.cancel()
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()  # Also if the client has not read the answer
@@ -1263,15 +1275,26 @@ class _Connection(HttpToolsProtocol):
         if self.in_header and self.timer is None:
             self.start_timer()
         before = (self.in_header, self.requests)
+        size = len(data)
         if self.in_header:
-            header, end, body = data.partition(b'\r\n\r\n')
-            data = _UPGRADE.sub(b'', header + end) + body
+            data = self.without_offers(data)
         super().data_received(data)
         if before != (True, self.requests) or not self.in_header:
             return
-        self.unparsed += len(data)
+        self.unparsed += size
         if self.unparsed > self.settings.header_bytes and not self.transport.is_closing():
             self.send_400_response('')
+
+    def without_offers(self, data: bytes) -> bytes:
+        "Bytes of a header without offers of another protocol; the line that has begun is kept until it is complete"
+        header, end, rest = (self.kept + data).partition(b'\r\n\r\n')
+        complete = len(header)
+        if not end:
+            complete = header.rfind(b'\r\n')
+            if complete < 0:  # In the first line
+                complete = len(header.removesuffix(b'\r'))
+        self.kept = header[complete:]
+        return _UPGRADE.sub(b'', header[:complete]) + end + rest
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.header_size += len(name) + len(value) + 4

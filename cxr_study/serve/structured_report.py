@@ -75,7 +75,7 @@ _TAKEN_OVER = (
     'StudyTime',
     'ReferringPhysicianName',
 )
-_IF_VALID = ('PatientAge', 'StudyDescription')  # Absent otherwise
+_IF_VALID = ('IssuerOfPatientID', 'PatientAge', 'StudyDescription')  # Absent otherwise
 
 # %% ../../nbs/lib/serve/03_structured_report.ipynb #b5948dc1
 def _repaired(keyword: str, text: str) -> str:
@@ -84,6 +84,8 @@ def _repaired(keyword: str, text: str) -> str:
         return text.zfill(4)
     if keyword == 'PatientSex' and text.upper() in ('M', 'F', 'O', 'MALE', 'FEMALE', 'OTHER'):
         return text[0].upper()
+    if dictionary_VR(keyword) == 'PN':  # HL7 has more than five parts, such as the type of a name
+        return '='.join('^'.join(group.split('^')[:5]).rstrip('^') for group in text.split('='))
     if keyword.endswith('Date') and re.fullmatch(r'\d{4}([-./])\d\d\1\d\d', text):
         return re.sub(r'\D', '', text)
     if keyword.endswith('Time') and re.fullmatch(r'\d\d(:\d\d){1,2}', text):
