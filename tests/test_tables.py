@@ -333,6 +333,17 @@ def test_blank_patients_and_decisions_in_place_of_probabilities_are_mentioned(tm
     assert csv_tables.read_csv(path).attrs['notes'] == []
 
 
+@pytest.mark.parametrize('separator', [',', ';'])
+def test_patients_that_a_spreadsheet_rounded_are_mentioned(tmp_path, separator):
+    path = tmp_path / 'table.csv'
+    point = ',' if separator == ';' else '.'
+    for patient, notes in ((f'1{point}23457E+11', 1), ('123456789012', 0), ('E+11', 0)):
+        rows = [['image_id', 'label', 'probability', 'patient_id'], ['a', '0', '1', patient]]
+        path.write_text('\n'.join(separator.join(row) for row in [*rows, ['b', '1', '0', 'q']]))
+        _, *found = sorted(csv_tables.read_csv(path).attrs['notes'], key=lambda n: 'rounded' in n)
+        assert len(found) == notes and all('(1 images)' in note for note in found)
+
+
 # --- Tables of others with all columns of ours ---
 
 

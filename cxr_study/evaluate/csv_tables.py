@@ -164,6 +164,14 @@ def _table_notes(table, source):
         notes.append(
             f"{source}: images without a patient: {alone:,}. Each counts as a patient of its own."
         )
+    if 'patient_id' in table:
+        patients = table.patient_id.astype(str)
+        rounded = patients[patients.str.fullmatch(r'\d([.,]\d+)?E\+\d+')]
+        if len(rounded):
+            notes.append(
+                f"{source}: patients such as {rounded.iloc[0]} ({len(rounded):,} images) were rounded by a "
+                "spreadsheet, so several may count as one. Export the column as text."
+            )
     if 'probability' in table and table.probability.isin([0, 1]).all():
         notes.append(
             f"{source}: all probabilities are 0 or 1, as decisions are. ROC-AUC, Brier score, log loss "
