@@ -2,7 +2,9 @@
 
 one_network.json is written, name -> entry, in the form that texts quote:
   WHO.val.METRIC, WHO.SET.METRIC        WHO: shipped (EfficientNetV2-B0 seed 0), distilled (ResNet-18), teacher (mean of
-                                        the six teachers' calibrated logits), plain (ResNet-18, mean over its seeds)
+                                        the six teachers' calibrated logits), plain (ResNet-18, mean over its seeds),
+                                        efficientnet (the same of EfficientNetV2-B0)
+  shipped_less_distilled.test.METRIC    paired in children
   curve.PERCENT.METRIC                  learning curve at 64 px over PERCENT of the training children, validation alone
   small.WHO.val.METRIC, small.WHO.SET.METRIC, small.teacher_auc, small.auc_below_teacher
                                         five distilled ResNet-18s and five plain ones at 64 px
@@ -22,6 +24,7 @@ from second_edition import Job, finite
 from second_edition_films import WIDE
 from second_edition_findings import (
     Network,
+    against,
     ensemble_of,
     entry,
     networks_of,
@@ -78,7 +81,8 @@ def figures_of(network, replicates):
     thresholds = [network.threshold(i) for i in count]
     found = prefixed('val', on_validation(z, thresholds, network.val(0), replicates))
     criteria = np.array([job['criterion'] for job in network.jobs])
-    found['val.criterion'] = entry(criteria.mean(), criteria[:0], criteria)
+    of_seeds = dict(lowest=float(criteria.min()), highest=float(criteria.max()))
+    found['val.criterion'] = entry(criteria.mean(), criteria[:0], criteria) | of_seeds
     for name, part in SETS.items():
         found |= prefixed(name, table_of(network, part, replicates))
     return found
@@ -107,15 +111,19 @@ def network_figures(replicates):
     }
     distilled = of_jobs([by_seed.pop(0)])  # The GPU's
     teachers = teachers_of(distilled, 0, facts)
-    plain = networks_of(
+    seeds = networks_of(
         facts, logits, dict.fromkeys(['chest_xray', 'pneumoniamnist'], films), 'seeds'
     )
-    plain = plain['chest_xray', 'resnet18', 'wide']
     (shipped,) = [entry for entry in facts['jobs'] if entry['key'] == SHIPPED]
-    found = prefixed('shipped', figures_of(of_jobs([shipped]), replicates))
+    shipped = of_jobs([shipped])
+    found = prefixed('shipped', figures_of(shipped, replicates))
     found |= prefixed('distilled', figures_of(distilled, replicates))
-    found |= prefixed('plain', figures_of(plain, replicates))
+    for who, arch in dict(plain='resnet18', efficientnet='tf_efficientnetv2_b0').items():
+        found |= prefixed(who, figures_of(seeds['chest_xray', arch, 'wide'], replicates))
     found |= prefixed('teacher', figures_of_teacher(teachers, replicates))
+    for metric in ('auc', 'specificity', 'brier'):
+        difference = against(shipped, distilled, metric, replicates)
+        found[f'shipped_less_distilled.test.{metric}'] = difference
     if by_seed:
         five = of_jobs([by_seed[seed] for seed in sorted(by_seed)])
         found |= prefixed('large', distillations(teachers_of(five, 0, facts), five, replicates))

@@ -431,8 +431,14 @@ def distilled_against(distilled, plain, facts):
         names = ('key', 'criterion', 'valid_auc')
         each.append({name: job[name] for name in names} | dict(teacher_auc=teacher, near=near))
     alike = taught_alike(distilled)
+    keys = {job['key'] for job in alike.jobs}
+    below = [one['teacher_auc'] - one['valid_auc'] for one in each if one['key'] in keys]
     return dict(
-        each=each, sd_distilled=spread(alike), distillations=len(alike), sd_plain=spread(plain)
+        each=each,
+        distillations=len(alike),
+        auc_below_teachers=float(np.mean(below)),
+        sd_distilled=spread(alike),
+        sd_plain=spread(plain),
     )
 
 
