@@ -594,3 +594,51 @@ def test_a_shift_is_found_where_it_is():
     worse = {row['metric'] for row in rows if row['worse']}
     assert 'specificity' in worse and 'sensitivity' not in worse
     assert all(row['worse'] == pr.is_worse(row) for row in rows)
+
+
+def both_splits(**columns):
+    "Validation and test of one simulation, with these columns in place of its own"
+    val = mt.simulate(patients=80, images=1, split='val', seed=1)
+    test = mt.simulate(patients=80, images=1, seed=2)
+    test = test.assign(patient_id='t' + test.patient_id)
+    table = pd.concat([val, test], ignore_index=True)
+    return table.assign(**{name: convert(table[name]) for name, convert in columns.items()})
+
+
+def transfer_of(table):
+    "Everything that is fitted on validation and compared with the test"
+    val = table[table.split == 'val']
+    calibration, comparison = pr.fit_calibration(val, notes=[], replicates=20)
+    rows = pr.validation_to_test(calibration, table, replicates=20)
+    return calibration.to_dict(), comparison, rows, ab.coverage(calibration.conformal, table)
+
+
+@pytest.mark.parametrize('kind', [bool, float, object, 'uint8'])
+def test_labels_of_any_kind_are_calibrated_alike(kind):
+    assert transfer_of(both_splits(label=lambda label: label.astype(kind))) == transfer_of(
+        both_splits()
+    )
+
+
+@pytest.mark.parametrize('column', ['label', 'logit'])
+def test_a_calibration_that_would_be_wrong_is_rejected(column):
+    convert = dict(label=lambda label: label.astype(str), logit=lambda x: x.where(x.index != 3))
+    table = both_splits(**{column: convert[column]})
+    calibration, _ = pr.fit_calibration(both_splits().query("split == 'val'"), replicates=20)
+    calls = [
+        lambda: ca.choose_calibrator(table),
+        lambda: ca.fit_calibrator('platt', table),
+        lambda: ab.fit_sets(table),
+        lambda: ab.coverage(calibration.conformal, table),
+        lambda: de.operating_points(table, replicates=20),
+        lambda: pr.fit_calibration(table, replicates=20),
+        lambda: pr.validation_to_test(calibration, table, replicates=20),
+    ]
+    for call in calls:
+        with pytest.raises(PredictionError, match="cannot be evaluated"):
+            call()
+
+
+def test_images_without_patients_are_patients_of_their_own_in_a_comparison():
+    own_name = both_splits().assign(patient_id=lambda table: table.image_id)
+    assert transfer_of(own_name.assign(patient_id=np.nan)) == transfer_of(own_name)

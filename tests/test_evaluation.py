@@ -458,6 +458,94 @@ def test_a_table_that_would_give_a_wrong_number_is_rejected(tmp_path, name):
     assert not (tmp_path / 'out').exists()
 
 
+def pair_of_tables(**columns):
+    "Two models on the same images, each with these columns in place of its own"
+    one = mt.simulate(patients=40, seed=1)
+    noise = np.random.default_rng(2).normal(size=len(one))
+    other = one.assign(logit=one.logit + noise)
+    return [table.assign(**columns) for table in (one, other)]
+
+
+COMPARISONS = dict(
+    delong=cp.delong_test,
+    mcnemar=cp.mcnemar_test,
+    differences=lambda one, other: cp.differences(one, other, replicates=20),
+    over_seeds=lambda one, other: cp.over_seeds({0: one, 1: other}, replicates=20),
+)
+
+
+@pytest.mark.parametrize('comparison', COMPARISONS)
+def test_a_comparison_of_tables_that_would_give_a_wrong_number_is_rejected(comparison):
+    compare = COMPARISONS[comparison]
+    one, other = pair_of_tables()
+    texts = [table.assign(label=table.label.astype(str)) for table in (one, other)]
+    twice = [pd.concat([table, table[:3]]) for table in (one, other)]
+    unknown = one.assign(logit=one.logit.where(one.index != 3))
+    empty = [table[:0] for table in (one, other)]
+    cases = [texts, twice, (unknown, other), (twice[0], other), empty]
+    for first, second in cases:
+        with pytest.raises(PredictionError):
+            compare(first, second)
+
+
+@pytest.mark.parametrize('missing', [0, 3, None])
+def test_patients_that_are_missing_or_written_in_two_ways_are_the_same_everywhere(missing):
+    "7, 7.0 and '7 ' are one patient; without a patient, an image is its own"
+    patients = mt.simulate(patients=40, seed=1).patient_id.astype(float)
+    patients[:missing] = np.nan
+    plain = cp.check_predictions(pair_of_tables(patient_id=patients)[0]).patient_id
+    ways = patients.astype(object)
+    ways[1::2] = [f"{number:.0f} " if number == number else None for number in patients[1::2]]
+    expected, found = [
+        cp.over_seeds(dict(enumerate(pair_of_tables(patient_id=names))), replicates=50)['test.auc']
+        for names in (plain, ways)
+    ]
+    assert found == expected
+    assert found['over_seeds']['patients'] == plain.nunique()
+
+
+def test_a_single_patient_says_nothing_about_others():
+    one, other = pair_of_tables(patient_id='a')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        entry = cp.delong_test(one, other)
+        means = cp.mean_over_seeds({0: one, 1: other}, replicates=20)
+    assert entry['p'] is None and entry['lower'] is None and 'two patients' in entry['unbounded']
+    assert means['auc']['lower'] is None and 'one patient' in means['auc']['unbounded']
+    lower, upper = iv.wilson(np.arange(100) < 80, np.zeros(100, int))
+    assert upper - lower > 0.6  # One image's
+
+
+@pytest.mark.parametrize('kind', [int, float, bool, list])
+def test_delong_takes_labels_of_any_kind(kind):
+    s = mt.scored(mt.simulate(seed=3))
+    label = s.label.astype(int).tolist() if kind is list else s.label.astype(kind)
+    auc, covariance = iv.delong(label, s.logit, s.patient)
+    assert np.isclose(auc[0], sk.roc_auc_score(s.label, s.logit))
+    assert np.isclose(covariance, iv.delong(s.label, s.logit, s.patient)[1])
+
+
+@pytest.mark.parametrize('label', [[1, 1], [0, 0], [-1, 1], ['0', '1'], [0, np.nan]])
+def test_delong_of_labels_that_are_not_two_classes_is_an_error(label):
+    with pytest.raises(StudyError, match="both classes"):
+        iv.delong(np.array(label), np.array([0.0, 1.0]), np.arange(2))
+
+
+@pytest.mark.parametrize('settings', [dict(replicates=0), dict(replicates=-1)])
+def test_a_bootstrap_without_replicates_is_an_error(settings):
+    one, other = pair_of_tables()
+    with pytest.raises(StudyError, match="at least 1 replicate"):
+        ev.evaluate_at(one, **settings)
+    with pytest.raises(StudyError, match="at least 1 replicate"):
+        cp.mean_over_seeds({0: one, 1: other}, **settings)
+
+
+def test_a_prevalence_outside_0_to_1_is_an_error():
+    for wrong in (2, -0.1, np.nan):
+        with pytest.raises(StudyError, match="between 0 and 1"):
+            ev.evaluate_at(mt.simulate(), prevalences=(0.1, wrong), replicates=10)
+
+
 def test_an_empty_split_is_an_error():
     with pytest.raises(PredictionError, match="no predictions of the split val"):
         ev.evaluate_at(mt.simulate(), split='val', replicates=10)

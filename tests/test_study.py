@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import COMMAND, ROOT, bare
+from PIL import Image
 
 from cxr_study.core.run import ManifestMismatch, Run
 
@@ -137,6 +138,18 @@ def until_stage_is_done(command, stage, environment, seconds=600):
     return printed
 
 
+@pytest.mark.parametrize("command", ["summarise", "reproduce", "card", "calibrate"])
+def test_an_edited_prediction_is_no_result_of_the_run(finished, tmp_path, cli, command):
+    "Whatever reads a run's results refuses a table that is not the one its manifest describes"
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[1].folder, copy)
+    table = pd.read_csv(copy / "predictions.csv", dtype=str)
+    table.loc[0, "logit"] = "9.5"
+    table.to_csv(copy / "predictions.csv", index=False)
+    done = cli(command, copy, check=False, timeout=120)
+    assert done.returncode == 2 and "predictions.csv (changed)" in done.stderr
+
+
 def test_killed_and_resumed_equals_undisturbed(finished, tmp_path):
     "The same seed in another folder, killed in training and resumed, gives the same predictions bit for bit"
     folder, run, _ = finished
@@ -179,6 +192,10 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path):
         (["--dataset", "phantom", "--weights", "lost.safetensors"], "lost.safetensors"),
         (["--dataset", "phantom", "--augment", "flip"], "standard"),
         (["--dataset", "phantom", "--run-dir", "/proc/run"], "/proc"),
+        (["--dataset", "phantom", "--lr", "inf"], "finite number"),
+        (["--dataset", "phantom", "--prevalences", "0.1,x"], "between 0 and 1"),
+        (["--dataset", "phantom", "--prevalences", "5,10"], "between 0 and 1"),
+        (["--dataset", ""], "is not allowed"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(cli, tmp_path, args, says):
@@ -189,6 +206,23 @@ def test_what_cannot_work_is_refused_before_anything_runs(cli, tmp_path, args, s
         and "Traceback" not in done.stderr + done.stdout
     )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("inside", ["CXR_RUNS", "CXR_CACHE", "--run-dir"])
+def test_nothing_is_written_beside_the_classes_of_a_data_set(cli, tmp_path, inside):
+    "A folder of runs or of the cache would be a third class in the next run"
+    images = tmp_path / "images"
+    for name in ("normal", "pneumonia"):
+        (images / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.random.default_rng(number).integers(0, 255, (40, 40), np.uint8)
+            Image.fromarray(pixels).save(images / name / f"{name}{number}.png")
+    folder = str(images / "written")
+    args = ["--run-dir", folder] if inside == "--run-dir" else []
+    settings = {inside: folder} if inside.startswith("CXR") else {}
+    done = cli("run", "--dataset", str(images), *args, check=False, timeout=120, **settings)
+    assert done.returncode == 2 and "taken for a class" in done.stderr
+    assert not (images / "written").exists()
 
 
 def test_pneumoniamnist_without_data_or_network_fails_at_once(cli, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.run import StudyError
 from ..core.tables import patient_numbers
 from ..predict.decision import Calibrator
-from ..predict.table import PredictionError
+from ..predict.table import PredictionError, check_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,6 +206,7 @@ def fit_calibrator(
 ) -> Calibrator:
     "The fitted calibrator; if it cannot be fitted, the next simpler one, with a sentence that says why"
     _check_kind(kind, tuple(FITS))
+    table = check_values(table)
     calibrator, reason = _fitted_or_reason(kind, table, classes)
     if calibrator:
         sentence = _at_limit(calibrator)
@@ -314,6 +315,7 @@ def choose_calibrator(
 ) -> tuple[Calibrator, list[dict]]:
     "The fitted calibrator and the comparison of all; no comparison if there is one class only"
     _check_kind(kind, ('auto', *FITS))
+    table = check_values(table)
     automatic = kind == 'auto'
     rows = []
     if table.label.nunique() == 2:

@@ -20,6 +20,7 @@ from ..evaluate.evaluation import FEW, undefined
 from ..evaluate.intervals import bootstrap_weights, effective_size, wilson
 from ..evaluate.metrics import Scored, scored
 from ..predict.decision import ConformalSets
+from ..predict.table import check_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,7 @@ def fit_sets(
             "conformal_alpha is the share of each class that may be missed, "
             f"between 0 and 1, not {alpha}."
         )
+    val = check_values(val)
     negative, positive = (val.logit[val.label == label].to_numpy(float) for label in (0, 1))
     highest_negative = conformal_quantile(negative, alpha)
     limit = conformal_quantile(-positive, alpha)
@@ -83,6 +85,7 @@ def coverage(
     split: str = 'test',
 ) -> dict[str, dict]:
     "Coverage of each class and of all, size of the sets, accuracy of single answers: name -> entry"
+    table = check_values(table)
     table = table[table.split == split]
     truth = table.label.to_numpy()
     patient = patient_numbers(table)

@@ -30,6 +30,7 @@ from cxr_study.evaluate.metrics import (
     why_undefined,
 )
 from ..predict.decision import OperatingPoint, sigmoid
+from ..predict.table import check_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,6 +179,7 @@ def operating_points(
     classes: tuple = CLASSES,  # Names of the classes for the rules
 ) -> list[OperatingPoint]:
     "The study's operating points with their metrics on `val`; raises `StudyError` for one class"
+    val = check_predictions(val.assign(split='val'))
     if val.label.nunique() < 2:
         raise StudyError(
             "Operating points need images of both classes in the validation split: "

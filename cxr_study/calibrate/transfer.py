@@ -28,9 +28,11 @@ from cxr_study.calibrate.thresholds import (
 from ..core.classes import CLASSES, shown_name
 from ..core.options import CALIBRATION, POINTS, checked
 from ..core.style import COLOURS, figure
+from ..core.tables import patient_numbers
 from ..evaluate.evaluation import FEW, metric_title, quote
 from ..evaluate.metrics import Scored, scored
 from ..predict.decision import Calibration, sigmoid
+from ..predict.table import check_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,7 @@ def fit_calibration(
 ) -> tuple[Calibration, list[dict]]:
     "The calibration, and the comparison of the calibrators; raises `StudyError` for one class"
     settings = CalibrationSettings(**settings)
+    val = check_predictions(val.assign(split='val'))
     sets = fit_sets(val, settings.alpha)
     calibrator, comparison = choose_calibrator(val, settings.kind, settings.seed, classes, notes)
     after = val.assign(logit=calibrator(val.logit))
@@ -197,12 +200,11 @@ class _Pool:
 def _pool_of(calibration: Calibration, table: 'pd.DataFrame', split: str) -> _Pool:
     "Images of validation and of `split`"
     table = table[table.split.isin(['val', split])]
-    _, patient = np.unique(table.patient_id.to_numpy(str), return_inverse=True)
     return _Pool(
         label=table.label.to_numpy() == 1,
         logit=table.logit.to_numpy(float),
         probability=sigmoid(calibration.logit(table.logit.to_numpy(float))),
-        patient=patient,
+        patient=patient_numbers(table),
         in_val=(table.split == 'val').to_numpy(),
     )
 
@@ -420,6 +422,7 @@ def validation_to_test(
     seed: int = 0,
 ) -> list[dict]:
     "A row for each validation value: `point`, `metric`, `promised`, `got`, `kept`, chances and `worse`"
+    table = check_predictions(table)
     rows = _compare_points(calibration, table, split, replicates)
     rows += _compare_probabilities(calibration, table, split, cost, replicates, seed)
     rows += _compare_sets(calibration, table, split)

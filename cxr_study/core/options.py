@@ -11,6 +11,7 @@ __all__ = ['PATIENTS', 'GEOMETRIES', 'STANDARDISATIONS', 'SPLIT_RULES', 'AUGMENT
 
 # %% ../../nbs/lib/core/03_options.ipynb #cfda62e2
 import dataclasses
+import math
 import textwrap
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Option:
     above: float | None = None  # The number must be larger than this
     below: float | None = None  # The number must be smaller than this
     never: tuple = ()  # Single values in the range that are not allowed
+    shares: bool = False  # Whether the text holds numbers between 0 and 1, separated by commas
     read_later: bool = True  # Whether later stages read files that depend on it
 
 # %% ../../nbs/lib/core/03_options.ipynb #5ecc18d0
@@ -64,7 +66,7 @@ def _choice_problem(option, value):
 
 
 def _range_problem(option, value):
-    "What is wrong with a number outside the range, or None; NaN is outside every range"
+    "What is wrong with a number outside the range, or None; NaN and infinity are outside every range"
     if option.least is not None and not value >= option.least:
         upper = "" if option.most is None else f" and at most {option.most}"
         return f"must be at least {option.least}{upper}."
@@ -74,15 +76,32 @@ def _range_problem(option, value):
         return f"must be above {option.above}."
     if option.below is not None and not value < option.below:
         return f"must be below {option.below}."
+    if type(value) is float and not math.isfinite(value):
+        return "must be a finite number."
     if value in option.never:
         return f"is not allowed. {option.name}: {option.help}."
     return None
+
+
+def _shares_problem(option, value):
+    "What is wrong with a text that should hold numbers between 0 and 1, or None"
+    if not option.shares:
+        return None
+    try:
+        are_shares = all(0 < float(share) < 1 for share in value.split(','))
+    except ValueError:
+        are_shares = False
+    return None if are_shares else "must be numbers between 0 and 1, separated by commas."
 
 # %% ../../nbs/lib/core/03_options.ipynb #69c5b0ee
 def checked(option: Option, value: object) -> object:
     "The value in the option's type; raises `OptionError` if the option cannot have it"
     value = _typed(option, value)
-    problem = _choice_problem(option, value) or _range_problem(option, value)
+    problem = (
+        _choice_problem(option, value)
+        or _range_problem(option, value)
+        or _shares_problem(option, value)
+    )
     if problem:
         raise OptionError(option.name, f"{option.name}={value!r} {problem}")
     return value
@@ -109,6 +128,7 @@ _IMAGES = (
         "auto (pneumoniamnist if available, else phantom), phantom (synthetic), pneumoniamnist, "
         "chest_xray, chest_xray_aspect, nih_chestxray14, rsna, chexpert, or the path of your own "
         "folder or csv",
+        never=('',),
     ),
     Option(
         'positive',
@@ -343,6 +363,7 @@ _EVALUATION = Stage(
             'prevalences',
             '0.05,0.1,0.3',
             "Prevalences for PPV and NPV, separated by commas",
+            shares=True,
         ),
         _SEED,
     ),

@@ -490,13 +490,19 @@ class Run:
 
 # %% ../../nbs/lib/core/01_run.ipynb #1a1e85fb
 @patch
-def verify(self: Run) -> Run:
-    "Check every file against the manifest; raise `ManifestMismatch` with the names of missing and changed files"
+def verify(
+    self: Run,
+    names: Collection[str] | None = None,  # Of the files to check; None: all
+    missing: bool = True,  # Whether a file may not be missing
+) -> Run:
+    "Check files against the manifest; raise `ManifestMismatch` with the names of missing and changed files"
     wrong = []
     for name, artefact in self.manifest['artefacts'].items():
         path = self.path(name)
+        if names is not None and name not in names:
+            continue
         if not path.is_file():
-            wrong.append(f"{name} (missing)")
+            wrong += [f"{name} (missing)"] * missing
         elif file_sha256(path) != artefact['sha256']:
             wrong.append(f"{name} (changed)")
     if wrong:

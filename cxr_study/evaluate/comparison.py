@@ -20,7 +20,7 @@ import numpy as np
 from ..core.classes import CLASSES
 from ..core.run import StudyError
 from ..core.style import COLOURS, MODELS, figure
-from ..core.tables import patient_numbers, with_known_patients
+from ..core.tables import patient_names, patient_numbers
 from cxr_study.evaluate.evaluation import (
     Draws,
     Resampling,
@@ -46,6 +46,7 @@ from cxr_study.evaluate.intervals import (
 from .metrics import HALF, Scored, metrics, scored
 from .misclassified import decisions, gallery
 from ..predict.decision import OperatingPoint, sigmoid
+from ..predict.table import check_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,7 @@ def paired(
     "Rows of all models in the same order. Raises `StudyError` if images, labels or patients differ"
     rows = {}
     for model, table in tables.items():
-        of_split = with_known_patients(table[table.split == split])
+        of_split = check_predictions(table[table.split == split], f"The split {split} of {model}")
         rows[model] = of_split.sort_values('image_id', ignore_index=True)
     first, *others = tables
     for other in others:
@@ -133,9 +134,12 @@ def differences(
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #64d502dd
 def _normal_test(difference, error, level=0.95):
-    "Interval, z and p of a difference with a normal distribution; without an interval if the error is 0"
+    "Interval, z and p of a difference with a normal distribution; without an interval if the error is 0 or not finite"
     from scipy.special import ndtr, ndtri
 
+    if not np.isfinite(error):
+        reason = "a class has fewer than two patients"
+        return dict(lower=None, upper=None, z=None, p=None, unbounded=reason)
     if error == 0:
         p = 1.0 if difference == 0 else None
         reason = "the difference does not vary"
@@ -168,7 +172,7 @@ def delong_test(
         n=len(first),
         patients=int(patient.max() + 1),
     )
-    error = np.sqrt(max(0, variance))
+    error = np.sqrt(np.maximum(0, variance))
     return found | _normal_test(difference, error)
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #763af399
@@ -250,7 +254,7 @@ def scored_alike(
 ) -> tuple[list[Scored], int]:
     "Each table as a `Scored`, with patients numbered alike, and the number of all patients"
     rows = [table if split is None else table[table.split == split] for table in tables]
-    names = [np.unique(part.patient_id.to_numpy(str)) for part in rows]
+    names = [np.unique(patient_names(part)) for part in rows]
     everyone = np.unique(np.concatenate(names))
     found = []
     for table, own in zip(tables, names):
@@ -294,8 +298,11 @@ def mean_entries(
         if not np.isfinite(mean.values).all():
             continue
         sd = float(mean.values.std(ddof=1)) if len(seeds) > 1 else None
-        found[name] = entry(mean.values.mean(), seeds_interval(mean), like.patient, method)
-        found[name] |= dict(sd=sd, seeds=len(seeds), p=p_value(mean.draws))
+        bounds, p = seeds_interval(mean), p_value(mean.draws)
+        if patients == 1:
+            bounds, p = Interval(reason="there is only one patient"), None
+        found[name] = entry(mean.values.mean(), bounds, like.patient, method)
+        found[name] |= dict(sd=sd, seeds=len(seeds), p=p)
     return found
 
 # %% ../../nbs/lib/evaluate/06_comparison.ipynb #c51505ad
@@ -308,8 +315,7 @@ def mean_auc_interval(
 ) -> Interval:
     "Interval of the mean AUC by Obuchowski and Rockette; raises `StudyError` if images differ"
     rows = list(paired(tables, split).values())
-    names = rows[0].patient_id.to_numpy(str)
-    _, patient = np.unique(names, return_inverse=True)
+    patient = patient_numbers(rows[0])
     label = rows[0].label.to_numpy() == 1
     classes = [patient[label], patient[~label]]
     if min(len(np.unique(of_class)) for of_class in classes) < 2:

@@ -181,7 +181,9 @@ def evaluate_at(
     prevalences: tuple = (),  # Prevalences for which predictive values are computed
     **resampling,  # Fields of `Resampling`, such as `replicates=1000`
 ) -> dict:  # Name -> entry
-    "Every metric at an operating point, with its 95 % interval"
+    "Every metric at an operating point, with its 95 % interval; `StudyError` for a prevalence outside 0 to 1"
+    if not all(0 <= prevalence <= 1 for prevalence in prevalences):
+        raise StudyError(f"Prevalences lie between 0 and 1, not {list(prevalences)}.")
     how = Resampling(**resampling)
     s = scored(table, split)
     values = metrics(s, s.ones, point, prevalences)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.run import StudyError
 from .metrics import HALF, Scored, metrics
 from ..predict.decision import OperatingPoint
 
@@ -29,7 +30,9 @@ def _rows_in_chunk(columns):
 
 # %% ../../nbs/lib/evaluate/02_intervals.ipynb #2b35e8ec
 def _times_drawn(patients, replicates, seed, rows):
-    "Yield how often each patient was drawn, float [rows, patients]"
+    "Yield how often each patient was drawn, float [rows, patients]; raises `StudyError` without replicates"
+    if replicates < 1:
+        raise StudyError(f"A bootstrap needs at least 1 replicate, not {replicates}.")
     rng = np.random.default_rng(seed)
     for start in range(0, replicates, rows):
         n = min(rows, replicates - start)
@@ -186,8 +189,9 @@ def effective_size(
 ) -> float:
     "Number of independent images with as much information; the number of patients where nothing varies"
     share = hit.mean()
-    if share in (0, 1):
-        return float(len(np.unique(patient)))
+    patients = len(np.unique(patient))
+    if share in (0, 1) or patients == 1:
+        return float(patients)
     excess_of_patient = np.bincount(patient, hit - share)
     squares = (excess_of_patient**2).sum()
     with np.errstate(divide='ignore'):  # Patients may all have the same share
@@ -251,12 +255,17 @@ def _sums_of_patients(centred, group):  # Float [models, images]; int [images]
     return np.array([np.bincount(group, placements) for placements in centred])
 
 
+def _correction(patients):
+    "Factor that makes a variance over patients unbiased; NaN for a single patient"
+    return patients / (patients - 1) if patients > 1 else np.nan
+
+
 def _covariance_within(members, centred, patient):
     "Part of the covariance of the AUCs that comes from one class [models, models]"
     _, group = np.unique(patient[members], return_inverse=True)
     sums = _sums_of_patients(centred[:, members], group)
     patients = sums.shape[1]
-    return sums @ sums.T * patients / (patients - 1) / members.sum() ** 2
+    return sums @ sums.T * _correction(patients) / members.sum() ** 2
 
 # %% ../../nbs/lib/evaluate/02_intervals.ipynb #da74ef68
 def _covariance_between(label, centred, patient):
@@ -266,16 +275,25 @@ def _covariance_between(label, centred, patient):
     positive = _sums_of_patients(centred * label, group)
     negative = _sums_of_patients(centred * ~label, group)
     pairs = label.sum() * (~label).sum()
-    product = positive @ negative.T * patients / (patients - 1) / pairs
+    product = positive @ negative.T * _correction(patients) / pairs
     return product + product.T
 
 # %% ../../nbs/lib/evaluate/02_intervals.ipynb #52fb7a3d
+def _both_classes(label):
+    "Labels as bool [images]; `StudyError` unless both classes are there, and nothing else"
+    if set(np.unique(label).tolist()) != {0, 1}:
+        raise StudyError("An AUC needs labels of both classes: 0 or False, and 1 or True.")
+    return np.asarray(label).astype(bool)
+
+
 def delong(
     label: np.ndarray,  # Whether it is pneumonia, bool [images]
     logits: np.ndarray,  # Float [models, images], or [images] for one model
     patient: np.ndarray,  # Int [images]; a number for each image if they are independent
 ) -> tuple[np.ndarray, np.ndarray]:  # AUC [models]; covariance [models, models]
-    "AUC of each model and their covariance, where images of a patient may be dependent (Obuchowski 1997)"
+    """AUC of each model and their covariance, where images of a patient may be dependent (Obuchowski 1997).
+    Raises `StudyError` unless there are images of both classes, and only these"""
+    label = _both_classes(label)
     placements = np.array([_placements(label, logit) for logit in np.atleast_2d(logits)])
     auc = placements[:, label].mean(1)
     centred = placements - auc[:, None]
@@ -341,6 +359,7 @@ def resample_seeds(
 ) -> dict[str, SeedMean]:
     "The mean over seeds of each metric in a two-way bootstrap over seeds and patients"
     rows = _rows_in_chunk(patients)
+    jackknife = jackknife and patients > 1
     values = _of_all_seeds(seeds, [np.ones((1, patients))])
     draws = _of_all_seeds(seeds, _times_drawn(patients, replicates, seed, rows))
     without = _of_all_seeds(seeds, _one_left_out(patients, rows)) if jackknife else {}

@@ -16,7 +16,7 @@ import numpy as np
 from ..calibrate.transfer import is_worse, reproduced_text, rule_text
 from ..core.classes import classes_of, in_prose, shown_name, with_names
 from ..core.pages import notices, safe_markdown
-from ..core.run import ManifestMismatch, Run, StudyError, atomic_write, sha256
+from ..core.run import Run, StudyError, atomic_write
 from ..evaluate.evaluation import metric_title, number, quote
 from cxr_study.pipeline.report import (
     MEASURES,
@@ -39,16 +39,7 @@ def _open_part(
     run = Run(folder, verify=False)
     if not run.path('manifest.json').is_file():
         raise StudyError(f"{folder} has no manifest.json: a card is written from a run.")
-    changed = []
-    for name, artefact in run.manifest['artefacts'].items():
-        path = run.path(name)
-        if path.is_file() and sha256(path) != artefact['sha256']:
-            changed.append(name)
-    if changed:
-        raise ManifestMismatch(
-            f"{folder} does not match its manifest.json: {', '.join(changed)} changed. Restore these files first."
-        )
-    return run
+    return run.verify(missing=False)
 
 # %% ../../nbs/lib/pipeline/07_card.ipynb #188a3145
 _WRITERS = {

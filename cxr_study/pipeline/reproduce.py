@@ -424,10 +424,11 @@ def reproduce(
     predictions: bool = False,  # Compute again from the predictions alone, without training
     say: Callable = print,  # Called with a sentence about each step
 ) -> dict:  # `run`, `reproduced`, `artefacts`, `notes`, `out`
-    "Repeat a run and compare its files; raises `StudyError` if `path` is not a run, or `out` is the same"
+    "Repeat a run and compare its files; raises `StudyError` for what is no run or was changed, or if `out` is `path`"
     old = Run(path, verify=False)
     if not old.manifest['stages']:
         raise StudyError(f"{path} is not a run: it has no manifest.json.")
+    old.verify(missing=False)
     name = old.manifest['run']
     if out is None:
         out = path_inside(runs_folder() / 'reproduced', name)

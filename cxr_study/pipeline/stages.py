@@ -6,7 +6,8 @@ Docs: https://cxr-study.github.io/cxr_study/lib/pipeline/stages.html.md"""
 
 # %% auto #0
 __all__ = ['stage_paths', 'import_closure', 'stage_tree', 'StageKey', 'stage_keys', 'StageFailed', 'finished_stages', 'take_over',
-           'RunSettings', 'check_force', 'run_stages', 'check_run', 'run_name', 'check_run_folder', 'check_writable']
+           'RunSettings', 'check_force', 'run_stages', 'check_run', 'run_name', 'check_run_folder', 'check_apart',
+           'check_writable']
 
 # %% ../../nbs/lib/pipeline/01_stages.ipynb #77eb4fc1
 import ast
@@ -742,6 +743,20 @@ def check_run_folder(
             changed.append(f"{name} {old!r}, now {values[name]!r}")
     if changed:
         raise StudyError(f"{folder} holds a run with other options: {', '.join(changed)}. {way}")
+
+
+def check_apart(
+    folder: Path,  # In which something is to be written
+    dataset: str,  # Option of that name
+) -> None:
+    "Raises `StudyError` if the folder is in that of the data set, whose folders are taken for classes"
+    images = Path(dataset).resolve()
+    inside = Path(folder).resolve().is_relative_to(images)
+    if Path(dataset).is_absolute() and images.is_dir() and inside:
+        raise StudyError(
+            f"{folder} lies in the folder of the images, {dataset}, where it would be taken for a class. "
+            "Choose another folder, with --run-dir, or with CXR_RUNS for runs and CXR_CACHE for the cache."
+        )
 
 
 def check_writable(folder: Path) -> Path:

@@ -20,11 +20,12 @@ from cxr_study.core.options import (
     options,
     stages_with,
 )
-from ..core.run import Run, StudyError, upgraded
+from ..core.run import Run, StudyError, cache_folder, upgraded
 from .report import write_report
 from cxr_study.pipeline.stages import (
     RunSettings,
     StageKey,
+    check_apart,
     check_run_folder,
     check_writable,
     run_stages,
@@ -38,7 +39,9 @@ def run_study(
     inputs: str,  # Digest of the data set's files, from `check_run`
     settings: RunSettings = RunSettings(),
 ) -> Path:  # Of `report.html`
-    "Run all stages and write the report"
+    "Run all stages and write the report; raises `StudyError` for a folder in that of the images"
+    for folder in (run_folder, cache_folder()):
+        check_apart(folder, values['dataset'])
     check_writable(run_folder)
     run = run_stages(run_folder, values, inputs, settings)
     return write_report(run)

@@ -37,8 +37,11 @@ def _run_folders(path: Path) -> list[Path]:
     return [manifest.parent for manifest in manifests]
 
 
+_READ = ('predictions.csv', 'metrics.json')
+
+
 def _is_evaluated(folder: Path) -> bool:
-    return (folder / 'predictions.csv').is_file() and (folder / 'metrics.json').is_file()
+    return all((folder / name).is_file() for name in _READ)
 
 
 def _run_name(folder: Path) -> str:
@@ -51,13 +54,14 @@ def _run_name(folder: Path) -> str:
 def open_runs(
     paths: Iterable[str | Path],  # Folders of runs, or folders that hold them
 ) -> dict[str, Run]:  # Name -> `Run`
-    "Evaluated runs at or below the paths; raises `StudyError` if there are none"
+    "Evaluated runs at or below the paths; raises `StudyError` if there are none, or if results have changed since"
     paths = [Path(path) for path in paths]
     runs = {}
     for path in paths:
         for folder in _run_folders(path):
             if _is_evaluated(folder):
-                runs[folder.resolve()] = Run(folder, verify=False)
+                run = Run(folder, verify=False)
+                runs[folder.resolve()] = run.verify(_READ, missing=False)
     if not runs:
         searched = ', '.join(str(path) for path in paths)
         raise StudyError(
