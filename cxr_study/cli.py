@@ -9,6 +9,7 @@ __all__ = ['main']
 
 # %% ../nbs/lib/cli/01_cli.ipynb #17df8ce3
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import json
@@ -87,6 +88,8 @@ def _disk_message(error):  # An `OSError` that no command has explained
     path = error.filename or "the output"
     if disk_problem(error) is not None:
         return write_error(path, error)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"The name {path} is too long for a file."
     if isinstance(error, PermissionError):
         return f"Permission is denied for {path}. Change its permissions, or name another."
     return None
@@ -215,7 +218,7 @@ class _RunPath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value, param, ctx):
-        path = Path(value).expanduser()
+        path = Path(os.path.expanduser(value))  # As it is if there is no such user
         by_name = runs_folder() / path
         if by_name.exists() and not path.exists():
             return by_name

@@ -364,6 +364,14 @@ def test_a_column_that_is_called_like_patients_is_no_subgroup(tmp_path, name):
     assert name not in image_set.table and f'{name} is taken for the patients' in notes(image_set)
 
 
+def test_two_columns_that_are_called_like_patients_get_a_sentence(tmp_path):
+    own = tmp_path / 'own'
+    names = [write_image(own / f'{i}.png', i).name for i in range(4)]
+    image_set = load_dataset(listed(own, names, PatientID=[7, 7, 8, 9], subject=[1, 2, 3, 4]))
+    assert not image_set.patients_known
+    assert 'PatientID and subject could all be the patients; none is used' in notes(image_set)
+
+
 @pytest.mark.parametrize('encoding', ['utf-16', 'latin-1', 'utf-8-sig'])
 @pytest.mark.parametrize('disk', ['utf-8', 'latin-1'])
 def test_a_list_in_another_encoding_finds_its_files(tmp_path, encoding, disk):

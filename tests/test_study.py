@@ -196,6 +196,10 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path):
         (["--dataset", "phantom", "--prevalences", "0.1,x"], "between 0 and 1"),
         (["--dataset", "phantom", "--prevalences", "5,10"], "between 0 and 1"),
         (["--dataset", ""], "is not allowed"),
+        (["--dataset", "x" * 5000], "is neither a data set"),
+        (["--dataset", "~nobody-here/images"], "is neither a data set"),
+        (["--dataset", "phantom", "--weights", "x" * 5000], "nor a file that exists"),
+        (["--dataset", "phantom", "--run-dir", "x" * 5000], "too long"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(cli, tmp_path, args, says):

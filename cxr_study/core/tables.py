@@ -327,10 +327,18 @@ _PATIENT = re.compile(r'(patient|subject)[ _-]?(id)?', re.IGNORECASE)
 
 def patient_column(
     table: 'pd.DataFrame',  # From `read_foreign`
-) -> str | None:
-    "The column that is called patient, subject ID or the like; None if there is none, or several"
+) -> tuple[str | None, str | None]:
+    "The column that is called patient, subject ID or the like, and a sentence; no column if there are several"
     alike = [name for name in table if _PATIENT.fullmatch(name)]
-    return alike[0] if len(alike) == 1 else None
+    if len(alike) == 1:
+        return alike[0], f"The column {alike[0]} is taken for the patients."
+    if alike:
+        names = ' and '.join(alike)
+        return (
+            None,
+            f"{names} could all be the patients; none is used. Call one of them patient_id.",
+        )
+    return None, None
 
 # %% ../../nbs/lib/core/06_tables.ipynb #aa2cb436
 _DECIMAL_COMMA = re.compile(r'[+-]?\d*,\d+(e[+-]?\d+)?$', re.IGNORECASE)

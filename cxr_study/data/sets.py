@@ -153,7 +153,7 @@ def data_folders() -> list[Path]:
 def _first_existing(places):
     "The first path that exists, or None"
     for place in places:
-        if Path(place).exists():
+        if os.path.exists(place):  # Also False for a name that no file can have
             return Path(place)
     return None
 
@@ -489,15 +489,16 @@ def _read_labels(path, positive=''):
 
 def _label_columns(raw, columns, notes):
     "`file`, and if they are there `patient_id`, `split` and subgroups"
-    patient = columns['patient'] or columns['patient_id'] or patient_column(raw)
+    named = columns['patient'] or columns['patient_id']
+    patient, sentence = (named, None) if named else patient_column(raw)
     others = [name for name in raw if name.lower() not in _RESERVED and name != patient]
     table = raw[others].apply(typed).assign(file=raw[columns['file']])
     if patient:
         table['patient_id'] = raw[patient].map(label_text)  # 7 and 7.0 are one patient
     if columns['patient'] and columns['patient_id']:
         notes.append("There are columns patient and patient_id; patient is used.")
-    elif patient and not (columns['patient'] or columns['patient_id']):
-        notes.append(f"The column {patient} is taken for the patients.")
+    elif sentence:
+        notes.append(sentence)
     if columns['split']:
         table['split'] = raw[columns['split']]
     return table
@@ -1141,7 +1142,7 @@ def absolute_name(
     "A name that means the same in every folder: the absolute path of your own data, any other name as it is"
     if str(name) in ('auto', *DATASETS):
         return str(name)
-    path = _first_existing([Path(name).expanduser(), root() / name])
+    path = _first_existing([os.path.expanduser(name), root() / name])
     return str(name) if path is None else os.path.abspath(path)
 
 
@@ -1155,9 +1156,9 @@ def load_dataset(
     if str(name) in readers:
         read = readers[str(name)]
         return read()
-    path = Path(absolute_name(name)).resolve()
-    if not path.exists():
+    if not os.path.exists(absolute_name(name)):
         raise _unknown_dataset(name)
+    path = Path(absolute_name(name)).resolve()
     if file_text(path) != str(path):
         raise DataError(
             f"The path {file_text(path)} is not UTF-8. Rename its folders, or link to it."

@@ -229,7 +229,7 @@ def read_csv(
     try:
         raw = read_foreign(path)
         ours = _named_columns(path, raw, columns)
-        guessed = None if 'patient_id' in ours else patient_column(raw)
+        guessed, sentence = (None, None) if 'patient_id' in ours else patient_column(raw)
         if guessed:
             ours['patient_id'] = guessed
         used = set(ours.values())
@@ -246,8 +246,8 @@ def read_csv(
     if 'split' in table:
         table['split'] = _split_names(table.split)
     table = _complete(table, str(path), columns.positive)
-    if guessed:
-        table.attrs['notes'].append(f"{path}: the column {guessed} is taken for the patients.")
+    if sentence:
+        table.attrs['notes'].append(f"{path}: {sentence}")
     return table
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #d858e755

@@ -706,7 +706,7 @@ def check_run(
 
     values = check_options(given)
     values['dataset'] = absolute_name(values['dataset'])  # Stages run in another folder
-    if Path(values['weights']).is_file():
+    if os.path.isfile(values['weights']):
         values['weights'] = os.path.abspath(values['weights'])
     images = [values[name] for name in ('dataset', 'positive', 'patients')]
     dataset, files, size, notes = _check_images(*images)

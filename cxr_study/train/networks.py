@@ -76,7 +76,7 @@ def resolve_weights(
         return None
     if weights == 'imagenet':
         return _local_weights(arch) or 'download'
-    if Path(weights).is_file():
+    if os.path.isfile(weights):
         return Path(weights)
     raise OptionError(
         'weights', f"weights={weights!r} is neither 'imagenet' nor 'none' nor a file that exists."
