@@ -443,7 +443,7 @@ def _summarise(paths, out, reference, replicates, as_json):
     table = main_metrics.drop(columns='method').round(4).fillna(float('nan'))  # One seed has None
     say(table.to_string(index=False, na_rep='–'))
     say(f"Summary: {out / 'index.html'}")
-    _print_json(json.loads((out / 'summary.json').read_text()), as_json)
+    _print_json(json.loads((out / 'summary.json').read_text(encoding='utf-8')), as_json)
 
 
 def _reference(assignments):

@@ -485,3 +485,30 @@ def test_the_health_check_of_the_image_fails_when_the_service_is_not_ready(statu
     server.shutdown()
     assert (done.returncode != 0) == bool(code)
     assert time.time() - started < 6, "Docker stops a check after 3 seconds on a quiet machine"
+
+
+TEXT_CALLS = ("read_text", "write_text", "open")
+
+
+def is_text_without_encoding(node):
+    "Whether a call reads or writes text in an encoding that differs between systems"
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    if name not in TEXT_CALLS or any(word.arg == "encoding" for word in node.keywords):
+        return False
+    modes = [*node.args, *(word.value for word in node.keywords if word.arg == "mode")]
+    modes = [mode.value for mode in modes if isinstance(mode, ast.Constant)]
+    return name != "open" or any(mode in ("r", "w", "a", "x") for mode in modes)
+
+
+def test_the_library_reads_and_writes_text_as_utf8():
+    assert is_text_without_encoding(ast.parse("open(path, 'a')").body[0].value)
+    assert not is_text_without_encoding(ast.parse("open(path, 'rb')").body[0].value)
+    at_fault = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "cxr_study").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if is_text_without_encoding(node)
+    ]
+    assert not at_fault

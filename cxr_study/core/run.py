@@ -520,7 +520,7 @@ def save_manifest(self: Run) -> None:
     "Write `manifest.json`"
     text = to_json(self.manifest, indent=1)
     with atomic_write(self.path('manifest.json')) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding='utf-8')
 
 # %% ../../nbs/lib/core/01_run.ipynb #5abd4651
 @patch
@@ -582,11 +582,11 @@ def _write_value(value, path):
     elif path.suffix == '.csv':
         write_csv(value, path)
     elif path.suffix == '.json':
-        path.write_text(to_json(value, indent=1) + "\n")
+        path.write_text(to_json(value, indent=1) + "\n", encoding='utf-8')
     elif isinstance(value, bytes):
         path.write_bytes(value)
     else:
-        path.write_text(str(value), errors='backslashreplace')
+        path.write_text(str(value), errors='backslashreplace', encoding='utf-8')
 
 # %% ../../nbs/lib/core/01_run.ipynb #cde51e83
 @patch
@@ -722,5 +722,5 @@ def read(
     if path.suffix == '.csv':
         return read_table(path, TABLES.get(path.name, {}))
     if path.suffix == '.json':
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding='utf-8'))
     return path.read_bytes()

@@ -1021,5 +1021,5 @@ def write_audit(
     }
     for name, text in files.items():
         with atomic_write(Path(folder) / name) as file:
-            file.write_text(text)
+            file.write_text(text, encoding='utf-8')
     return facts

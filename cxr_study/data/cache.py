@@ -91,7 +91,7 @@ def _intact_sources(part, ids, shape):
     "SHA-256 of the source of each image that a partial cache holds as it was written"
     _, height, width = shape
     header = _npy_header(shape)
-    lines = (part / _DONE).read_text(errors='replace').splitlines()
+    lines = (part / _DONE).read_text(encoding='utf-8', errors='replace').splitlines()
     sources = []
     with open(part / 'images.npy', 'rb') as file:
         if file.read(len(header)) != header:
@@ -118,11 +118,13 @@ def images_done(
     except FileNotFoundError:
         sources = []
     if not sources:
-        (part / _DONE).write_text('')
+        (part / _DONE).write_text('', encoding='utf-8')
         (part / 'images.npy').write_bytes(header)
         return []
-    lines = (part / _DONE).read_text(errors='replace').splitlines()[: len(sources)]
-    (part / _DONE).write_text('\n'.join(lines) + '\n')
+    lines = (
+        (part / _DONE).read_text(encoding='utf-8', errors='replace').splitlines()[: len(sources)]
+    )
+    (part / _DONE).write_text('\n'.join(lines) + '\n', encoding='utf-8')
     os.truncate(part / 'images.npy', len(header) + len(sources) * size * size)
     return sources
 
@@ -149,7 +151,7 @@ def _append(part, ids, results):
     with open(part / 'images.npy', 'ab') as pixels:
         for image, _ in results:
             pixels.write(image.tobytes())
-    with open(part / _DONE, 'a') as done:
+    with open(part / _DONE, 'a', encoding='utf-8') as done:
         for image_id, (image, source_sha256) in zip(ids, results):
             seal = _seal(image_id, source_sha256, image.tobytes())
             done.write(f"{source_sha256} {seal}\n")
@@ -214,7 +216,7 @@ def _finish(image_set, spec, part, folder):
         images_sha256=sha256(part / 'images.npy'),
         index_sha256=sha256(part / 'index.csv'),
     )
-    (part / 'meta.json').write_text(to_json(meta))
+    (part / 'meta.json').write_text(to_json(meta), encoding='utf-8')
     if folder.exists():
         shutil.rmtree(folder)  # Without a `meta.json`, so it is no cache
     os.replace(part, folder)
@@ -255,7 +257,7 @@ def open_cache(
 ) -> tuple[np.memmap, pd.DataFrame, dict]:
     "(images as a read-only memory map, index, meta). Raises `DataError` if they are not what was written"
     try:
-        meta = dict(json.loads((folder / 'meta.json').read_text()))
+        meta = dict(json.loads((folder / 'meta.json').read_text(encoding='utf-8')))
     except (OSError, ValueError, TypeError):
         raise DataError(
             f"There is no cache of decoded images at {folder}. Run the notebook 01_data again."
@@ -269,7 +271,7 @@ def open_cache(
 def _pixels_of(folder):
     "SHA-256 of the pixels of a cache as `meta.json` gives it, or None"
     try:
-        return json.loads((folder / 'meta.json').read_text())['images_sha256']
+        return json.loads((folder / 'meta.json').read_text(encoding='utf-8'))['images_sha256']
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

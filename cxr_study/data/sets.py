@@ -940,7 +940,7 @@ def _nih_files(folder):
 def _nih_splits(folder, images):
     "Publisher's split of each image, '' without a list of test images"
     path = folder / 'test_list.txt'
-    test_images = path.read_text().split() if path.exists() else []
+    test_images = path.read_text(encoding='utf-8').split() if path.exists() else []
     if not test_images:
         return ''
     return np.where(images.isin(test_images), 'test', 'train')

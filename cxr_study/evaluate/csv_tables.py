@@ -369,7 +369,7 @@ def write_medmnist(
     lines = [f"{i},{p!r}\n" for i, p in enumerate(probability.tolist())]
     path = Path(folder) / name
     with atomic_write(path) as f:
-        f.write_text(''.join(lines))
+        f.write_text(''.join(lines), encoding='utf-8')
     return path
 
 # %% ../../nbs/lib/evaluate/07_csv_tables.ipynb #8341c2ac

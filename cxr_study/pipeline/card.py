@@ -546,5 +546,5 @@ def write_card(
     text = model_card(run_folder)
     path = Path(out or Path(run_folder) / 'MODEL_CARD.md')
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding='utf-8')
     return path

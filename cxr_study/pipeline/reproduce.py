@@ -118,7 +118,7 @@ def _leaves(value: object, path: str = '') -> dict[str, object]:
 
 
 def _read_leaves(path: Path) -> dict[str, object]:
-    return _leaves(json.loads(Path(path).read_text()))
+    return _leaves(json.loads(Path(path).read_text(encoding='utf-8')))
 
 
 def _is_number(value: object) -> bool:
@@ -328,7 +328,7 @@ def _is_light(path: Path) -> bool:
     tree = stage_tree(path, ())
     packages = _packages(tree)
     for file in import_closure(tree).values():
-        packages |= _packages(ast.parse(file.read_text()))
+        packages |= _packages(ast.parse(file.read_text(encoding='utf-8')))
     return not packages & _HEAVY
 
 

@@ -122,7 +122,7 @@ class _Parsed(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _parse_version(path: str, modified: int) -> _Parsed:
     "Parse a file; `modified`, its time of change in ns, is there for the cache alone"
-    tree = _parse_code(Path(path).read_text())
+    tree = _parse_code(Path(path).read_text(encoding='utf-8'))
     return _Parsed(tree, ast.unparse(tree))
 
 

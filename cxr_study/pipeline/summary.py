@@ -642,7 +642,7 @@ def summarise(
         figures=_quotable(summary),
     )
     with atomic_write(out / 'index.html') as file:
-        file.write_text(page)
+        file.write_text(page, encoding='utf-8')
     with atomic_write(out / 'summary.json') as file:
-        file.write_text(to_json(content, indent=1))
+        file.write_text(to_json(content, indent=1), encoding='utf-8')
     return summary.means

@@ -605,14 +605,14 @@ def _probe(path: str) -> dict:
     "Runs on a worker: the content of a file that it should see, and its versions of the packages"
     content = None
     with contextlib.suppress(OSError):
-        content = Path(path).read_text()
+        content = Path(path).read_text(encoding='utf-8')
     return dict(word=content, versions=versions())
 
 
 def _probe_workers(client: 'Client', runs: Path) -> tuple[str, dict]:
     "Write a file into the folder of runs and let all workers read it; returns its content and what each worker saw"
     token = Path(runs) / f".shared-{secrets.token_hex(4)}"
-    token.write_text(token.name)
+    token.write_text(token.name, encoding='utf-8')
     try:
         seen = client.run(_probe, str(token.resolve()))
     finally:
@@ -755,7 +755,7 @@ def run_sweep(
     "Run a sweep; runs that fail do not stop the others"
     runs = Path(check_writable(runs or runs_folder())).resolve()
     with atomic_write(sweep_folder(sweep, runs) / 'sweep.yaml') as file:
-        file.write_text(sweep.text)
+        file.write_text(sweep.text, encoding='utf-8')
     total = len(sweep.jobs)
     started = time.time()
     results = {}

@@ -74,7 +74,7 @@ class Bundle:
     @property
     def card(self) -> str:
         "Text of the model card"
-        return (self.folder / 'MODEL_CARD.md').read_text()
+        return (self.folder / 'MODEL_CARD.md').read_text(encoding='utf-8')
 
     @property
     def weight(self) -> np.ndarray:
@@ -257,7 +257,7 @@ def _read_facts(folder: Path) -> dict:
     "The content of `bundle.json`. Raises `BundleError` if it cannot be read or has another schema."
     path = folder / 'bundle.json'
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding='utf-8'))
     except OSError:
         raise BundleError(
             f"{folder} is not a bundle: its bundle.json is missing or cannot be read. "

@@ -902,8 +902,8 @@ class _PageRoutes:
     def __init__(self, api: FastAPI, classes: tuple[str, str]):
         self.api = api
         self.html = _index_page(classes)
-        self.css = (_PAGE_FOLDER / 'page.css').read_text()
-        self.js = (_PAGE_FOLDER / 'page.js').read_text()
+        self.css = (_PAGE_FOLDER / 'page.css').read_text(encoding='utf-8')
+        self.js = (_PAGE_FOLDER / 'page.js').read_text(encoding='utf-8')
 
     async def index(self) -> Response:
         return _page_response(self.html, 'text/html')

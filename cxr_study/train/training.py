@@ -255,7 +255,7 @@ def _sharded(learn):
 # %% ../../nbs/lib/train/04_training.ipynb #7987ad30
 def _read_job(path):
     "Training, data and checkpoint of a job file that `_launch` wrote"
-    job = json.loads(Path(path).read_text())
+    job = json.loads(Path(path).read_text(encoding='utf-8'))
     recipe = Recipe(**job['training'].pop('recipe'))
     training = Training(**job['training'], recipe=recipe)
     images = np.memmap(job['images'], np.uint8, 'r', shape=tuple(job['shape']))
@@ -290,7 +290,7 @@ def _write_job(path, training, data, checkpoint, device):
         device='cuda' if device.type == 'cuda' else 'cpu',
     )
     with atomic_write(path) as f:
-        f.write_text(to_json(job))
+        f.write_text(to_json(job), encoding='utf-8')
 
 
 def _launch(training, data, checkpoint, processes, device=None):
