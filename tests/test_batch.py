@@ -19,7 +19,7 @@ from jupyter_core.utils import run_sync
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cxr_study.core.options import parameters_cell
-from cxr_study.core.run import Run
+from cxr_study.core.run import Run, file_sha256
 from cxr_study.pipeline.reproduce import compare_runs, reproduced
 from cxr_study.pipeline.stages import _Kernel
 from cxr_study.pipeline.sweep import SweepError, read_sweep
@@ -452,9 +452,9 @@ def test_a_run_is_reproduced_and_a_differing_package_is_named(study, one_run):
 
 
 def edit_artefact(run, name, text):
-    "Write another text into a file of a run, and a checksum that fits neither"
+    "Write another text into a file of a run, and its checksum, as of a run with another outcome"
     run.path(name).write_text(text)
-    run.manifest["artefacts"][name]["sha256"] = "0" * 64
+    run.manifest["artefacts"][name]["sha256"] = file_sha256(run.path(name))
     run.save_manifest()
 
 
