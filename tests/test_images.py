@@ -395,7 +395,7 @@ def test_lateral_by_orientation_or_view_code():
 
 
 @pytest.mark.parametrize(
-    'view', ('AP LLD', 'PA_RLD', 'XTABLE LATERAL', 'LLAT', 'L LAT', 'OBLICUA', 'SWIMMERS')
+    'view', ('AP LLD', 'PA_RLD', 'XTABLE LATERAL', 'LLAT', 'XTLAT', 'L LAT', 'OBLICUA', 'SWIMMERS')
 )
 def test_views_in_other_words_than_the_standards_are_known(view):
     with pytest.raises(UnsupportedDicom, match='lateral'):
@@ -408,6 +408,7 @@ def test_views_in_other_words_than_the_standards_are_known(view):
         dict(BodyPartExamined='Doe^Jane'),  # Unknown words are not judged
         dict(BodyPartExamined='CHEST ABDOMEN'),
         dict(ViewPosition='AP_BILATERAL'),
+        dict(ViewPosition='AP FLAT'),
         dict(ViewPosition='POSTEROANTERIOR'),
         dict(PresentationIntentType='FOR PRESENTATION'),
         dict(PixelAspectRatio=[1, 1], PixelSpacing=[0.143, 0.14], ImagerPixelSpacing=None),

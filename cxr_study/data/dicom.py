@@ -134,7 +134,7 @@ _VIEW_ELEMENTS = [
 
 # %% ../../nbs/lib/data/02_dicom.ipynb #bce11d04
 _NOT_FRONTAL = frozenset('LL RL LLD RLD LLO RLO LAO RAO LPO RPO'.split())
-_SIDEWAYS = re.compile(r'\bLAT|(?<!BI)LAT(ERAL)?\b|OBL|DECUB|SWIM')
+_SIDEWAYS = re.compile(r'\b([LRX]|XT)?LAT|(?<!BI)LATERAL|OBL|DECUB|SWIM')
 
 
 def _words(value):  # Of an element
