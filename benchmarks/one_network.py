@@ -4,6 +4,8 @@ one_network.json is written, name -> entry, in the form that texts quote:
   WHO.val.METRIC, WHO.SET.METRIC        WHO: shipped (EfficientNetV2-B0 seed 0), distilled (ResNet-18), teacher (mean of
                                         the six teachers' calibrated logits), plain (ResNet-18, mean over its seeds),
                                         efficientnet (the same of EfficientNetV2-B0)
+  plain.first_five.sd, plain.last_five.sd
+                                        SD of specificity on the test over seeds 0 to 4 and 5 to 9
   shipped_less_distilled.test.METRIC    paired in children
   curve.PERCENT.METRIC                  learning curve at 64 px over PERCENT of the training children, validation alone
   small.WHO.val.METRIC, small.WHO.SET.METRIC, small.teacher_auc, small.auc_below_teacher
@@ -30,6 +32,7 @@ from second_edition_findings import (
     networks_of,
     over_seeds,
     share,
+    spread,
     table_of,
     teachers_of,
     threshold_in_use,
@@ -120,6 +123,9 @@ def network_figures(replicates):
     found |= prefixed('distilled', figures_of(distilled, replicates))
     for who, arch in dict(plain='resnet18', efficientnet='tf_efficientnetv2_b0').items():
         found |= prefixed(who, figures_of(seeds['chest_xray', arch, 'wide'], replicates))
+    jobs = seeds['chest_xray', 'resnet18', 'wide'].jobs
+    for name, five in dict(first_five=jobs[:5], last_five=jobs[5:]).items():
+        found[f'plain.{name}.sd'] = dict(value=spread(of_jobs(five)), lower=None, upper=None)
     found |= prefixed('teacher', figures_of_teacher(teachers, replicates))
     for metric in ('auc', 'specificity', 'brier'):
         difference = against(shipped, distilled, metric, replicates)

@@ -416,14 +416,15 @@ def taught_alike(distilled):
     return Network('chest_xray', jobs, distilled.logits, distilled.films)
 
 
+def spread(network):
+    "SD over seeds of specificity on the test, at the threshold in use; None for a single seed"
+    every = network.rows('all'), np.ones((1, len(network.test)))
+    each = [specificity(network, i, *every)[0] for i in range(len(network))]
+    return float(np.std(each, ddof=1)) if len(each) > 1 else None
+
+
 def distilled_against(distilled, plain, facts):
     "H7: validation AUC beside the teachers', SD of specificity beside plain seeds'"
-
-    def spread(network):
-        every = network.rows('all'), np.ones((1, len(network.test)))
-        each = [specificity(network, i, *every)[0] for i in range(len(network))]
-        return float(np.std(each, ddof=1)) if len(each) > 1 else None
-
     each = []
     for i, job in enumerate(distilled.jobs):
         teacher = validation_auc(teachers_of(distilled, i, facts))
